@@ -1,0 +1,107 @@
+"""Owns the aggregation tasks: answers carried redundantly by words spread over the whole context."""
+
+from __future__ import annotations
+
+import random
+
+from .base import Question, Request, Scene, TooShort
+from .haystack import fill, tokens
+from .split import partner
+from .words import KEYS, TOPICS
+
+LIST_ANSWER = 24  # new tokens: three words and what joins them
+_SHARES = (0.24, 0.18, 0.14)  # of the three frequent words
+_RARE = 3  # any other word comes at most a third as often as the third
+_EVIDENCE = 0.7  # share of the text that speaks about a topic at all
+
+
+def frequent_words(request: Request) -> Scene:
+    """Which three words of a list occur most often."""
+    rng, count = request.rng, request.count
+    head = "Here is a list of words. Some of them are repeated many times. The list:"
+    tail = "\nQuestion: Which three words are the most frequent?\nAnswer: The three most frequent words are"
+    limit = request.budget - LIST_ANSWER
+    top = _frequent(rng, request.split)
+    others = rng.sample([key for key in KEYS if key not in top], rng.randint(16, 40))
+    cost = {word: tokens(count, " " + word) for word in (*top, *others)}
+    rare_share = 1 - sum(_SHARES)
+    average = sum(share * cost[word] for share, word in zip(_SHARES, top, strict=True))
+    average += rare_share * sum(cost[word] for word in others) / len(others)
+    room = limit - count(f"{head}.{tail}")
+    words, rare = _list(rng, top, others, int(room / average))
+    room -= sum(cost[word] for word in words)
+    while rare and cost[rare[-1]] <= room:
+        room -= cost[rare[-1]]
+        words.append(rare.pop())
+    rng.shuffle(words)
+    while count(f"{head} {' '.join(words)}.{tail}") > limit:  # words cost more together than alone
+        words.remove(next(word for word in words if word not in top))
+    first, second, third = top
+    return Scene(f"{head} {' '.join(words)}.", (Question(tail, f" {first}, {second} and {third}", tuple(top)),))
+
+
+def _frequent(rng: random.Random, split: str) -> list[str]:
+    """Three words; which comes first and which second is a pair of the split."""
+    first, third = rng.sample(KEYS, 2)
+    used = {first, third}
+    return [first, partner(rng, split, first, KEYS, used), third]
+
+
+def _list(rng: random.Random, top: list[str], others: list[str], number: int) -> tuple[list[str], list[str]]:
+    """The frequent words of a list of so many, and the rare ones to fill it up with, frequencies clearly apart."""
+    times = [round(share * number) for share in _SHARES]
+    if times[2] < 2:
+        raise TooShort(number + 1)
+    words = [word for word, often in zip(top, times, strict=True) for _ in range(often)]
+    rare = [word for word in others for _ in range(max(1, times[2] // _RARE))]
+    rng.shuffle(rare)
+    return words, rare
+
+
+def majority_topic(request: Request) -> Scene:
+    """Which of four to eight topics most sentences speak about; topics come in runs of uneven length."""
+    rng, count = request.rng, request.count
+    head = "This text speaks about several topics."
+    first = rng.choice(tuple(TOPICS))
+    second = partner(rng, request.split, first, tuple(TOPICS), {first})
+    topics = [first, second, *rng.sample([name for name in TOPICS if name not in (first, second)], rng.randint(2, 6))]
+    order = rng.sample(topics, len(topics))
+    named = ", ".join(order[:-1]) + " or " + order[-1]
+    tail = f"\nQuestion: Which topic is the text mostly about: {named}?\nAnswer: The text is mostly about"
+    reserve = max(tokens(count, " " + name) for name in TOPICS)
+    room = (request.budget - reserve - count(head + tail)) * _EVIDENCE
+    number = int(room / tokens(count, " " + _topic_sentence(random.Random(0), first)))
+    runs = [
+        " ".join(_topic_sentence(rng, topic) for _ in range(length)) for topic, length in _runs(rng, topics, number)
+    ]
+    choices = tuple(" " + name for name in order)
+    gold = order.index(first)
+    return Scene(fill(request, head, runs, tail, reserve), (Question(tail, choices[gold], (), choices, gold),))
+
+
+def _topic_sentence(rng: random.Random, topic: str) -> str:
+    one, two = rng.sample(TOPICS[topic], 2)
+    return (f"They spoke of the {one} and the {two}.", f"They knew the {one} and the {two}.")[rng.randrange(2)]
+
+
+def _runs(rng: random.Random, topics: list[str], number: int) -> list[tuple[str, int]]:
+    """(topic, sentences) in random order: two fifths to a half on the first topic, at most half as many on another."""
+    most = round(number * rng.uniform(0.4, 0.5))
+    if most < 2:
+        raise TooShort(0)
+    sentences = dict.fromkeys(topics, 0)
+    sentences[topics[0]] = most
+    weights = [1.5, *(rng.uniform(0.2, 1.0) for _ in topics[2:])]  # the second topic is the runner-up, as a rule
+    for topic in rng.choices(topics[1:], weights, k=number - most):
+        if sentences[topic] >= most // 2:  # full: the least mentioned one takes it
+            topic = min(topics[1:], key=sentences.__getitem__)
+        if sentences[topic] < max(1, most // 2):
+            sentences[topic] += 1
+    longest, runs = max(2, number // 10), []
+    for topic, left in sentences.items():
+        while left:
+            length = min(left, rng.randint(1, longest))
+            runs.append((topic, length))
+            left -= length
+    rng.shuffle(runs)
+    return runs

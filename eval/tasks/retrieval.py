@@ -1,0 +1,103 @@
+"""Owns the retrieval tasks: numbers hidden under keys, in filler or among many other keys."""
+
+from __future__ import annotations
+
+from .base import Question, Request, Scene, TooShort
+from .haystack import affordable, fill, tokens
+from .split import key_values, partner
+from .words import NUMBERS
+
+_HEAD = "Some magic numbers are hidden in this text. Remember them."
+SHORT_ANSWER, TWO_ANSWERS, THREE_ANSWERS = 8, 16, 48  # new tokens; enough where every digit is a token of its own
+_MOST_NEEDLES = 240
+
+
+def _needle(key: str, value: str) -> str:
+    return f"The magic number for {key} is {value}."
+
+
+def _ask(key: str, value: str) -> Question:
+    tail = f"\nQuestion: What is the magic number for {key}?\nAnswer: The magic number for {key} is"
+    return Question(tail, f" {value}", (value,), evidence=_needle(key, value))
+
+
+def _needles(request: Request, number: int) -> Scene:
+    pairs = key_values(request.rng, request.split, number)
+    questions = [_ask(key, value) for key, value in pairs]
+    evidence = [_needle(key, value) for key, value in pairs]
+    request.rng.shuffle(evidence)
+    return Scene(fill(request, _HEAD, evidence, questions[0].tail, SHORT_ANSWER), tuple(questions))
+
+
+def needle_single(request: Request) -> Scene:
+    return _needles(request, 1)
+
+
+def needle_multikey(request: Request) -> Scene:
+    """A third of the text states numbers for other keys."""
+    return _needles(request, affordable(request, _needle("harbor", "471"), 1 / 3, 2, _MOST_NEEDLES))
+
+
+def needle_multivalue(request: Request) -> Scene:
+    """Two numbers under every key. Their order in the target is random: either order is right."""
+    rng, used = request.rng, set()
+    sentence = "One of the magic numbers for {} is {}."
+    number = affordable(request, sentence.format("harbor", "471"), 1 / 4, 4, _MOST_NEEDLES) // 2
+    questions, evidence = [], []
+    for key, first in key_values(rng, request.split, number):
+        used.add(first)
+        questions.append(_ask_two(key, (first, partner(rng, request.split, key, NUMBERS, used)), sentence))
+        evidence += [sentence.format(key, value) for value in questions[-1].answers]
+    rng.shuffle(evidence)
+    return Scene(fill(request, _HEAD, evidence, questions[0].tail, TWO_ANSWERS), tuple(questions))
+
+
+def _ask_two(key: str, values: tuple[str, str], sentence: str) -> Question:
+    tail = f"\nQuestion: What are the two magic numbers for {key}?\nAnswer: The two magic numbers for {key} are"
+    return Question(tail, f" {values[0]} and {values[1]}", values, evidence=sentence.format(key, values[0]))
+
+
+def needle_multiquery(request: Request) -> Scene:
+    """Three keys asked at once; the answer restates each before its number."""
+    number = affordable(request, _needle("harbor", "471"), 1 / 5, 3, _MOST_NEEDLES)
+    pairs = key_values(request.rng, request.split, number)
+    questions = [_ask_three(pairs[start : start + 3]) for start in range(0, number - 2, 3)]
+    evidence = [_needle(key, value) for key, value in pairs]
+    request.rng.shuffle(evidence)
+    return Scene(fill(request, _HEAD, evidence, questions[0].tail, THREE_ANSWERS), tuple(questions))
+
+
+def _ask_three(pairs: list[tuple[str, str]]) -> Question:
+    (one, first), (two, second), (three, third) = pairs
+    tail = (
+        f"\nQuestion: What are the magic numbers for {one}, {two} and {three}?\nAnswer: The magic number for {one} is"
+    )
+    target = f" {first}, that for {two} is {second} and that for {three} is {third}"
+    return Question(tail, target, (first, second, third), evidence=_needle(one, first))
+
+
+def kv_retrieval(request: Request) -> Scene:
+    """Nothing but pairs: every other entry is a distractor of the same form."""
+    count, head = request.count, "This register lists a number for every word:"
+    limit = request.budget - SHORT_ANSWER
+    entries = affordable(request, "harbor: 471,", 1.2, 4, request.budget)
+    pairs = key_values(request.rng, request.split, entries)
+    questions = [_ask_entry(key, value) for key, value in pairs]
+    room = limit - count(head + questions[0].tail)
+    kept: list[str] = []
+    for key, value in pairs:
+        room -= tokens(count, f" {key}: {value},")
+        if room < 0:
+            break
+        kept.append(f"{key}: {value},")
+    if len(kept) < 2:
+        raise TooShort(request.budget + 1)
+    order = request.rng.sample(kept, len(kept))
+    while count(" ".join([head, *order]) + questions[0].tail) > limit:  # pieces cost more together than alone
+        order.remove(kept.pop())
+    return Scene(" ".join([head, *order]), tuple(questions[: len(kept)]))
+
+
+def _ask_entry(key: str, value: str) -> Question:
+    tail = f"\nQuestion: Which number does the register list for {key}?\nAnswer: {key}:"
+    return Question(tail, f" {value}", (value,), evidence=f"{key}: {value},")
