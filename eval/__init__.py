@@ -1,0 +1,1 @@
+"""Compare sparse attention variants on long-context tasks: `sa-eval`, or `sa_eval.cli.main`."""

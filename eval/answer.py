@@ -1,0 +1,139 @@
+"""Owns the words: the answer computed from the results, losses first, and the notes a reader must see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DENSE_ENOUGH = 0.9
+FOCUS = ("sa", "sa-bucket", "sa-circular", "sa+swa")
+
+
+def points(value: float, *, sign: bool = True) -> str:
+    """A share as percentage points."""
+    text = f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}"
+    return text.replace("-", "\u2212")
+
+
+def answer(results: dict[str, Any]) -> list[str]:
+    """One sentence per budget, smallest first; within a sentence losses come before wins."""
+    sparse = [arm for arm in results["arms"] if arm["mode"] != "full" and arm["name"] not in results["unfinished"]]
+    cells = _overall(results)
+    if not sparse or not cells:
+        if "full" in cells:
+            return [f"Only full attention was run to the end: {points(cells['full']['accuracy'], sign=False)} %."]
+        return ["No arm was run to the end, so there is nothing to compare."]
+    labels = [arm["label"] for arm in sparse]
+    focus = next((label for label in FOCUS if label in labels), labels[0])
+    return [_sentence(results, arm, cells) for arm in sparse if arm["label"] == focus]
+
+
+def _overall(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each arm's overall cell, lengths pooled."""
+    cells = [cell for cell in results["cells"] if cell["scope"] == "overall"]
+    pooled = [cell for cell in cells if cell["length"] == "all"] or cells
+    return {cell["arm"]: cell for cell in pooled}
+
+
+def _sentence(results: dict[str, Any], arm: dict[str, Any], cells: dict[str, dict[str, Any]]) -> str:
+    others = {other["name"]: other["label"] for other in results["arms"]}
+    rows = [row for row in results["comparisons"] if row["arm"] == arm["name"]]
+    overall = [row for row in rows if row["scope"] == "overall"]
+    lost, won, open_ = _sorted_out(overall)
+    parts = []
+    if lost:
+        parts.append("loses to " + _listed(lost, others))
+    if won:
+        parts.append("wins against " + _listed(won, others))
+    if open_:
+        parts.append("cannot be told apart from " + _listed(open_, others))
+    cell = cells[arm["name"]]
+    tail = f" and a dense tail of {arm['dense_tail']}" if arm["dense_tail"] else ""
+    head = f"With window {arm['window']}{tail}, {arm['label']} {_joined(parts) if parts else 'has no rival at this budget'}"
+    head += f" over all tasks; it scores {points(cell['accuracy'], sign=False)} %"
+    if "difference" in cell:
+        head += f" against full attention's {points(cells['full']['accuracy'], sign=False)} % ({_spread(cell)} points)"
+    return head + _by_family(rows, others) + "."
+
+
+def _by_family(rows: list[dict[str, Any]], others: dict[str, str]) -> str:
+    """Where the winner depends on the family, say so: that is the point of having families."""
+    texts = []
+    for family in dict.fromkeys(row["name"] for row in rows if row["scope"] == "family"):
+        lost, won, _ = _sorted_out([row for row in rows if row["scope"] == "family" and row["name"] == family])
+        found = [f"loses to {_names(lost, others)}"] if lost else []
+        found += [f"beats {_names(won, others)}"] if won else []
+        if found:
+            texts.append(f"on {family} it {' and '.join(found)}")
+    return "; " + "; ".join(texts) if len(texts) > 1 else ""
+
+
+def _sorted_out(rows: list[dict[str, Any]]) -> tuple[list[Any], list[Any], list[Any]]:
+    lost = [row for row in rows if row["difference_high"] < 0]
+    won = [row for row in rows if row["difference_low"] > 0]
+    return lost, won, [row for row in rows if row not in lost and row not in won]
+
+
+def _names(rows: list[dict[str, Any]], others: dict[str, str]) -> str:
+    return _joined([others[row["base"]] for row in rows])
+
+
+def _listed(rows: list[dict[str, Any]], others: dict[str, str]) -> str:
+    return _joined([f"{others[row['base']]} ({_spread(row)} points)" for row in rows])
+
+
+def _spread(row: dict[str, Any]) -> str:
+    return f"{points(row['difference'])}, 95 % interval {points(row['difference_low'])} to {points(row['difference_high'])}"
+
+
+def _joined(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """What a reader must know to read the table right; computed, never boilerplate that may not apply."""
+    found = []
+    scored = [task["name"] for task in results["tasks"] if task["output"] != "generate_until"]
+    if scored:
+        names = ", ".join(dict.fromkeys(scored))
+        found.append(f"Scored by log-likelihood, so only prefill is exercised: {names}.")
+    if len(scored) < len(results["tasks"]):
+        decode = results["settings"]["decode"]
+        found.append(f"Generated answers: prefill is sparse, decode is {decode}"
+                     + (" (new tokens read the whole cache)." if decode == "full" else "."))
+    if any(arm["label"] == "moba" for arm in results["arms"]):
+        found.append("moba is untrained here: its authors made it for continued training.")
+    if any(arm["label"] == "sa+swa" for arm in results["arms"]):
+        found.append("sa+swa is the training-free union of both patterns, not the paper's trained gate.")
+    dense = [f"{row['arm']} at {row['length'] or 'the tasks own length'} ({row['density']:.2f})" for row in results["budgets"]
+             if row["arm"] != "full" and row["density"] >= DENSE_ENOUGH]
+    if dense:
+        found.append(f"Nearly full attention (density at least {DENSE_ENOUGH}), so equality means nothing: {', '.join(dense)}.")
+    cells = _overall(results)
+    if "full" in cells and cells["full"]["accuracy"] < 0.5:
+        found.append(f"Full attention itself scores only {points(cells['full']['accuracy'], sign=False)} %: "
+                     "this model cannot show what an attention variant costs on these tasks.")
+    better = [name for name, cell in cells.items() if cell.get("difference_low", -1) > 0]
+    if better:
+        found.append(f"Significantly above full attention, which deserves suspicion: {', '.join(better)}.")
+    return found + _trouble(results)
+
+
+def _trouble(results: dict[str, Any]) -> list[str]:
+    found = []
+    idle = [run["arm"] for run in results["arm_runs"] if run["arm"] != "full" and _sparse_calls(run["calls"]) == 0]
+    if idle:
+        found.append(f"No sparse prefill happened in {', '.join(dict.fromkeys(idle))}: these arms ran dense.")
+    if results["failures"]:
+        found.append(f"{len(results['failures'])} failure(s); a failed document counts as wrong.")
+    if results["unfinished"]:
+        found.append(f"Not finished, so not in the tables: {', '.join(results['unfinished'])}.")
+    return found
+
+
+def _sparse_calls(calls: Any) -> int | None:
+    """Sparse prefill calls summed over layers; None when the patch does not say."""
+    if isinstance(calls, dict) and "sparse_prefill" in calls:
+        return int(calls["sparse_prefill"])
+    layers = calls.values() if isinstance(calls, dict) else calls if isinstance(calls, list) else ()
+    counts = [layer["sparse_prefill"] for layer in layers if isinstance(layer, dict) and "sparse_prefill" in layer]
+    return int(sum(counts)) if counts else None

@@ -1,0 +1,63 @@
+"""Owns what an arm is: one variant at one budget with its seeds. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sa_eval.config import ARM_MODES, Settings
+
+SEEDED_MODES = ("sa", "sa+swa")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the comparison. `options` is what `sa_patch.apply` gets besides mode, window and seed."""
+
+    name: str                       # unique in a run and usable in a file name
+    label: str                      # the name under --modes
+    mode: str                       # the sa_patch mode
+    window: int | float | None      # None: full
+    dense_tail: int = 0
+    seeds: tuple[int, ...] = (0,)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_full(self) -> bool:
+        return self.mode == "full"
+
+    def apply(self, model: Any, seed: int) -> Any:
+        """Patch the model; the caller restores. The full arm runs the model's own attention and returns None."""
+        if self.is_full:
+            return None
+        import sa_patch
+
+        return sa_patch.apply(model, mode=self.mode, window=self.window, seed=seed, **self.options)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "label": self.label, "mode": self.mode, "window": self.window,
+                "dense_tail": self.dense_tail, "seeds": list(self.seeds), "options": self.options}
+
+
+def arms_from(settings: Settings) -> list[Arm]:
+    """Every arm of a run: full first, then tail by tail, window by window, mode by mode."""
+    arms = [Arm("full", "full", "full", None)]
+    for tail in settings.dense_tail:
+        for window in settings.window:
+            for label in settings.modes:
+                if label != "full":
+                    arms.append(_arm(settings, label, window, tail))
+    return arms
+
+
+def _arm(settings: Settings, label: str, window: int | float, tail: int) -> Arm:
+    mode, variant_options = ARM_MODES.get(label, (label, {}))
+    options: dict[str, Any] = {"budget": settings.budget, "kernel": settings.kernel, "decode": settings.decode,
+                               "dense_tail": tail, **variant_options}
+    for name in ("sinks", "local", "dense_layers", "dense_below"):
+        value = getattr(settings, name)
+        if value:
+            options[name] = value
+    seeds = settings.seeds if mode in SEEDED_MODES or label not in ARM_MODES else (0,)
+    name = f"{label}-w{window}" + (f"-tail{tail}" if tail else "")
+    return Arm(name, label, mode, window, tail, seeds, options)

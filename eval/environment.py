@@ -1,0 +1,46 @@
+"""Owns what a result must say about where it was made: versions and hardware, without names of people or paths."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib import metadata
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "lm_eval", "sa-patch", "accelerate", "datasets", "numpy", "scipy")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package.replace("-", "_")] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package.replace("-", "_")] = "not installed"
+    return found
+
+
+def hardware(device: Any) -> dict[str, Any]:
+    import torch
+
+    found: dict[str, Any] = {"device": str(device), "cpu": _cpu_name(), "cores": os.cpu_count(),
+                             "threads": torch.get_num_threads(), "system": f"{platform.system()} {platform.machine()}"}
+    if torch.device(device).type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found["gpu_count"] = torch.cuda.device_count()
+        found["gpu_memory_gib"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            return next(line.split(":", 1)[1].strip() for line in stream if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,269 @@
+"""Owns the course of a run: load once, prepare the documents once, then apply, evaluate and restore arm by arm.
+
+A task or an arm that fails is recorded and the others go on. Everything is appended to the run directory as it happens;
+tables and reports read those files only (summary.py, report.py).
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sa_eval import environment, models
+from sa_eval.arms import Arm, arms_from
+from sa_eval.budgets import measured_budget
+from sa_eval.config import Settings, SettingsError, to_yaml
+from sa_eval.progress import Progress
+from sa_eval.store import RunDirectory
+
+
+@dataclass
+class Run:
+    """What one run shares between its steps."""
+
+    settings: Settings
+    loaded: models.Loaded
+    lm: Any
+    arms: list[Arm]
+    tasks: list[Any]
+    directory: RunDirectory
+    progress: Progress
+
+
+def run(settings: Settings, *, progress: Progress | None = None) -> RunDirectory:
+    """Run everything the settings ask for and leave the records in a new directory."""
+    progress = progress or Progress()
+    source = models.find(settings.model)
+    check_tasks(settings)
+    arms = arms_from(settings)
+    directory = RunDirectory.create(settings.out, source.name)
+    directory.write_text("config.yaml", to_yaml(settings))
+    progress.say(f"run directory: {directory.path}")
+    with progress.step(f"loading {settings.model}"):
+        loaded = models.load(source, settings)
+    return run_loaded(settings, loaded, arms, directory, progress)
+
+
+def run_loaded(settings: Settings, loaded: models.Loaded, arms: list[Arm], directory: RunDirectory,
+               progress: Progress) -> RunDirectory:
+    """The run itself, for a model that is already in memory."""
+    from sa_eval.lm import ExactLM
+
+    lm = ExactLM(loaded.model, loaded.tokenizer, batch_size=settings.batch_size)
+    this = Run(settings, loaded, lm, arms, [], directory, progress)
+    started = environment.now()
+    prepare_tasks(this)
+    manifest = {"schema": 1, "started": started, "settings": settings.to_dict(), "model": loaded.identity,
+                "versions": environment.versions(), "hardware": environment.hardware(loaded.model.device),
+                "arms": [arm.to_dict() for arm in arms], "tasks": [task.to_dict() for task in this.tasks]}
+    directory.write_json("manifest.json", manifest)
+    if not this.tasks:
+        raise SettingsError(f"no task could be prepared; the reasons are in {directory.path / 'failures.jsonl'}: "
+                            f"{directory.log('failures')[0]['error']}")
+    try:
+        usable = measure(this)
+        evaluate_arms(this, usable)
+    except KeyboardInterrupt:
+        directory.append("failures", {"arm": None, "task": None, "error": "interrupted by the user"})
+        progress.say("interrupted: reporting what is finished")
+    directory.write_json("manifest.json", {**manifest, "finished": environment.now()})
+    return directory
+
+
+def check_tasks(settings: Settings) -> None:
+    """Refuse unknown task names before anything is loaded or written."""
+    from sa_eval import lm_tasks
+
+    _, other = lm_tasks.split_names(settings)
+    if other:
+        from sa_eval import lm_eval_tasks
+
+        lm_eval_tasks.check_names(other)
+
+
+def prepare_tasks(this: Run) -> None:
+    """Build every task's documents once; one that cannot be built is recorded and left out."""
+    from sa_eval import lm_tasks
+
+    offline, other = lm_tasks.split_names(this.settings)
+    wanted: list[tuple[str, Callable[[], list[Any]]]] = []
+    for length in this.settings.lengths:
+        for name in offline:
+            wanted.append((f"{name}@{length}", lambda name=name, length=length: [
+                lm_tasks.prepare_offline(name, length, this.settings, this.lm)]))
+    wanted += _lm_eval_wanted(this, other)
+    with this.progress.bar(len(wanted), "documents", unit="task") as bar:
+        for label, build in wanted:
+            bar.describe(f"documents · {label}")
+            try:
+                with this.progress.quiet():
+                    this.tasks += build()
+            except Exception as error:
+                record_failure(this, None, label, error)
+            bar.advance(1)
+
+
+def _lm_eval_wanted(this: Run, names: list[str]) -> list[tuple[str, Callable[[], list[Any]]]]:
+    if not names:
+        return []
+    from sa_eval import lm_eval_tasks
+
+    manager = lm_eval_tasks.check_names(names)
+    wanted: list[tuple[str, Callable[[], list[Any]]]] = []
+    for name in names:
+        for length in this.settings.lengths if lm_eval_tasks.is_ruler(name, manager) else (None,):
+            label = name if length is None else f"{name}@{length}"
+            wanted.append((label, lambda name=name, length=length: lm_eval_tasks.prepare(
+                name, length, this.settings, this.lm)))
+    return wanted
+
+
+def measure(this: Run) -> list[Arm]:
+    """Budgets at the prompts' lengths, then latency; returns the arms that can run."""
+    by_length: dict[int | None, list[int]] = {}
+    for task in this.tasks:
+        by_length.setdefault(task.length, []).extend(task.prompt_tokens)
+    usable = []
+    for arm in this.arms:
+        try:
+            patch = arm.apply(this.loaded.model, arm.seeds[0])
+            try:
+                for length, prompt_tokens in by_length.items():
+                    this.directory.append("budgets", {"arm": arm.name, "length": length,
+                                                      **measured_budget(patch, prompt_tokens)})
+                usable.append(arm)
+            finally:
+                if patch is not None:
+                    patch.restore()
+        except Exception as error:
+            record_failure(this, arm, None, error)
+    if this.settings.speed:
+        _measure_speed(this, usable)
+    return usable
+
+
+def _measure_speed(this: Run, arms: list[Arm]) -> None:
+    from sa_eval import speed
+
+    prompts: dict[Any, list[int]] = {}
+    for task in this.tasks:
+        prompts.setdefault(task.length, _first_row(this.lm, task))
+    with this.progress.bar(len(prompts) * len(arms) * (speed.REPEATS + 1), "latency", unit="prefill") as bar:
+        def advance(name: str) -> None:
+            bar.describe(f"latency · {name}")
+            bar.advance(1)
+
+        rows = speed.measure_prefill(this.loaded.model, arms, prompts, progress=advance,
+                                     refused=lambda arm, error: record_failure(this, arm, "latency", error))
+    for row in rows:
+        this.directory.append("speed", row)
+
+
+def _first_row(lm: Any, task: Any) -> list[int]:
+    request = task.task.instances[0]
+    if request.request_type == "generate_until":
+        return list(lm.encoded_prompt(request))
+    if request.request_type == "loglikelihood":
+        context, continuation = lm.encoded_pair(request)
+        return [*context, *continuation[:-1]]
+    return lm.tok_encode(request.args[0])
+
+
+def evaluate_arms(this: Run, arms: list[Arm]) -> None:
+    requests = sum(len(task.task.instances) for task in this.tasks)
+    total = requests * sum(len(arm.seeds) for arm in arms)
+    with this.progress.bar(total, "evaluation", unit="request") as bar:
+        this.lm.on_progress(bar.advance)
+        try:
+            for arm in arms:
+                for seed in arm.seeds:
+                    evaluate_arm(this, arm, seed, bar)
+        finally:
+            this.lm.on_progress(None)
+
+
+def evaluate_arm(this: Run, arm: Arm, seed: int, bar: Any) -> None:
+    """One arm with one seed over every task; the model is as before afterwards, also after an exception."""
+    start = time.perf_counter()
+    patch = arm.apply(this.loaded.model, seed)
+    try:
+        for task in this.tasks:
+            bar.describe(f"{arm.name}{f' seed {seed}' if len(arm.seeds) > 1 else ''} · {task.key}")
+            done = bar.done
+            try:
+                rows = evaluate_task(this, task)
+            except Exception as error:
+                record_failure(this, arm, task.key, error, seed=seed)
+                rows = _failed_rows(task, error)
+                bar.advance(len(task.task.instances) - (bar.done - done))
+            this.directory.append_records(arm.name, seed, (
+                {"arm": arm.name, "seed": seed, "task": task.key, "name": task.name, "length": task.length, **row}
+                for row in rows))
+        calls = None if patch is None else getattr(patch, "calls", None)
+        describe = "the model's own attention, not patched" if patch is None else str(patch.describe())
+    finally:
+        if patch is not None:
+            patch.restore()
+    this.directory.append("arm_runs", {"arm": arm.name, "seed": seed, "seconds": round(time.perf_counter() - start, 3),
+                                       "calls": calls, "describe": describe})
+
+
+def evaluate_task(this: Run, task: Any) -> list[dict[str, Any]]:
+    """lm-eval scores one task; one row per document comes back."""
+    from lm_eval.evaluator import evaluate
+
+    limit = None if this.settings.num_samples == "all" else this.settings.num_samples
+    with this.progress.quiet():
+        result = evaluate(lm=this.lm, task_dict={task.key: task.task}, limit=limit, bootstrap_iters=0, log_samples=True)
+    return document_rows(task, result["samples"][task.key])
+
+
+def document_rows(task: Any, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per-document records; the first filter's metrics give the score, other filters' are kept beside them."""
+    from sa_eval.lm_eval_tasks import score_of
+
+    by_document: dict[int, list[dict[str, Any]]] = {}
+    for sample in samples:
+        by_document.setdefault(sample["doc_id"], []).append(sample)
+    rows = []
+    for index, doc_id in enumerate(sorted(by_document)):
+        first, *others = by_document[doc_id]
+        metrics = _numbers(first, "")
+        metric, score = score_of(metrics, task.score_metric)
+        for other in others:
+            metrics.update(_numbers(other, f",{other['filter']}"))
+        rows.append({"index": index, "hash": task.hashes[index], "score": score, "metric": metric,
+                     "metrics": {name: value for name, value in metrics.items() if value != -1},
+                     "output": _output(first), "expected": str(first["target"]), "depth": task.depths[index],
+                     "prompt_tokens": task.prompt_tokens[index]})
+    return rows
+
+
+def _numbers(sample: dict[str, Any], suffix: str) -> dict[str, float]:
+    return {name + suffix: float(sample[name]) for name in sample["metrics"]
+            if isinstance(sample.get(name), (int, float))}
+
+
+def _output(sample: dict[str, Any]) -> Any:
+    """The generated text, or the log-likelihood of every choice."""
+    answers = [response[0] for response in sample["resps"]]
+    return answers[0] if len(answers) == 1 else [round(answer[0], 4) if isinstance(answer, tuple) else answer
+                                                 for answer in answers]
+
+
+def _failed_rows(task: Any, error: Exception) -> list[dict[str, Any]]:
+    """A failed document counts as wrong and says why; it is never dropped."""
+    return [{"index": index, "hash": task.hashes[index], "score": 0.0, "metric": None, "metrics": {}, "output": None,
+             "expected": None, "depth": task.depths[index], "prompt_tokens": task.prompt_tokens[index],
+             "error": f"{type(error).__name__}: {error}"} for index in range(task.num_documents)]
+
+
+def record_failure(this: Run, arm: Arm | None, task: str | None, error: Exception, seed: int | None = None) -> None:
+    message = f"{type(error).__name__}: {error}"
+    this.directory.append("failures", {"arm": arm.name if arm else None, "seed": seed, "task": task, "error": message,
+                                       "traceback": "".join(traceback.format_exception(error))})
+    where = " · ".join(part for part in (arm.name if arm else None, task) if part)
+    this.progress.say(f"failed: {where}: {message.splitlines()[0][:300]}")
