@@ -1,0 +1,144 @@
+"""The public functions: apply, restore, load, is_patched, attention."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from sa_patch import integration, kernels
+from sa_patch.errors import unknown
+from sa_patch.forward import attend_prompt
+from sa_patch.geometry import Geometry
+from sa_patch.patch import CONFIG_VERSION, Patch
+from sa_patch.variants import VARIANTS, variant as make_variant
+from sa_patch.variants.base import Variant
+
+
+def apply(
+    model: nn.Module,
+    mode: str = "sa",
+    window: int | float = 512,
+    *,
+    variant: Variant | None = None,
+    kernel: str = "auto",
+    **options,
+) -> Patch:
+    """Replace the attention of a loaded causal language model, in place.
+
+    Weights, tokenizer, cache and generation stay as they are. Prompts are read with the variant's keys (prefill);
+    generated tokens read the whole cache. Applying to a patched model replaces the patch.
+
+    Args:
+        model: a transformers model whose attention goes through AttentionInterface (Qwen3 and Qwen3-MoE are verified).
+        mode: "full", "swa", "sa", "sa+swa" or "moba".
+        window: keys per query, the query included; 0 < x < 1 is a fraction of the prompt. All modes have the same
+            number of (query, key) pairs at the same window (budget="pairs").
+        variant: a variant object instead of mode, window and options.
+        kernel: "auto", "torch", "sdpa" or "reference". An explicit kernel never falls back to another one.
+        **options: seed=0, budget="pairs", sinks=0, local=0, dense_layers=(), dense_tail=0, dense_below=0,
+            decode="full"; for sa also form="sliding" | "bucket" and circular; for moba top_k and block_size.
+
+    Returns:
+        the Patch: `.restore()`, `.describe()`, `.budget(length)`, `.mask(length)`, `.config`; also a context manager.
+
+    Raises:
+        ValueError: for a bad argument or a model that can't be patched; the model is as it was.
+        NotImplementedError: for an option that is not available yet.
+    """
+    if variant is None:
+        variant = make_variant(mode, window, **options)
+    elif options:
+        raise ValueError(f"variant= already holds its options; {', '.join(options)} would be ignored: set them on the variant")
+    elif not isinstance(variant, Variant):
+        raise ValueError(f"variant must be a sa_patch Variant, got {type(variant).__name__}: see sa_patch.variant(...)")
+    kernels.check_name(kernel)
+    held = integration.state(model) if isinstance(model, nn.Module) else None
+    before = None if held is None else (held.variant, held.kernel)
+    integration.bind(model, variant, kernel)
+    return Patch(model, variant, kernel, integration.num_layers(model), before)
+
+
+def restore(model: nn.Module) -> None:
+    """Undo every patch of a model. Logits are bit-identical to before; an unpatched model is left alone."""
+    integration.unbind(model)
+
+
+def is_patched(model: nn.Module) -> bool:
+    """True while the model runs a patch."""
+    return integration.state(model) is not None
+
+
+def load(model: nn.Module, path: str | Path) -> Patch:
+    """Apply a patch saved with `Patch.save`.
+
+    Raises:
+        ValueError: when the file is no patch config, or one of another version; the model is as it was.
+    """
+    try:
+        config = json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no patch config: {error}") from error
+    if not isinstance(config, dict) or config.get("version") != CONFIG_VERSION:
+        found = config.get("version") if isinstance(config, dict) else type(config).__name__
+        raise ValueError(f"{path} has config version {found!r}, this release reads {CONFIG_VERSION}: save it anew")
+    settings = {name: value for name, value in config.items() if name != "version"}
+    if settings.get("mode") not in VARIANTS:
+        raise unknown("mode", settings.get("mode"), VARIANTS)
+    return apply(model, **settings)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    variant: Variant,
+    *,
+    layer_idx: int = 0,
+    kernel: str = "auto",
+    scaling: float | None = None,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """A variant's attention as a function, for prompts or the last queries of them.
+
+    Args:
+        query: [batch, heads, query_len, head_dim], after position embedding; the last query_len positions.
+        key, value: [batch, kv_heads, length, head_dim]; heads is a multiple of kv_heads.
+        variant: see `sa_patch.variant`.
+        layer_idx: chooses the permutation of the stochastic variants.
+        scaling: factor on the scores, head_dim ** -0.5 when None.
+        attention_mask: [batch, length], True or 1 at real tokens; rows are computed as if padding did not exist.
+
+    Returns:
+        [batch, heads, query_len, head_dim]; 0 at padded queries.
+
+    Raises:
+        ValueError: for shapes that don't fit together.
+        NotImplementedError: when the kernel can't run the variant.
+    """
+    _check_shapes(query, key, value)
+    kernels.check_name(kernel)
+    mask = None if attention_mask is None else attention_mask.to(device=query.device, dtype=torch.bool)
+    geometry = Geometry.build(query.shape[0], query.shape[2], key.shape[2], mask, query.device)
+    layer = SimpleNamespace(variant=variant, kernel=kernel, layer_idx=layer_idx, num_layers=layer_idx + 1, calls=Counter())
+    return attend_prompt(query, key, value, geometry, layer, query.shape[-1] ** -0.5 if scaling is None else scaling)
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
+    shapes = tuple(query.shape), tuple(key.shape), tuple(value.shape)
+    fits = (
+        query.dim() == 4
+        and key.shape == value.shape
+        and key.dim() == 4
+        and query.shape[0] == key.shape[0]
+        and query.shape[3] == key.shape[3]
+        and 0 < query.shape[2] <= key.shape[2]
+        and query.shape[1] % key.shape[1] == 0
+    )
+    if not fits:
+        raise ValueError(
+            "attention needs query [B, H, Q, D] and key, value [B, Hkv, N, D] with Q <= N and H a multiple of Hkv, "
+            f"got {shapes[0]}, {shapes[1]}, {shapes[2]}"
+        )

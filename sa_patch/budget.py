@@ -1,0 +1,101 @@
+"""Budgets: what was asked for, and what a pattern really lets through. Nothing here is assumed, all is counted.
+
+The unit is causal sliding-window attention: at window w and length n it has n w - w (w - 1) / 2 pairs.
+Imports torch only.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sa_patch.patterns import extra_pairs, triangle, window_pairs
+
+
+@dataclass(frozen=True)
+class LayerBudget:
+    """One layer at one prompt length.
+
+    Attributes:
+        kind: "sparse" or "dense".
+        pairs: visible (query, key) pairs per head.
+        router_scores: dot products a router spends on choosing keys, per head (a pair costs about two of them).
+        exact: False when `pairs` is an upper bound because the exact number depends on the content.
+    """
+
+    layer_idx: int
+    kind: str
+    pairs: int
+    router_scores: int = 0
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a patched model attends to while it reads a prompt of `length` tokens.
+
+    Attributes:
+        length: real tokens, n.
+        target_keys_per_query: what swa at the same window has, the budget that was asked for (per sparse layer).
+        per_layer: one entry per attention layer.
+    """
+
+    length: int
+    target_keys_per_query: float
+    per_layer: tuple[LayerBudget, ...]
+
+    @property
+    def pairs(self) -> int:
+        """Pairs per head, summed over layers."""
+        return sum(layer.pairs for layer in self.per_layer)
+
+    @property
+    def keys_per_query(self) -> float:
+        """Keys per query and head, averaged over layers."""
+        return self.pairs / (self.length * len(self.per_layer))
+
+    @property
+    def density(self) -> float:
+        """Share of full causal attention's n (n + 1) / 2 pairs."""
+        return self.pairs / (triangle(self.length) * len(self.per_layer))
+
+    @property
+    def router_cost(self) -> float:
+        """The router's dot products per query and head, averaged over layers; not part of `pairs`."""
+        return sum(layer.router_scores for layer in self.per_layer) / (self.length * len(self.per_layer))
+
+    @property
+    def exact(self) -> bool:
+        """False when some layer's count is an upper bound."""
+        return all(layer.exact for layer in self.per_layer)
+
+    @property
+    def off_target(self) -> float:
+        """Relative distance of the sparse layers from the target: 0.05 is 5 % more keys than asked for."""
+        sparse = [layer.pairs for layer in self.per_layer if layer.kind == "sparse"]
+        if not sparse:
+            return 0.0
+        return sum(sparse) / len(sparse) / self.length / self.target_keys_per_query - 1
+
+
+def expected_union_pairs(length: int, own: int, sinks: int, local: int) -> float:
+    """Expected pairs of `own` randomly placed pairs (diagonal included) together with sinks and a local window."""
+    below, extras = triangle(length - 1), extra_pairs(length, sinks, local)
+    share = (own - length) / below if below else 0.0
+    return length + extras + (below - extras) * share
+
+
+@lru_cache(maxsize=4096)
+def matched_width(own_pairs: Callable[[int, int], int], length: int, window: int, sinks: int, local: int) -> int:
+    """The width whose randomly placed pairs, together with the extras, come closest to the pairs of swa at `window`.
+
+    Args:
+        own_pairs: (length, width) -> pairs of the variant's own part, growing with the width.
+    """
+    target = window_pairs(length, window)
+
+    def excess(width: int) -> float:
+        return expected_union_pairs(length, own_pairs(length, width), sinks, local) - target
+
+    above = bisect_left(range(1, window), 0, key=excess) + 1
+    return above - 1 if above > 1 and -excess(above - 1) <= excess(above) else above

@@ -1,0 +1,77 @@
+"""What one layer does with one call: which pattern, which kernel, and counting it. Imports torch only."""
+
+from collections import Counter
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sa_patch import kernels
+from sa_patch.geometry import Geometry, Group
+from sa_patch.kernels.dense import causal, fused
+from sa_patch.variants.base import Variant
+
+
+class Layer(Protocol):
+    """What a call needs to know about its layer."""
+
+    variant: Variant
+    kernel: str
+    layer_idx: int
+    num_layers: int
+    calls: Counter
+
+
+def attend_group(query: Tensor, key: Tensor, value: Tensor, group: Group, layer: Layer, scaling: float) -> Tensor:
+    """Attention of equally long, unpadded rows.
+
+    Args:
+        query: [rows, heads, query_len, head_dim]; key, value: [rows, kv_heads, length, head_dim].
+
+    Returns:
+        [rows, heads, query_len, head_dim]
+    """
+    variant = layer.variant
+    dense_below = kernels.resolve_dense_below(variant.dense_below, group.length, variant.sizes(group.length).window)
+    if variant.is_dense(group.length, layer.layer_idx, layer.num_layers, dense_below):
+        layer.calls["dense_prefill"] += 1
+        return causal(query, key, value, scaling)
+    layer.calls["sparse_prefill"] += 1
+    pattern = variant.sparse_pattern(group, layer.layer_idx, query, key)
+    return kernels.select(layer.kernel, pattern, query, key)(query, key, value, pattern, scaling)
+
+
+def attend_prompt(query: Tensor, key: Tensor, value: Tensor, geometry: Geometry, layer: Layer, scaling: float) -> Tensor:
+    """A whole prompt per row, padding included; padded positions give zeros.
+
+    Args:
+        query: [batch, heads, n, head_dim]; key, value: [batch, kv_heads, n, head_dim].
+    """
+    output = torch.zeros_like(query)
+    for group in geometry.groups:
+        gathered = group.gather(query, group.query_index)
+        keys, values = group.gather(key, group.key_index), group.gather(value, group.key_index)
+        output = group.scatter(output, attend_group(gathered, keys, values, group, layer, scaling))
+    return output
+
+
+def attend_cached(query: Tensor, key: Tensor, value: Tensor, geometry: Geometry, layer: Layer, scaling: float) -> Tensor:
+    """New tokens against a cache: one generated token per row reads all its keys.
+
+    Args:
+        query: [batch, heads, q, head_dim]; key, value: [batch, kv_heads, n, head_dim] with q < n.
+
+    Raises:
+        NotImplementedError: for several new tokens at once, which only full attention defines here.
+    """
+    if geometry.query_len == 1:
+        layer.calls["decode"] += 1
+        mask = None if geometry.key_mask is None else geometry.key_mask[:, None, None]
+        return fused(query, key, value, scaling, mask)
+    if not layer.variant.continues:
+        raise NotImplementedError(
+            f"{geometry.query_len} new tokens after {geometry.key_len - geometry.query_len} cached ones (chunked prefill, "
+            f"a further turn, assisted decoding): mode {layer.variant.name!r} needs the whole prompt in one call. "
+            "Pass the full text without past_key_values, or restore the patch for this call"
+        )
+    return attend_prompt(query, key, value, geometry, layer, scaling)

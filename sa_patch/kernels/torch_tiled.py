@@ -1,0 +1,53 @@
+"""The `torch` kernel: every pattern in O(n w) with plain PyTorch operations, on any device, differentiable.
+
+Splits a pattern into disjoint key sets (own part, sinks, local window), attends to each, merges them, and replaces the
+rows of the dense tail.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sa_patch.kernels.dense import causal
+from sa_patch.kernels.partial import attend_sinks, merge
+from sa_patch.kernels.torch_band import attend_band
+from sa_patch.kernels.torch_blocks import attend_blocks
+from sa_patch.patterns import Band, Blocks, Pattern
+
+
+class TorchTiled:
+    name = "torch"
+
+    def refusal(self, pattern: Pattern, query: Tensor, key: Tensor) -> str | None:
+        if pattern.covers_all:
+            return None
+        if pattern.query_len != pattern.length:
+            return f"it needs as many queries as keys, got {pattern.query_len} and {pattern.length}"
+        if not isinstance(pattern, (Band, Blocks)):
+            return f"it has no code for {type(pattern).__name__} patterns"
+        return None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
+        if pattern.covers_all:
+            return causal(query, key, value, scaling)
+        output = _sparse_rows(query, key, value, pattern, scaling)
+        if pattern.tail:
+            last = causal(query[:, :, -pattern.tail :], key, value, scaling)
+            output = torch.cat([output[:, :, : -pattern.tail], last], dim=2)
+        return output
+
+
+def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
+    # A sliding window as wide as `local` contains it.
+    if isinstance(pattern, Band) and pattern.order is None and not pattern.circular and pattern.local <= pattern.width:
+        pattern = replace(pattern, local=0)
+    split = pattern.sinks > 0 or pattern.local > 0
+    run = attend_band if isinstance(pattern, Band) else attend_blocks
+    parts = [run(query, key, value, pattern, scaling, part=split)]
+    if pattern.sinks:
+        parts.append(attend_sinks(query, key, value, pattern.sinks, scaling))
+    if pattern.local:
+        near = Band(length=pattern.length, query_len=pattern.query_len, sinks=pattern.sinks, width=pattern.local)
+        parts.append(attend_band(query, key, value, near, scaling, part=True))
+    return merge(parts)[0].to(query.dtype)

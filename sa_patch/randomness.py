@@ -1,0 +1,57 @@
+"""Random keys of tokens: an integer hash of (seed, layer, logical position), never a generator.
+
+A hash has no state, so the same token gets the same key on every device, in every batch, process and re-computation.
+Imports torch only.
+"""
+
+import torch
+from torch import Tensor
+
+_MASK64 = (1 << 64) - 1
+# splitmix64: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+def _signed(value: int) -> int:
+    """The same 64 bits as a signed integer, which is what an int64 tensor can hold."""
+    value &= _MASK64
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _mix(value: int) -> int:
+    value &= _MASK64
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK64
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK64
+    return value ^ (value >> 31)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift: int64 tensors shift arithmetically, so the copied sign bits are masked away."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def token_keys(length: int, seed: int, layer_idx: int, device: torch.device | str = "cpu") -> Tensor:
+    """The random keys of logical positions 0..length-1.
+
+    Returns:
+        int64 [length], non-negative, a function of (seed, layer_idx, position) alone (splitmix64).
+    """
+    stream = _mix(_mix(seed + _GOLDEN) + _GOLDEN * (layer_idx + 1))
+    value = torch.arange(length, dtype=torch.int64, device=device) * _signed(_GOLDEN) + _signed(stream)
+    value = (value ^ _shift_right(value, 30)) * _signed(_MIX_1)
+    value = (value ^ _shift_right(value, 27)) * _signed(_MIX_2)
+    return _shift_right(value ^ _shift_right(value, 31), 1)
+
+
+def permutation(length: int, seed: int, layer_idx: int, device: torch.device | str = "cpu") -> Tensor:
+    """The order of positions 0..length-1 by their random keys: int64 [length], `order[rank] = position`."""
+    return torch.argsort(token_keys(length, seed, layer_idx, device), stable=True)
+
+
+def inverse(order: Tensor) -> Tensor:
+    """Ranks from an order (or the reverse): `inverse(order)[order[r]] = r`. int64 [length]."""
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(order.numel(), device=order.device)
+    return ranks

@@ -1,0 +1,156 @@
+"""What a variant is: a frozen description of who may see whom, turned into a pattern for every sequence and layer.
+
+To add one, subclass `Variant`, say what `sparse_pattern` and `sparse_budget` are, and pass an instance to
+`sa_patch.apply(model, variant=...)`. Imports torch only.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sa_patch.budget import LayerBudget
+from sa_patch.errors import unknown
+from sa_patch.geometry import Group
+from sa_patch.patterns import Dense, Pattern, triangle
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Window, sinks and local window of one sequence, in tokens, fractions resolved."""
+
+    window: int
+    sinks: int
+    local: int
+
+
+def option(default, help: str):
+    """A dataclass field whose meaning `sa_patch.variant` and the CLI can show."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant(ABC):
+    """Options all variants share. `window` is the one dial: the budget in keys per query, the query included."""
+
+    name: ClassVar[str] = ""
+    label: ClassVar[str] = ""
+    depends_on_content: ClassVar[bool] = False
+    continues: ClassVar[bool] = False  # True where several new tokens after cached ones are defined
+
+    window: int | float = option(512, "keys per query, the query included; 0 < x < 1 is a fraction of the prompt")
+    seed: int = option(0, "seed of the random keys (only the stochastic variants use it)")
+    budget: str = option("pairs", "'pairs': match the pairs of swa at this window; 'nominal': the textbook parameters")
+    sinks: int | float = option(0, "first tokens that stay visible to everyone; tokens or a fraction of the prompt")
+    local: int | float = option(0, "last keys that stay visible, the query included; tokens or a fraction of the prompt")
+    dense_layers: tuple[int, ...] = option((), "layers left full; negative indices count from the end")
+    dense_tail: int = option(0, "the last queries of the prompt that see everything")
+    dense_below: int | str = option(0, "prompts up to this length stay full; 'crossover' leaves it to measured speed")
+    decode: str = option("full", "'full': generated tokens read the whole cache")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dense_layers", tuple(self.dense_layers))
+        check_size("window", self.window, at_least=1)
+        check_size("sinks", self.sinks, at_least=0)
+        check_size("local", self.local, at_least=0)
+        check_integer("seed", self.seed)
+        check_integer("dense_tail", self.dense_tail, at_least=0)
+        for layer in self.dense_layers:
+            check_integer("dense_layers", layer)
+        if self.dense_below != "crossover":
+            check_integer("dense_below", self.dense_below, at_least=0, otherwise="'crossover'")
+        if self.budget not in ("pairs", "nominal"):
+            raise unknown("budget", self.budget, ["pairs", "nominal"])
+        if self.decode == "sparse":
+            raise NotImplementedError("decode='sparse' is not available yet: use decode='full'")
+        if self.decode != "full":
+            raise unknown("decode", self.decode, ["full"])
+        self._check_extras()
+
+    def _check_extras(self) -> None:
+        """Under a matched budget, sinks and local must leave room for at least the query itself."""
+        if self.budget != "pairs" or isinstance(self.window, float) != isinstance(self.sinks + self.local, float):
+            return
+        if self.sinks + max(self.local, 0 if isinstance(self.window, float) else 1) > self.window:
+            raise ValueError(
+                f"sinks={self.sinks} and local={self.local} alone exceed the budget of window={self.window} "
+                "keys per query: raise window, lower them, or use budget='nominal'"
+            )
+
+    def sizes(self, length: int) -> Sizes:
+        """Options in tokens for a sequence of `length` tokens.
+
+        Raises:
+            ValueError: when sinks and local leave no room in the window at this length.
+        """
+
+        def tokens(value: int | float, least: int) -> int:
+            return max(least, round(value * length)) if isinstance(value, float) else value
+
+        sizes = Sizes(tokens(self.window, 1), tokens(self.sinks, 0), tokens(self.local, 0))
+        if self.budget == "pairs" and sizes.window < length and sizes.sinks + max(sizes.local, 1) > sizes.window:
+            raise ValueError(
+                f"at {length} tokens, sinks={self.sinks} ({sizes.sinks} tokens) and local={self.local} ({sizes.local}) "
+                f"leave nothing of window={self.window} ({sizes.window}): raise window, lower them, or budget='nominal'"
+            )
+        return sizes
+
+    def is_dense(self, length: int, layer_idx: int, num_layers: int, dense_below: int) -> bool:
+        """True where options leave full attention: a dense layer or a short prompt."""
+        return length <= dense_below or any(layer % num_layers == layer_idx for layer in self.dense_layers)
+
+    @abstractmethod
+    def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
+        """The pattern of a sequence, dense layers and short prompts aside.
+
+        Args:
+            group: lengths and device.
+            query: [rows, heads, query_len, head_dim] and key: [rows, kv_heads, length, head_dim], or None where only
+                the shape of the pattern is asked for; variants that need them raise.
+        """
+
+    @abstractmethod
+    def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
+        """What one sparse layer of this variant costs on a prompt of `length` tokens."""
+
+    def count(self, length: int, layer_idx: int, num_layers: int, dense_below: int) -> LayerBudget:
+        """The budget of one layer, with dense layers and short prompts counted as what they are."""
+        if self.is_dense(length, layer_idx, num_layers, dense_below):
+            return LayerBudget(layer_idx, "dense", triangle(length))
+        return self.sparse_budget(length, layer_idx)
+
+    def counted(self, length: int, layer_idx: int) -> LayerBudget:
+        """`sparse_budget` for variants whose pattern doesn't depend on content: count the pattern itself."""
+        pattern = self.sparse_pattern(Group(length, length, torch.device("cpu")), layer_idx, None, None)
+        return LayerBudget(layer_idx, "sparse", pattern.count())
+
+    def dense(self, group: Group) -> Dense:
+        """Causal attention for this sequence."""
+        return Dense(length=group.length, query_len=group.query_len)
+
+    def options(self) -> dict:
+        """All options by name, JSON-serialisable."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def note(self) -> str:
+        """What a reader of results must know about this variant; empty when there is nothing."""
+        return ""
+
+
+def check_integer(name: str, value: object, at_least: int | None = None, otherwise: str = "") -> None:
+    """Raise ValueError unless `value` is an int (no bool) and large enough."""
+    wanted = " or ".join(filter(None, ["an integer" + ("" if at_least is None else f" >= {at_least}"), otherwise]))
+    if isinstance(value, bool) or not isinstance(value, int) or (at_least is not None and value < at_least):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def check_size(name: str, value: object, at_least: int) -> None:
+    """Raise ValueError unless `value` is a number of tokens or a fraction 0 < x < 1."""
+    if isinstance(value, float):
+        if not 0 < value < 1:
+            raise ValueError(f"{name}={value!r} is no fraction: give 0 < x < 1, or an integer number of tokens")
+    else:
+        check_integer(name, value, at_least, otherwise="a fraction 0 < x < 1")

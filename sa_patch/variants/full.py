@@ -1,0 +1,32 @@
+"""`full`: causal attention, the baseline every comparison needs."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from sa_patch.budget import LayerBudget
+from sa_patch.geometry import Group
+from sa_patch.patterns import Pattern, triangle
+from sa_patch.variants.base import Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Variant):
+    """visible(i, j) = j <= i. Takes the common options so that sweeps are uniform; none of them changes it."""
+
+    name: ClassVar[str] = "full"
+    label: ClassVar[str] = "full attention"
+    continues: ClassVar[bool] = True
+
+    def _check_extras(self) -> None:
+        return
+
+    def is_dense(self, length: int, layer_idx: int, num_layers: int, dense_below: int) -> bool:
+        return True
+
+    def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
+        return self.dense(group)
+
+    def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
+        return LayerBudget(layer_idx, "dense", triangle(length))
