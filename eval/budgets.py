@@ -9,13 +9,14 @@ from typing import Any
 MAX_LENGTHS = 16
 
 
-def measured_budget(patch: Any | None, prompt_tokens: Sequence[int]) -> dict[str, float]:
+def measured_budget(patch: Any | None, prompt_tokens: Sequence[int]) -> dict[str, float | bool]:
     """keys per query and density over all queries of all prompts; `patch` None is full attention.
 
     Prompts of one length differ by a few tokens; beyond MAX_LENGTHS distinct lengths, quantiles stand for them.
     """
     counts = _few(Counter(prompt_tokens))
     queries = pairs = possible = router = 0.0
+    exact, off_target = True, 0.0
     for length, count in counts.items():
         full_pairs = length * (length + 1) / 2
         budget = None if patch is None else patch.budget(length)
@@ -23,8 +24,12 @@ def measured_budget(patch: Any | None, prompt_tokens: Sequence[int]) -> dict[str
         queries += count * length
         pairs += count * length * keys
         possible += count * full_pairs
-        router += count * float(getattr(budget, "router_cost", 0) or 0)
-    return {"keys_per_query": pairs / queries, "density": pairs / possible, "router_cost_per_query": router / queries}
+        if budget is not None:
+            router += count * length * budget.router_cost
+            exact = exact and budget.exact
+            off_target = max(off_target, budget.off_target, key=abs)
+    return {"keys_per_query": pairs / queries, "density": pairs / possible, "router_cost_per_query": router / queries,
+            "exact": exact, "off_target": off_target}
 
 
 def _few(counts: Counter[int]) -> dict[int, float]:

@@ -71,7 +71,8 @@ class Settings:
     )
     sinks: int | float = setting(0, "first tokens always visible", kind="amount", minimum=0)
     local: int | float = setting(0, "last keys always visible", kind="amount", minimum=0)
-    dense_layers: tuple[int, ...] = setting((), "layers left full", kind=int, many=True, minimum=0)
+    dense_layers: tuple[int, ...] = setting((), "layers left full; negative ones count from the end", kind=int, many=True,
+                                            minimum=None)
     dense_below: int | str = setting(0, "prompts up to this length stay full; or `crossover`", kind="dense_below")
     decode: str = setting("full", "what generated tokens see", choices=("full", "sparse"))
     budget: str = setting("pairs", "pairs: variants matched by measured keys per query; nominal: by formula",
@@ -167,7 +168,7 @@ def _checked_item(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
     else:
         value = _number(name, value, fraction=kind == "amount")
         minimum = rule.get("minimum", 0)
-        if value < minimum and not (kind == "amount" and 0 < value < 1):
+        if minimum is not None and value < minimum and not (kind == "amount" and 0 < value < 1):
             raise SettingsError(f"{name} must be at least {minimum}, found {value}")
     if "choices" in rule and value not in rule["choices"]:
         raise SettingsError(f"{name} {value!r} is not known: {nearest(str(value), rule['choices'])}")
@@ -209,7 +210,6 @@ def _check_modes(settings: Settings) -> None:
 
 def registered_modes() -> tuple[str, ...]:
     """Modes that sa_patch knows besides ours: a variant added there runs here by its name (imports torch)."""
-    import sa_patch.variants
+    import sa_patch
 
-    table = getattr(sa_patch.variants, "VARIANTS", {})
-    return tuple(table)
+    return tuple(sa_patch.VARIANTS)

@@ -39,6 +39,8 @@ def run(settings: Settings, *, progress: Progress | None = None) -> RunDirectory
     source = models.find(settings.model)
     check_tasks(settings)
     arms = arms_from(settings)
+    for arm in arms:
+        arm.check()
     directory = RunDirectory.create(settings.out, source.name)
     directory.write_text("config.yaml", to_yaml(settings))
     progress.say(f"run directory: {directory.path}")
@@ -52,7 +54,8 @@ def run_loaded(settings: Settings, loaded: models.Loaded, arms: list[Arm], direc
     """The run itself, for a model that is already in memory."""
     from sa_eval.lm import ExactLM
 
-    lm = ExactLM(loaded.model, loaded.tokenizer, batch_size=settings.batch_size)
+    with progress.quiet():
+        lm = ExactLM(loaded.model, loaded.tokenizer, batch_size=settings.batch_size)
     this = Run(settings, loaded, lm, arms, [], directory, progress)
     started = environment.now()
     prepare_tasks(this)

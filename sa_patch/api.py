@@ -13,7 +13,8 @@ from sa_patch.errors import unknown
 from sa_patch.forward import attend_prompt
 from sa_patch.geometry import Geometry
 from sa_patch.patch import CONFIG_VERSION, Patch
-from sa_patch.variants import VARIANTS, variant as make_variant
+from sa_patch.variants import VARIANTS
+from sa_patch.variants import variant as make_variant
 from sa_patch.variants.base import Variant
 
 
@@ -51,7 +52,9 @@ def apply(
     if variant is None:
         variant = make_variant(mode, window, **options)
     elif options:
-        raise ValueError(f"variant= already holds its options; {', '.join(options)} would be ignored: set them on the variant")
+        raise ValueError(
+            f"variant= already holds its options; {', '.join(options)} would be ignored: set them on the variant"
+        )
     elif not isinstance(variant, Variant):
         raise ValueError(f"variant must be a sa_patch Variant, got {type(variant).__name__}: see sa_patch.variant(...)")
     kernels.check_name(kernel)
@@ -122,7 +125,9 @@ def attention(
     kernels.check_name(kernel)
     mask = None if attention_mask is None else attention_mask.to(device=query.device, dtype=torch.bool)
     geometry = Geometry.build(query.shape[0], query.shape[2], key.shape[2], mask, query.device)
-    layer = SimpleNamespace(variant=variant, kernel=kernel, layer_idx=layer_idx, num_layers=layer_idx + 1, calls=Counter())
+    layer = SimpleNamespace(
+        variant=variant, kernel=kernel, layer_idx=layer_idx, num_layers=layer_idx + 1, calls=Counter()
+    )
     return attend_prompt(query, key, value, geometry, layer, query.shape[-1] ** -0.5 if scaling is None else scaling)
 
 

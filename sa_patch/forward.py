@@ -32,8 +32,7 @@ def attend_group(query: Tensor, key: Tensor, value: Tensor, group: Group, layer:
         [rows, heads, query_len, head_dim]
     """
     variant = layer.variant
-    dense_below = kernels.resolve_dense_below(variant.dense_below, group.length, variant.sizes(group.length).window)
-    if variant.is_dense(group.length, layer.layer_idx, layer.num_layers, dense_below):
+    if variant.is_dense(group.length, layer.layer_idx, layer.num_layers, group.device):
         layer.calls["dense_prefill"] += 1
         return causal(query, key, value, scaling)
     layer.calls["sparse_prefill"] += 1
@@ -41,7 +40,9 @@ def attend_group(query: Tensor, key: Tensor, value: Tensor, group: Group, layer:
     return kernels.select(layer.kernel, pattern, query, key)(query, key, value, pattern, scaling)
 
 
-def attend_prompt(query: Tensor, key: Tensor, value: Tensor, geometry: Geometry, layer: Layer, scaling: float) -> Tensor:
+def attend_prompt(
+    query: Tensor, key: Tensor, value: Tensor, geometry: Geometry, layer: Layer, scaling: float
+) -> Tensor:
     """A whole prompt per row, padding included; padded positions give zeros.
 
     Args:
@@ -55,7 +56,9 @@ def attend_prompt(query: Tensor, key: Tensor, value: Tensor, geometry: Geometry,
     return output
 
 
-def attend_cached(query: Tensor, key: Tensor, value: Tensor, geometry: Geometry, layer: Layer, scaling: float) -> Tensor:
+def attend_cached(
+    query: Tensor, key: Tensor, value: Tensor, geometry: Geometry, layer: Layer, scaling: float
+) -> Tensor:
     """New tokens against a cache: one generated token per row reads all its keys.
 
     Args:

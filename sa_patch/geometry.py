@@ -65,7 +65,9 @@ class Geometry:
     key_mask: Tensor | None = None
 
     @classmethod
-    def build(cls, batch: int, query_len: int, key_len: int, key_mask: Tensor | None, device: torch.device) -> "Geometry":
+    def build(
+        cls, batch: int, query_len: int, key_len: int, key_mask: Tensor | None, device: torch.device
+    ) -> "Geometry":
         """Group the rows of one call.
 
         Args:

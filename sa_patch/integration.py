@@ -55,7 +55,9 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
         raise ValueError(f"apply needs a loaded model, got {type(model).__name__}: load it first (from_pretrained)")
     backbones = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     if not backbones:
-        raise ValueError(f"{type(model).__name__} holds no transformers model: sa_patch patches transformers models only")
+        raise ValueError(
+            f"{type(model).__name__} holds no transformers model: sa_patch patches transformers models only"
+        )
     backbone = backbones[0]
     found = [module for module in model.modules() if _is_attention(module)]
     found.sort(key=lambda module: module.layer_idx)
@@ -84,7 +86,9 @@ def _refusal(backbone: PreTrainedModel, modules: list[nn.Module]) -> str | None:
         return "its layers hold different configs"
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
-        return f"it has {' and '.join(sorted(kinds))} layers; only models with full attention in every layer are supported"
+        return (
+            f"it has {' and '.join(sorted(kinds))} layers; only models with full attention in every layer are supported"
+        )
     if any(getattr(module, "sliding_window", None) for module in modules) or (
         getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     ):

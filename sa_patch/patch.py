@@ -81,7 +81,7 @@ class Patch:
         if not 0 <= layer_idx < self.num_layers:
             raise ValueError(f"layer_idx={layer_idx} is out of range: the model has layers 0..{self.num_layers - 1}")
         group = Group(length, length, torch.device("cpu"))
-        if self._is_dense(length, layer_idx):
+        if self.variant.is_dense(length, layer_idx, self.num_layers, next(self.model.parameters()).device):
             return self.variant.dense(group).visible()
         return self.variant.sparse_pattern(group, layer_idx, None, None).visible()
 
@@ -89,13 +89,9 @@ class Patch:
         """What reading a prompt of `length` tokens costs, counted from the patterns: total and per layer."""
         _check_length(length)
         window = self.variant.sizes(length).window
-        below = kernels.resolve_dense_below(self.variant.dense_below, length, window)
-        layers = tuple(self.variant.count(length, layer, self.num_layers, below) for layer in range(self.num_layers))
+        device = next(self.model.parameters()).device
+        layers = tuple(self.variant.count(length, layer, self.num_layers, device) for layer in range(self.num_layers))
         return Budget(length, window_pairs(length, window) / length, layers)
-
-    def _is_dense(self, length: int, layer_idx: int) -> bool:
-        below = kernels.resolve_dense_below(self.variant.dense_below, length, self.variant.sizes(length).window)
-        return self.variant.is_dense(length, layer_idx, self.num_layers, below)
 
     def describe(self) -> str:
         """What runs where and why, for people."""
@@ -115,7 +111,7 @@ class Patch:
             ("options", ", ".join(f"{name}={value!r}" for name, value in changed.items()) or "all defaults"),
             ("model", f"{type(model).__name__} ({kind}, {known} architecture), {self.num_layers} layers"),
             ("layers", f"full: {dense}; all others {variant.name}" if dense else f"all {variant.name}"),
-            ("prefill", kernels.describe(self.kernel, variant.dense_below, variant.window)),
+            ("prefill", kernels.describe(self.kernel)),
             ("decode", "full: every generated token reads the whole cache"),
         ]
         facts += [("budget", self._budget_line(length)) for length in (1024, 8192, 32768)]
@@ -123,7 +119,9 @@ class Patch:
             facts.append(("note", variant.note()))
         total = {kind: sum(layer[kind] for layer in self.calls) for kind in (self.calls[0] if self.calls else ())}
         if total:
-            facts.append(("calls", ", ".join(f"{kind} {count}" for kind, count in total.items()) + " (over all layers)"))
+            facts.append(
+                ("calls", ", ".join(f"{kind} {count}" for kind, count in total.items()) + " (over all layers)")
+            )
         return facts
 
     def _budget_line(self, length: int) -> str:

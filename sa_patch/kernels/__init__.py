@@ -2,6 +2,7 @@
 
 from importlib import import_module
 
+import torch
 from torch import Tensor
 
 from sa_patch.errors import unknown
@@ -15,8 +16,12 @@ KERNELS = {
     "reference": ("sa_patch.kernels.reference", "Reference"),
 }
 
-MASKED_BELOW = 1024
-CROSSOVER_WINDOWS = 8
+# Measured on one core of a 2-core x86 CPU in float32 (8 heads, 2 kv heads, head_dim 64) with benchmarks/attention.py.
+# Up to this many tokens one masked dense call beats O(n w) tiles; the second number is for patterns with sinks or a
+# local window, whose parts have to be merged.
+MASKED_BELOW, MASKED_BELOW_MERGED = 256, 512
+# Sparse prefill is not faster than full up to max(windows x window, tokens), by how a variant's keys lie in memory.
+CROSSOVER = {"window": (4, 384), "buckets": (4, 384), "permuted": (8, 768), "routed": (16, 1792), "merged": (14, 1792)}
 
 
 def get(name: str) -> Kernel:
@@ -35,9 +40,10 @@ def explain(pattern: Pattern, query: Tensor, key: Tensor) -> tuple[str, str]:
     refusal = get("torch").refusal(pattern, query, key)
     if refusal:
         return "sdpa", f"torch refuses: {refusal}"
-    if pattern.query_len <= MASKED_BELOW:
-        return "sdpa", f"a masked dense kernel is faster up to {MASKED_BELOW:,} tokens"
-    return "torch", f"O(n w) beats a masked dense kernel beyond {MASKED_BELOW:,} tokens"
+    limit = MASKED_BELOW_MERGED if pattern.sinks or pattern.local else MASKED_BELOW
+    if pattern.query_len <= limit:
+        return "sdpa", f"a masked dense kernel is faster up to {limit} tokens"
+    return "torch", f"O(n w) is faster beyond {limit} tokens"
 
 
 def select(requested: str, pattern: Pattern, query: Tensor, key: Tensor) -> Kernel:
@@ -63,19 +69,28 @@ def check_name(name: str) -> None:
         raise unknown("kernel", name, ["auto", *KERNELS])
 
 
-def resolve_dense_below(dense_below: int | str, length: int, window: int) -> int:
-    """`dense_below` in tokens; "crossover" is the length up to which sparse prefill is not faster than full."""
-    return CROSSOVER_WINDOWS * window if dense_below == "crossover" else int(dense_below)
+def crossover(layout: str, window: int, device: torch.device) -> int:
+    """The prompt length up to which sparse prefill is not faster than full attention.
+
+    Args:
+        layout: how the visible keys lie in memory, a key of `CROSSOVER`.
+
+    Raises:
+        NotImplementedError: on devices where it was not measured.
+    """
+    if device.type != "cpu":
+        raise NotImplementedError(
+            f"dense_below='crossover' has not been measured on {device.type!r} devices: give a number of tokens"
+        )
+    windows, tokens = CROSSOVER[layout]
+    return max(windows * window, tokens)
 
 
-def describe(requested: str, dense_below: int | str, window: int | float) -> str:
+def describe(requested: str) -> str:
     """Which kernel runs at which prompt length, in one line."""
     if requested != "auto":
-        line = f"kernel {requested}, as asked for"
-    else:
-        line = f"kernel auto: sdpa (masked) up to {MASKED_BELOW:,} tokens, torch (O(n w)) beyond"
-    if dense_below == "crossover":
-        line += f"; full attention up to {CROSSOVER_WINDOWS} windows, where sparse is not faster"
-    elif dense_below:
-        line += f"; full attention up to {dense_below:,} tokens"
-    return line
+        return f"kernel {requested}, as asked for"
+    return (
+        f"kernel auto: sdpa with a mask up to {MASKED_BELOW} tokens ({MASKED_BELOW_MERGED} with sinks or local), "
+        "torch, O(n w), beyond"
+    )

@@ -10,7 +10,9 @@ from torch import Tensor
 _ROWS = 512  # queries per masked step when there are fewer queries than keys: bounds the mask at 512 x n
 
 
-def fused(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None, causal=False) -> Tensor:
+def fused(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None, causal=False
+) -> Tensor:
     """`scaled_dot_product_attention` with grouped heads.
 
     Args:

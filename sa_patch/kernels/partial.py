@@ -6,7 +6,7 @@ Not a kernel by itself. Key sets that are merged must be disjoint. Everything is
 import torch
 from torch import Tensor
 
-# Scores held at once, in entries: 32 MiB of float32, so that a chunk stays near the caches of a CPU.
+# Entries of a mask or of scores held at once: 32 MiB of float32, so that a chunk stays near the caches of a CPU.
 CHUNK_ENTRIES = 1 << 23
 
 
@@ -14,19 +14,40 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     """Attention of tiles of queries to tiles of keys.
 
     Args:
-        query: [..., q, head_dim]; key, value: [..., k, head_dim].
-        mask: bool, broadcastable to [..., q, k], True where visible; None shows everything.
+        query: [tiles, heads, q, head_dim]; key, value: [tiles, kv_heads, k, head_dim].
+        mask: bool, broadcastable to [tiles, 1, q, k], True where visible; None shows everything.
 
     Returns:
-        float32 (output [..., q, head_dim], log-sum-exp [..., q]); 0 and -inf where a query sees nothing.
+        float32 (output [tiles, heads, q, head_dim], log-sum-exp [tiles, heads, q]); 0 and -inf where a query sees
+        nothing.
     """
-    scores = query.float() @ key.float().transpose(-1, -2) * scaling
+    recorded = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    if query.device.type == "cpu" and not recorded:
+        return _attend_fused(query, key, value, mask, scaling)
+    grouped = query.unflatten(1, (key.shape[1], -1)).float()
+    scores = grouped @ key[:, :, None].float().transpose(-1, -2) * scaling
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores.masked_fill(~mask.unsqueeze(-3), -torch.inf)
     lse = scores.logsumexp(dim=-1)
     # A row without keys has lse -inf: subtracting 0 instead keeps its weights at exp(-inf) = 0, with zero gradient.
     weights = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
-    return weights @ value.float(), lse
+    return (weights @ value[:, :, None].float()).flatten(1, 2), lse.flatten(1, 2)
+
+
+def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float):
+    """`attend` through PyTorch's CPU flash kernel, whose log-sum-exp the public function doesn't return.
+
+    That log-sum-exp has no gradient, hence the other way while gradients are recorded.
+    """
+    if mask is not None:
+        mask = mask.expand(query.shape[0], 1, query.shape[2], key.shape[2])
+        bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    else:
+        bias = None
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output, lse = flash(query, key, value, 0.0, False, attn_mask=bias, scale=scaling)
+    lse = lse.float()
+    return output.float(), lse if mask is None else lse.masked_fill(~mask.any(dim=-1), -torch.inf)
 
 
 def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -49,15 +70,12 @@ def attend_sinks(query: Tensor, key: Tensor, value: Tensor, sinks: int, scaling:
     Returns:
         float32 (output [batch, heads, n, head_dim], log-sum-exp [batch, heads, n])
     """
-    batch, heads, length, head_dim = query.shape
-    kv_heads = key.shape[1]
-    grouped = query.view(batch, kv_heads, heads // kv_heads, length, head_dim)
-    near = key[:, :, None, :sinks], value[:, :, None, :sinks]
-    position = torch.arange(length, device=query.device)
-    rows = max(1, CHUNK_ENTRIES // (batch * heads * sinks))
+    position = torch.arange(query.shape[2], device=query.device)
+    rows = max(1, CHUNK_ENTRIES // (query.shape[0] * query.shape[1] * sinks))
+    near = key[:, :, :sinks], value[:, :, :sinks]
     parts = [
-        attend(grouped[..., step, :], *near, position[:sinks] <= position[step, None], scaling)
+        attend(query[:, :, step], *near, position[:sinks] <= position[step, None], scaling)
         for step in position.split(rows)
     ]
-    output, lse = (torch.cat(pieces, dim=3) for pieces in zip(*parts, strict=True))
-    return output.reshape(batch, heads, length, head_dim), lse.reshape(batch, heads, length)
+    output, lse = (torch.cat(pieces, dim=2) for pieces in zip(*parts, strict=True))
+    return output, lse

@@ -39,7 +39,7 @@ class _Layout:
         self.near = offset.abs() < band.width
 
     def tiles(self, keys: Tensor, start: int, stop: int) -> Tensor:
-        """Overlapping tiles of sorted keys: [kv_heads, slots, head_dim] -> view [stop - start, kv_heads, span, head_dim]."""
+        """View of sorted keys [kv_heads, slots, head_dim] as tiles [stop - start, kv_heads, span, head_dim]."""
         return keys.unfold(1, self.span, self.tile)[:, start:stop].permute(1, 0, 3, 2)
 
     def mask(self, start: int, stop: int, exclude_extras: bool) -> Tensor:
@@ -90,18 +90,10 @@ def _attend_row(query: Tensor, key: Tensor, value: Tensor, layout: _Layout, scal
         near = layout.tiles(keys, start, stop), layout.tiles(values, start, stop)
         mask = layout.mask(start, stop, part)
         if part:
-            output, lse = _attend_grouped(tile, *near, mask, scaling)
+            output, lse = attend(tile, *near, mask[:, None], scaling)
             lses.append(lse)
         else:
             output = fused(tile, *near, scaling, mask[:, None])
         outputs.append(output)
     output = torch.cat(outputs).transpose(0, 1).reshape(heads, layout.padded, head_dim)
     return output, torch.cat(lses).transpose(0, 1).reshape(heads, layout.padded) if part else None
-
-
-def _attend_grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """`attend` for tiles with grouped heads: query [tiles, heads, q, d], key [tiles, kv_heads, k, d], mask [tiles, q, k]."""
-    tiles, heads, rows, head_dim = query.shape
-    grouped = query.reshape(tiles, key.shape[1], -1, rows, head_dim)
-    output, lse = attend(grouped, key[:, :, None], value[:, :, None], mask[:, None, None], scaling)
-    return output.reshape(tiles, heads, rows, head_dim), lse.reshape(tiles, heads, rows)

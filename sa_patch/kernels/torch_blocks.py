@@ -70,12 +70,11 @@ def _own_runs_fused(query: Tensor, key: Tensor, value: Tensor, size: int, scalin
 def _own_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, part: bool):
     """Own runs with log-sum-exps. The last run is filled up; what fills it comes after every real query."""
     batch, heads, length, _ = query.shape
-    size, kv_heads = blocks.block_size, key.shape[1]
+    size = blocks.block_size
     fill = -length % size
     order = torch.arange(length, device=query.device) if blocks.order is None else blocks.order
     position = F.pad(order, (0, fill), value=length).view(-1, size)
     queries, keys, values = (_runs(F.pad(tensor, (0, 0, 0, fill)), size) for tensor in (query, key, value))
-    queries = queries.unflatten(1, (kv_heads, -1))
     num_runs = position.shape[0]
     step = max(1, CHUNK_ENTRIES // (heads * size * size))
     outputs, lses = [], []
@@ -85,9 +84,9 @@ def _own_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling
         if part:
             mask &= (column >= blocks.sinks) & (row - column >= blocks.local)
         here = slice(int(index[0]), int(index[-1]) + 1)
-        output, lse = attend(queries[here], keys[here, :, None], values[here, :, None], mask[:, None, None], scaling)
-        outputs.append(output.flatten(1, 2))
-        lses.append(lse.flatten(1, 2))
+        output, lse = attend(queries[here], keys[here], values[here], mask[:, None], scaling)
+        outputs.append(output)
+        lses.append(lse)
     output, lse = _unruns(torch.cat(outputs), batch), _unruns(torch.cat(lses), batch)
     return output[:, :, :length], lse[:, :, :length]
 
@@ -115,8 +114,8 @@ def _selected_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, sc
     for tiles in torch.arange(tile_run.numel(), device=query.device).split(step):
         mask = _selected_mask(source[tiles], tile_run[tiles], blocks, length, whole) if part else None
         run = tile_run[tiles]
-        output, lse = attend(flat[source[tiles]], keys[run], values[run], mask, scaling)
-        outputs.append(output.flatten(0, 1))
+        output, lse = attend(flat[source[tiles]][:, None], keys[run][:, None], values[run][:, None], mask, scaling)
+        outputs.append(output.flatten(0, 2))
         lses.append(lse.flatten())
     kept = pair.flatten() >= 0
     target = pair.flatten()[kept]
@@ -131,8 +130,8 @@ def _selected_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, sc
 
 
 def _selected_mask(source: Tensor, run: Tensor, blocks: Blocks, length: int, whole: int) -> Tensor:
-    row = (source % length)[..., None]
-    column = (run % whole * blocks.block_size)[:, None, None] + torch.arange(blocks.block_size, device=run.device)
+    row = (source % length)[:, None, :, None]
+    column = (run % whole * blocks.block_size).view(-1, 1, 1, 1) + torch.arange(blocks.block_size, device=run.device)
     return (column >= blocks.sinks) & (row - column >= blocks.local)
 
 

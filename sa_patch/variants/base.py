@@ -14,6 +14,7 @@ from torch import Tensor
 from sa_patch.budget import LayerBudget
 from sa_patch.errors import unknown
 from sa_patch.geometry import Group
+from sa_patch.kernels import crossover
 from sa_patch.patterns import Dense, Pattern, triangle
 
 
@@ -38,13 +39,14 @@ class Variant(ABC):
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
     depends_on_content: ClassVar[bool] = False
+    layout: ClassVar[str] = "merged"  # how the visible keys lie in memory, see kernels.CROSSOVER
     continues: ClassVar[bool] = False  # True where several new tokens after cached ones are defined
 
     window: int | float = option(512, "keys per query, the query included; 0 < x < 1 is a fraction of the prompt")
     seed: int = option(0, "seed of the random keys (only the stochastic variants use it)")
     budget: str = option("pairs", "'pairs': match the pairs of swa at this window; 'nominal': the textbook parameters")
     sinks: int | float = option(0, "first tokens that stay visible to everyone; tokens or a fraction of the prompt")
-    local: int | float = option(0, "last keys that stay visible, the query included; tokens or a fraction of the prompt")
+    local: int | float = option(0, "last keys that stay visible, the query included; tokens or a fraction")
     dense_layers: tuple[int, ...] = option((), "layers left full; negative indices count from the end")
     dense_tail: int = option(0, "the last queries of the prompt that see everything")
     dense_below: int | str = option(0, "prompts up to this length stay full; 'crossover' leaves it to measured speed")
@@ -97,9 +99,14 @@ class Variant(ABC):
             )
         return sizes
 
-    def is_dense(self, length: int, layer_idx: int, num_layers: int, dense_below: int) -> bool:
+    def is_dense(self, length: int, layer_idx: int, num_layers: int, device: torch.device) -> bool:
         """True where options leave full attention: a dense layer or a short prompt."""
-        return length <= dense_below or any(layer % num_layers == layer_idx for layer in self.dense_layers)
+        if any(layer % num_layers == layer_idx for layer in self.dense_layers):
+            return True
+        if self.dense_below == "crossover":
+            layout = "merged" if self.sinks or self.local else self.layout
+            return length <= crossover(layout, self.sizes(length).window, device)
+        return length <= self.dense_below
 
     @abstractmethod
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
@@ -115,9 +122,9 @@ class Variant(ABC):
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
         """What one sparse layer of this variant costs on a prompt of `length` tokens."""
 
-    def count(self, length: int, layer_idx: int, num_layers: int, dense_below: int) -> LayerBudget:
+    def count(self, length: int, layer_idx: int, num_layers: int, device: torch.device) -> LayerBudget:
         """The budget of one layer, with dense layers and short prompts counted as what they are."""
-        if self.is_dense(length, layer_idx, num_layers, dense_below):
+        if self.is_dense(length, layer_idx, num_layers, device):
             return LayerBudget(layer_idx, "dense", triangle(length))
         return self.sparse_budget(length, layer_idx)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from sa_patch.budget import LayerBudget
@@ -22,7 +23,7 @@ class Full(Variant):
     def _check_extras(self) -> None:
         return
 
-    def is_dense(self, length: int, layer_idx: int, num_layers: int, dense_below: int) -> bool:
+    def is_dense(self, length: int, layer_idx: int, num_layers: int, device: torch.device) -> bool:
         return True
 
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:

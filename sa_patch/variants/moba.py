@@ -1,4 +1,4 @@
-"""`moba`: block attention routed by mean keys, with the semantics of the official code (arXiv 2502.13189), untrained."""
+"""`moba`: block attention routed by mean keys, as in the official code (arXiv 2502.13189), untrained."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,6 +31,7 @@ class Moba(Variant):
     name: ClassVar[str] = "moba"
     label: ClassVar[str] = "block attention (MoBA), untrained"
     depends_on_content: ClassVar[bool] = True
+    layout: ClassVar[str] = "routed"
 
     top_k: int | None = option(None, "blocks per query, the own one included (2, or what fits block_size)")
     block_size: int | None = option(None, "tokens per block; None: what matches the budget")
@@ -42,7 +43,9 @@ class Moba(Variant):
         if self.block_size is not None:
             check_integer("block_size", self.block_size, at_least=1)
             if isinstance(self.window, float):
-                raise ValueError(f"block_size={self.block_size} can't follow window={self.window}, a fraction: drop one")
+                raise ValueError(
+                    f"block_size={self.block_size} can't follow window={self.window}, a fraction: drop one"
+                )
         if isinstance(self.window, int):
             self._blocks(Sizes(self.window, *(0 if isinstance(x, float) else x for x in (self.sinks, self.local))))
 

@@ -20,6 +20,7 @@ class SlidingWindow(Variant):
 
     name: ClassVar[str] = "swa"
     label: ClassVar[str] = "sliding-window attention"
+    layout: ClassVar[str] = "window"
 
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
         sizes = self.sizes(group.length)

@@ -44,6 +44,7 @@ class Stochastic(Variant):
 
     name: ClassVar[str] = "sa"
     label: ClassVar[str] = "stochastic attention"
+    layout: ClassVar[str] = "permuted"
 
     form: str = option("sliding", "'sliding' (permuted window) or 'bucket' (buckets of 2w-1 permuted tokens)")
     horizon: str = option("length", "'length': one permutation of the whole prompt")
@@ -60,7 +61,9 @@ class Stochastic(Variant):
         if not isinstance(self.circular, bool):
             raise ValueError(f"circular must be True or False, got {self.circular!r}")
         if self.circular and self.form == "bucket":
-            raise ValueError("circular=True has no meaning for form='bucket': buckets have no distance; drop one of them")
+            raise ValueError(
+                "circular=True has no meaning for form='bucket': buckets have no distance; drop one of them"
+            )
 
     def _width(self, length: int, sizes: Sizes) -> int:
         """The band's (or half the bucket's) width once sinks and local are charged to the budget."""
@@ -106,6 +109,7 @@ class StochasticPlusWindow(Stochastic):
 
     name: ClassVar[str] = "sa+swa"
     label: ClassVar[str] = "stochastic + sliding window, untrained union"
+    layout: ClassVar[str] = "merged"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,68 @@
+"""Owns the tiny architectures, their initial weights, and predicting single places of a row."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from tiny_data import Batch
+from tiny_fast import hidden_states
+
+POSITIONS = 4096
+_SHAPE = dict(
+    hidden_size=128,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    max_position_embeddings=POSITIONS,
+    tie_word_embeddings=True,
+    attn_implementation="sdpa",
+)
+_INNER = 384
+BALANCE = 0.01  # weight of the routers' load-balancing loss
+_ROPE = 1e5
+_SHARPNESS = 1.5  # initial weight of q- and k-norm: retrieval among thousands of keys needs large scores
+
+
+def new_dense(vocab_size: int, end: int) -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        **_SHAPE,
+        vocab_size=vocab_size,
+        intermediate_size=_INNER,
+        rope_parameters={"rope_type": "default", "rope_theta": _ROPE},
+        initializer_range=0.04,
+        eos_token_id=end,
+        pad_token_id=end,
+        bos_token_id=None,
+    )
+    model = Qwen3ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            nn.init.constant_(parameter, _SHARPNESS)
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.data.mul_((2 * config.num_hidden_layers) ** -0.5)
+    return model
+
+
+def score(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, list[bool]]:
+    """(loss over the places to be predicted, whether each question was answered rightly throughout)."""
+    hidden, balance = hidden_states(model, batch.ids)
+    states = hidden[batch.row, batch.column - 1].bfloat16()
+    logits = F.linear(states, model.lm_head.weight.bfloat16()).float()
+    label = batch.ids[batch.row, batch.column]
+    loss = (F.cross_entropy(logits, label, reduction="none") * batch.weight).sum() / batch.weight.sum()
+    loss = loss + BALANCE * balance
+    guess = logits.argmax(-1)
+    right = (guess == label) | (guess == batch.either)
+    wrong = set(batch.question[~right].tolist())
+    return loss, [number not in wrong for number in range(len(batch.tasks))]
+
+
+def load(folder: str) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+__all__ = ["POSITIONS", "Qwen3MoeConfig", "Qwen3MoeForCausalLM", "load", "new_dense", "score"]
