@@ -58,6 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name, item in SETTINGS.items():
         flag = "--" + name.replace("_", "-")
         help_text = f"{item.metadata['help']} (default: {_shown(item.default)})".replace("%", "%%")
+        if "(default:" in item.metadata["help"]:
+            help_text = item.metadata["help"]
         if item.metadata.get("kind") is bool:
             parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=help_text)
         else:

@@ -79,6 +79,8 @@ class Settings:
                           choices=("pairs", "nominal"))
     kernel: str = setting("auto", "sa_patch kernel")
     batch_size: int = setting(16, "documents per forward pass", kind=int, minimum=1)
+    threads: int | None = setting(None, "CPU threads of torch; 1 when other jobs keep the machine busy (default: torch's)",
+                                  kind=int, minimum=1, optional=True)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...")
     dtype: str = setting("auto", "dtype of the weights", choices=DTYPES)
     device_map: str | None = setting(None, "accelerate's device map, for models larger than one device", optional=True)

@@ -63,6 +63,8 @@ def load(source: Source, settings: Settings) -> Loaded:
     import torch
     from transformers import AutoModelForCausalLM
 
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     device = pick_device(settings)
     options = _hub_options(source, settings)
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)

@@ -19,11 +19,12 @@ class Progress:
 
     def __init__(self, *, verbose: bool = False, enabled: bool = True) -> None:
         self.verbose, self.enabled = verbose, enabled
-        self._bar: tqdm | None = None
+        self._terminal = sys.stderr             # ours, also while libraries are kept quiet
+        self._quiet = False
 
     def say(self, text: str) -> None:
         if self.enabled:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(text, file=self._terminal)
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[None]:
@@ -34,26 +35,26 @@ class Progress:
 
     @contextlib.contextmanager
     def bar(self, total: int, text: str, unit: str) -> Iterator[Bar]:
-        with tqdm(total=total, desc=text, unit=f" {unit}", disable=not self.enabled, dynamic_ncols=True, leave=True,
-                  file=sys.stderr, smoothing=0.1) as bar:
+        with tqdm(total=total, desc=text, unit=f" {unit}", disable=not self.enabled, dynamic_ncols=True,
+                  file=self._terminal, smoothing=0.1, mininterval=0.5) as bar:
             yield Bar(bar)
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
-        """Keep library logs, bars and prints away; warnings and errors still reach the records through exceptions."""
-        if self.verbose:
+        """Keep library logs, bars and prints away; their errors still reach us as exceptions. Nesting costs nothing."""
+        if self.verbose or self._quiet:
             yield
             return
-        levels = {name: logging.getLogger(name).level for name in NOISY_LOGGERS}
-        children = [name for name in logging.root.manager.loggerDict if name.startswith(NOISY_LOGGERS)]
-        levels.update({name: logging.getLogger(name).level for name in children})
-        for name in levels:
+        names = [*NOISY_LOGGERS, *(name for name in logging.root.manager.loggerDict if name.startswith(NOISY_LOGGERS))]
+        levels = {name: logging.getLogger(name).level for name in names}
+        for name in names:
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        terminal = sys.stderr
+        self._quiet = True
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(_Filter(terminal)):
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(_Silence()):
                 yield
         finally:
+            self._quiet = False
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
 
@@ -73,14 +74,8 @@ class Bar:
         self._bar.update(count)
 
 
-class _Filter(io.TextIOBase):
-    """Swallows what libraries write to stderr; our bar keeps the terminal it was opened with."""
-
-    def __init__(self, terminal: io.TextIOBase) -> None:
-        self.terminal = terminal
+class _Silence(io.TextIOBase):
+    """Swallows what libraries write to stderr."""
 
     def write(self, text: str) -> int:
         return len(text)
-
-    def isatty(self) -> bool:
-        return False

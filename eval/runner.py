@@ -178,7 +178,7 @@ def _first_row(lm: Any, task: Any) -> list[int]:
 def evaluate_arms(this: Run, arms: list[Arm]) -> None:
     requests = sum(len(task.task.instances) for task in this.tasks)
     total = requests * sum(len(arm.seeds) for arm in arms)
-    with this.progress.bar(total, "evaluation", unit="request") as bar:
+    with this.progress.bar(total, "evaluation", unit="request") as bar, this.progress.quiet():
         this.lm.on_progress(bar.advance)
         try:
             for arm in arms:
@@ -219,8 +219,7 @@ def evaluate_task(this: Run, task: Any) -> list[dict[str, Any]]:
     from lm_eval.evaluator import evaluate
 
     limit = None if this.settings.num_samples == "all" else this.settings.num_samples
-    with this.progress.quiet():
-        result = evaluate(lm=this.lm, task_dict={task.key: task.task}, limit=limit, bootstrap_iters=0, log_samples=True)
+    result = evaluate(lm=this.lm, task_dict={task.key: task.task}, limit=limit, bootstrap_iters=0, log_samples=True)
     return document_rows(task, result["samples"][task.key])
 
 

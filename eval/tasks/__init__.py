@@ -39,10 +39,8 @@ def scene(task: str, count_tokens: CountTokens, length: int, seed: int, index: i
         return _scene(task, count_tokens, length, seed, index, split)
     except TooShort:
         least = _smallest(task, count_tokens, length, seed, index, split)
-        message = (
-            f"{task} does not fit into {length} tokens; the smallest workable length for this tokenizer is {least}"
-        )
-        raise ValueError(message) from None
+        found = f"{task} does not fit into {length} tokens with this tokenizer"
+        raise ValueError(f"{found}; the smallest workable length is {least}") from None
 
 
 def _scene(task: str, count_tokens: CountTokens, length: int, seed: int, index: int, split: str) -> Scene:

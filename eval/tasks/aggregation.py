@@ -5,39 +5,32 @@ from __future__ import annotations
 import random
 
 from .base import Question, Request, Scene, TooShort
-from .haystack import fill, tokens
+from .haystack import fill, most_that_fit, tokens
 from .split import partner
 from .words import KEYS, TOPICS
 
 LIST_ANSWER = 24  # new tokens: three words and what joins them
 _SHARES = (0.24, 0.18, 0.14)  # of the three frequent words
-_RARE = 3  # any other word comes at most a third as often as the third
+_FEWEST = 24  # words: the third comes three times then, and no other twice
 _EVIDENCE = 0.7  # share of the text that speaks about a topic at all
 
 
 def frequent_words(request: Request) -> Scene:
     """Which three words of a list occur most often."""
-    rng, count = request.rng, request.count
+    rng = request.rng
     head = "Here is a list of words. Some of them are repeated many times. The list:"
     tail = "\nQuestion: Which three words are the most frequent?\nAnswer: The three most frequent words are"
-    limit = request.budget - LIST_ANSWER
     top = _frequent(rng, request.split)
     others = rng.sample([key for key in KEYS if key not in top], rng.randint(16, 40))
-    cost = {word: tokens(count, " " + word) for word in (*top, *others)}
-    rare_share = 1 - sum(_SHARES)
-    average = sum(share * cost[word] for share, word in zip(_SHARES, top, strict=True))
-    average += rare_share * sum(cost[word] for word in others) / len(others)
-    room = limit - count(f"{head}.{tail}")
-    words, rare = _list(rng, top, others, int(room / average))
-    room -= sum(cost[word] for word in words)
-    while rare and cost[rare[-1]] <= room:
-        room -= cost[rare[-1]]
-        words.append(rare.pop())
-    rng.shuffle(words)
-    while count(f"{head} {' '.join(words)}.{tail}") > limit:  # words cost more together than alone
-        words.remove(next(word for word in words if word not in top))
+    order = rng.getrandbits(64)
+
+    def context(number: int) -> str:
+        return f"{head} {' '.join(_list(random.Random(order), top, others, number))}."
+
+    limit = request.budget - LIST_ANSWER
+    number = most_that_fit(request, lambda number: context(number) + tail, limit, _FEWEST, limit)
     first, second, third = top
-    return Scene(f"{head} {' '.join(words)}.", (Question(tail, f" {first}, {second} and {third}", tuple(top)),))
+    return Scene(context(number), (Question(tail, f" {first}, {second} and {third}", tuple(top)),))
 
 
 def _frequent(rng: random.Random, split: str) -> list[str]:
@@ -47,15 +40,13 @@ def _frequent(rng: random.Random, split: str) -> list[str]:
     return [first, partner(rng, split, first, KEYS, used), third]
 
 
-def _list(rng: random.Random, top: list[str], others: list[str], number: int) -> tuple[list[str], list[str]]:
-    """The frequent words of a list of so many, and the rare ones to fill it up with, frequencies clearly apart."""
-    times = [round(share * number) for share in _SHARES]
-    if times[2] < 2:
-        raise TooShort(number + 1)
-    words = [word for word, often in zip(top, times, strict=True) for _ in range(often)]
-    rare = [word for word in others for _ in range(max(1, times[2] // _RARE))]
-    rng.shuffle(rare)
-    return words, rare
+def _list(rng: random.Random, top: list[str], others: list[str], number: int) -> list[str]:
+    """So many words in random order, the three frequent ones clearly ahead of all others."""
+    words = [word for word, share in zip(top, _SHARES, strict=True) for _ in range(round(share * number))]
+    while len(words) < number:
+        words += rng.sample(others, min(len(others), number - len(words)))
+    rng.shuffle(words)
+    return words
 
 
 def majority_topic(request: Request) -> Scene:

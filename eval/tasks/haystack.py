@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .base import CountTokens, Request, TooShort
 from .words import ADJECTIVES, PEOPLE, PREPOSITIONS, SPOTS, THINGS, TIMES, VERBS
@@ -58,6 +58,24 @@ def fill(request: Request, head: str, evidence: Sequence[str], tail: str, reserv
             sentences += more
         else:
             return text
+
+
+def most_that_fit(request: Request, render: Callable[[int], str], limit: int, least: int, most: int) -> int:
+    """About the largest number of items, of `least` to `most`, whose rendering stays within the limit: exact counts,
+    found by interpolation, close enough once less than a hundredth is left."""
+    used = request.count(render(least))
+    if used > limit:
+        raise TooShort(request.budget + 1)
+    low, high, slope = least, most + 1, used / least
+    while high - low > 1 and limit - used > limit // 100:
+        middle = min(high - 1, max(low + 1, low + int((limit - used) / slope)))
+        found = request.count(render(middle))
+        slope = max(abs(found - used) / abs(middle - low), 1e-3)
+        if found <= limit:
+            low, used = middle, found
+        else:
+            high = middle
+    return low
 
 
 def _sentences(rng: random.Random, count: CountTokens, room: int) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .base import Question, Request, Scene, TooShort
-from .haystack import affordable, fill, tokens
+from .base import Question, Request, Scene
+from .haystack import affordable, fill, most_that_fit
 from .split import key_values, partner
 from .words import NUMBERS
 
@@ -78,24 +78,19 @@ def _ask_three(pairs: list[tuple[str, str]]) -> Question:
 
 def kv_retrieval(request: Request) -> Scene:
     """Nothing but pairs: every other entry is a distractor of the same form."""
-    count, head = request.count, "This register lists a number for every word:"
-    limit = request.budget - SHORT_ANSWER
+    head = "This register lists a number for every word:"
     entries = affordable(request, "harbor: 471,", 1.2, 4, request.budget)
     pairs = key_values(request.rng, request.split, entries)
-    questions = [_ask_entry(key, value) for key, value in pairs]
-    room = limit - count(head + questions[0].tail)
-    kept: list[str] = []
-    for key, value in pairs:
-        room -= tokens(count, f" {key}: {value},")
-        if room < 0:
-            break
-        kept.append(f"{key}: {value},")
-    if len(kept) < 2:
-        raise TooShort(request.budget + 1)
-    order = request.rng.sample(kept, len(kept))
-    while count(" ".join([head, *order]) + questions[0].tail) > limit:  # pieces cost more together than alone
-        order.remove(kept.pop())
-    return Scene(" ".join([head, *order]), tuple(questions[: len(kept)]))
+    places = request.rng.sample(range(entries), entries)
+    question = _ask_entry(*pairs[0])
+
+    def context(number: int) -> str:
+        order = sorted(range(number), key=places.__getitem__)
+        return " ".join([head, *(f"{pairs[entry][0]}: {pairs[entry][1]}," for entry in order)])
+
+    limit = request.budget - SHORT_ANSWER
+    number = most_that_fit(request, lambda number: context(number) + question.tail, limit, 2, entries)
+    return Scene(context(number), tuple(_ask_entry(*pair) for pair in pairs[:number]))
 
 
 def _ask_entry(key: str, value: str) -> Question:
