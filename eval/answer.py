@@ -37,36 +37,31 @@ def _overall(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _sentence(results: dict[str, Any], arm: dict[str, Any], cells: dict[str, dict[str, Any]]) -> str:
     others = {other["name"]: other["label"] for other in results["arms"]}
-    rows = [row for row in results["comparisons"] if row["arm"] == arm["name"]]
-    overall = [row for row in rows if row["scope"] == "overall" and others[row["base"]] in RIVALS]
-    lost, won, open_ = _sorted_out(overall)
-    parts = []
-    if lost:
-        parts.append("loses to " + _listed(lost, others))
-    if won:
-        parts.append("wins against " + _listed(won, others))
-    if open_:
-        parts.append("cannot be told apart from " + _listed(open_, others))
+    rows = [row for row in results["comparisons"] if row["arm"] == arm["name"] and others[row["base"]] in RIVALS]
+    lost, won, open_ = _sorted_out([row for row in rows if row["scope"] == "overall"])
+    parts = ["loses to " + _joined([_by(row, others) for row in lost])] if lost else []
+    parts += ["beats " + _joined([_by(row, others) for row in won])] if won else []
+    parts += ["cannot be told apart from " + _joined([_tie(row, others) for row in open_])] if open_ else []
     cell = cells[arm["name"]]
     tail = f" and a dense tail of {arm['dense_tail']}" if arm["dense_tail"] else ""
-    head = f"With window {arm['window']}{tail}, {arm['label']} "
-    head += f"{_joined(parts)} over all tasks; it " if parts else ""
+    head = f"With window {arm['window']}{tail}, {arm['label']} " + (f"{_joined(parts)}; it " if parts else "")
     head += f"scores {points(cell['accuracy'], sign=False)} %"
     if "difference" in cell:
-        head += f" against full attention's {points(cells['full']['accuracy'], sign=False)} % ({_spread(cell)} points)"
-    return head + _by_family([row for row in rows if others[row["base"]] in RIVALS], others) + "."
+        head += f" against full attention's {points(cells['full']['accuracy'], sign=False)} % (95 % intervals)"
+    return head + "." + _by_family(rows, others)
 
 
 def _by_family(rows: list[dict[str, Any]], others: dict[str, str]) -> str:
     """Where the winner depends on the family, say so: that is the point of having families."""
-    texts = []
+    grouped: dict[str, list[str]] = {}
     for family in dict.fromkeys(row["name"] for row in rows if row["scope"] == "family"):
         lost, won, _ = _sorted_out([row for row in rows if row["scope"] == "family" and row["name"] == family])
         found = [f"loses to {_names(lost, others)}"] if lost else []
         found += [f"beats {_names(won, others)}"] if won else []
-        if found:
-            texts.append(f"on {family} it {' and '.join(found)}")
-    return "; " + "; ".join(texts) if len(texts) > 1 else ""
+        grouped.setdefault(" and ".join(found) or "shows no difference", []).append(family)
+    clauses = [f"on {_joined(families)} it {found}" for found, families in sorted(grouped.items(), reverse=True)]
+    text = "; ".join(clauses)
+    return f" {text[0].upper()}{text[1:]}." if len(clauses) > 1 else ""
 
 
 def _sorted_out(rows: list[dict[str, Any]]) -> tuple[list[Any], list[Any], list[Any]]:
@@ -79,12 +74,15 @@ def _names(rows: list[dict[str, Any]], others: dict[str, str]) -> str:
     return _joined([others[row["base"]] for row in rows])
 
 
-def _listed(rows: list[dict[str, Any]], others: dict[str, str]) -> str:
-    return _joined([f"{others[row['base']]} ({_spread(row)} points)" for row in rows])
+def _by(row: dict[str, Any], others: dict[str, str]) -> str:
+    """A rival with the size of the gap, unsigned: the verb says the direction."""
+    low, high = sorted((abs(row["difference_low"]), abs(row["difference_high"])))
+    return (f"{others[row['base']]} by {points(abs(row['difference']), sign=False)} points "
+            f"({points(low, sign=False)} to {points(high, sign=False)})")
 
 
-def _spread(row: dict[str, Any]) -> str:
-    return f"{points(row['difference'])}, 95 % interval {points(row['difference_low'])} to {points(row['difference_high'])}"
+def _tie(row: dict[str, Any], others: dict[str, str]) -> str:
+    return f"{others[row['base']]} ({points(row['difference_low'])} to {points(row['difference_high'])} points)"
 
 
 def _joined(parts: list[str]) -> str:

@@ -79,14 +79,14 @@ def _documents(settings: Settings) -> tuple[list[str], list[tuple[int, int]]]:
 
     offline, other = lm_tasks.split_names(settings)
     lines, cost = [], []
+    if offline:
+        lines.append(f"tasks    {', '.join(offline)}: {settings.num_samples} documents each at {len(settings.lengths)} length(s)")
     for name in offline:
         task = TASKS[name]
-        lines.append(f"task     {name} ({task.family}): {settings.num_samples} documents at each of "
-                     f"{len(settings.lengths)} lengths")
         for length in settings.lengths:
             new_tokens = task.max_new_tokens if task.output == "generate" else 0
             cost += [(length, new_tokens)] * int(settings.num_samples)
-    lines += [f"task     {name} (lm-eval): up to {settings.num_samples} documents each, not in the estimate of time"
+    lines += [f"tasks    {name} (lm-eval): up to {settings.num_samples} documents each, not in the estimate of time"
               for name in other]
     return lines, cost
 

@@ -43,6 +43,8 @@ def _lead(title: str, results: dict[str, Any]) -> str:
     trouble = ('<div class="bad">This run has failures: see <a href="#failures">below</a>. Failed documents count as wrong.</div>'
                if results["failures"] else "")
     rest = "".join(f'<p class="more">{escape(sentence)}</p>' for sentence in more)
+    if len(more) > 3:
+        rest = f"<details><summary>The same at {len(more)} more budgets</summary>{rest}</details>"
     notes = "".join(f"<li>{escape(note)}</li>" for note in results["notes"])
     return (f'<h1>{escape(title)}</h1><p class="answer">{escape(first)}</p>{rest}{trouble}'
             f'<div class="facts">{chips}</div><h2>Read this first</h2><ul class="notes">{notes}</ul>')

@@ -16,7 +16,8 @@ DEPTHS = 5
 def accuracy(results: dict[str, Any]) -> str:
     """Accuracy by arm with intervals, difference to full, budget and latency: one table per length."""
     parts = ["<h2>Accuracy by arm</h2>", '<p class="soft">In %, with 95 % intervals: Wilson where every score is right or wrong, '
-             "bootstrap over documents otherwise. Differences to full are in points, paired by document.</p>"]
+             "bootstrap over documents otherwise. Differences to full are in points, paired by document. "
+             "Seed SD: spread between the seeds of a stochastic arm, in points. keys/q: measured keys per query.</p>"]
     lengths = list(dict.fromkeys(cell["length"] for cell in results["cells"]))
     for length in lengths:
         cells = {(cell["arm"], cell["scope"], cell["name"]): cell for cell in results["cells"] if cell["length"] == length}
@@ -27,9 +28,9 @@ def accuracy(results: dict[str, Any]) -> str:
 def _accuracy_table(results: dict[str, Any], cells: dict[Any, Any], length: Any) -> str:
     families = list(dict.fromkeys(name for _, scope, name in cells if scope == "family"))
     budgets, speeds = by_arm_and_length(results["budgets"]), by_arm_and_length(results["speed"])
-    head = ["arm", "overall", "vs full", *families, "between-seed SD"]
+    head = ["arm", "overall", "vs full", *families, "seed SD"]
     measured = length != "all"
-    head += ["keys per query", "density", "prefill ms", "x full"] if measured else []
+    head += ["keys/q", "density", "prefill ms", "\u00d7 full"] if measured else []
     rows = []
     for arm in results["arms"]:
         overall = cells.get((arm["name"], "overall", "overall"))
@@ -159,7 +160,7 @@ def _difference(cell: dict[str, Any]) -> str:
 
 
 def _range(low: float, high: float, *, sign: bool = True) -> str:
-    return f"{points(low, sign=sign)} to {points(high, sign=sign)}"
+    return f"{points(low, sign=sign)}{' to ' if sign else '\u2013'}{points(high, sign=sign)}"
 
 
 def _density(arm: dict[str, Any], budget: dict[str, Any], digits: int = 2) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 from sa_eval.summary import by_arm_and_length
 
 WIDTH = 118
+SENTENCES = 4                          # the report has all of them
 DASH = "\u2013"
 
 
 def render(results: dict[str, Any]) -> str:
     """The whole answer for a terminal: sentence, one table per length, notes."""
-    blocks = ["\n".join(textwrap.wrap(sentence, WIDTH)) for sentence in results["answer"]]
+    blocks = ["\n".join(textwrap.wrap(sentence, WIDTH)) for sentence in results["answer"][:SENTENCES]]
     lengths = list(dict.fromkeys(task["length"] for task in results["tasks"]))
     blocks += [_block(results, length) for length in lengths]
     lines = [*results["notes"], "Accuracy in %, 95 % interval in brackets; vs full: points, paired by document."]
