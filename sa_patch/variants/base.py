@@ -53,6 +53,8 @@ class Variant(ABC):
     decode: str = option("full", "'full': generated tokens read the whole cache")
 
     def __post_init__(self) -> None:
+        if not isinstance(self.dense_layers, (tuple, list)):
+            raise ValueError(f"dense_layers must be a list of layer numbers, got {self.dense_layers!r}")
         object.__setattr__(self, "dense_layers", tuple(self.dense_layers))
         check_size("window", self.window, at_least=1)
         check_size("sinks", self.sinks, at_least=0)

@@ -1,0 +1,45 @@
+"""The variants with their options that every law is tested on, and a brute-force reading of their definitions."""
+
+import torch
+
+import sa_patch
+from sa_patch.geometry import Group
+
+CPU = torch.device("cpu")
+
+CASES = {
+    "swa": ("swa", {}),
+    "swa-sinks": ("swa", {"sinks": 3}),
+    "swa-local": ("swa", {"local": 4}),
+    "sa": ("sa", {}),
+    "sa-circular": ("sa", {"circular": True}),
+    "sa-sinks-local": ("sa", {"sinks": 2, "local": 4}),
+    "sa-circular-local": ("sa", {"circular": True, "local": 5}),
+    "sa-bucket": ("sa", {"form": "bucket"}),
+    "sa-bucket-sinks-local": ("sa", {"form": "bucket", "sinks": 2, "local": 5}),
+    "sa-tail": ("sa", {"dense_tail": 6}),
+    "sa-nominal": ("sa", {"budget": "nominal", "sinks": 4, "local": 4}),
+    "sa+swa": ("sa+swa", {}),
+    "sa+swa-bucket": ("sa+swa", {"form": "bucket", "sinks": 2}),
+    "moba": ("moba", {}),
+    "moba-top1": ("moba", {"top_k": 1}),
+    "moba-top3": ("moba", {"top_k": 3}),
+    "moba-sinks-local-tail": ("moba", {"sinks": 2, "local": 5, "dense_tail": 3}),
+    "full": ("full", {}),
+}
+
+
+def make_variant(case: str, window: int | float = 12, **changes) -> sa_patch.Variant:
+    mode, options = CASES[case]
+    return sa_patch.variant(mode, window, **{**options, **changes})
+
+
+def make_pattern(variant, length, layer_idx=0, query=None, key=None, query_len=None):
+    return variant.sparse_pattern(Group(length, query_len or length, CPU), layer_idx, query, key)
+
+
+def random_heads(length, heads=4, kv_heads=2, head_dim=16, batch=2, dtype=torch.float32, query_len=None, seed=0):
+    """(query, key, value) of [batch, heads, query_len, head_dim] and [batch, kv_heads, length, head_dim]."""
+    source = torch.Generator().manual_seed(seed)
+    shapes = [(heads, query_len or length), (kv_heads, length), (kv_heads, length)]
+    return tuple(torch.randn(batch, *shape, head_dim, generator=source).to(dtype) for shape in shapes)

@@ -1,0 +1,174 @@
+"""Every kernel against the reference, which is the specification."""
+
+import pytest
+import torch
+from patch_cases import CASES, make_pattern, make_variant, random_heads
+
+import sa_patch
+from sa_patch import kernels
+from sa_patch.kernels.partial import attend, merge
+
+FAST = ["torch", "sdpa"]
+SCALING = 0.25
+
+
+def allowed_error(query, key, value, pattern) -> float:
+    """Twice the error of plain PyTorch in the same dtype, plus the rounding of the output."""
+    group = query.shape[1] // key.shape[1]
+    keys, values = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scores = (query @ keys.transpose(-1, -2) * SCALING).masked_fill(~pattern.visible(), -torch.inf)
+    plain = scores.softmax(-1) @ values
+    exact = kernels.get("reference")(query.double(), key.double(), value.double(), pattern, SCALING)
+    rounding = torch.finfo(query.dtype).eps * float(exact.abs().max())
+    return 2 * float((plain - exact).abs().max()) + rounding
+
+
+def error(output, query, key, value, pattern) -> float:
+    exact = kernels.get("reference")(query.double(), key.double(), value.double(), pattern, SCALING)
+    assert not output.isnan().any()
+    return float((output - exact).abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("length", [1, 13, 63, 400])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", FAST)
+def test_kernel_equals_reference(name, case, length, dtype):
+    heads = random_heads(length, dtype=dtype)
+    pattern = make_pattern(make_variant(case), length, 3, *heads[:2])
+    output = kernels.get(name)(*heads, pattern, SCALING)
+    assert output.dtype == dtype
+    assert error(output, *heads, pattern) <= allowed_error(*heads, pattern)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 1), (10, 2), (8, 1)], ids=str)
+@pytest.mark.parametrize("head_dim", [16, 48, 80])
+@pytest.mark.parametrize("case", ["swa", "sa", "sa-bucket", "sa-sinks-local", "moba"])
+def test_kernel_equals_reference_for_any_heads(case, heads, head_dim):
+    tensors = random_heads(130, *heads, head_dim)
+    pattern = make_pattern(make_variant(case), 130, 0, *tensors[:2])
+    output = kernels.get("torch")(*tensors, pattern, SCALING)
+    assert error(output, *tensors, pattern) <= allowed_error(*tensors, pattern)
+
+
+@pytest.mark.parametrize("window", [1, 11, 12, 63, 64, 65, 399, 400, 401])
+@pytest.mark.parametrize("case", ["swa", "sa", "sa-circular", "sa-bucket", "moba"])
+def test_kernel_equals_reference_at_the_edges_of_the_window(case, window):
+    tensors = random_heads(400, batch=1)
+    pattern = make_pattern(make_variant(case, window), 400, 0, *tensors[:2])
+    output = kernels.get("torch")(*tensors, pattern, SCALING)
+    assert error(output, *tensors, pattern) <= allowed_error(*tensors, pattern)
+
+
+@pytest.mark.parametrize("case", ["swa", "sa", "sa-sinks-local", "moba", "moba-sinks-local-tail", "sa-bucket"])
+def test_long_sequences_in_several_chunks_equal_the_reference(case, monkeypatch):
+    for module in ("partial", "torch_band", "torch_blocks"):
+        monkeypatch.setattr(f"sa_patch.kernels.{module}.CHUNK_ENTRIES", 20_000)
+    tensors = random_heads(1000, batch=1)
+    pattern = make_pattern(make_variant(case, 50), 1000, 0, *tensors[:2])
+    output = kernels.get("torch")(*tensors, pattern, SCALING)
+    assert error(output, *tensors, pattern) <= allowed_error(*tensors, pattern)
+
+
+@pytest.mark.parametrize("query_len", [1, 7, 39])
+@pytest.mark.parametrize("case", CASES)
+def test_the_last_queries_alone_are_the_rows_of_the_whole(case, query_len):
+    query, key, value = random_heads(40)
+    variant = make_variant(case)
+    whole = sa_patch.attention(query, key, value, variant, kernel="reference")
+    some = sa_patch.attention(query[:, :, -query_len:], key, value, variant)
+    torch.testing.assert_close(some, whole[:, :, -query_len:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["swa-sinks", "sa", "sa-sinks-local", "sa-bucket", "sa+swa", "moba", "sa-tail"])
+def test_gradients_equal_the_reference(case):
+    gradients = []
+    for name in ("reference", "torch"):
+        tensors = [tensor.requires_grad_() for tensor in random_heads(100)]
+        pattern = make_pattern(make_variant(case), 100, 0, *tensors[:2])
+        kernels.get(name)(*tensors, pattern, SCALING).square().sum().backward()
+        gradients.append([tensor.grad for tensor in tensors])
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_future_tokens_never_change_earlier_outputs(case):
+    """Content of the future, that is: its length takes part in the definition of sa."""
+    query, key, value = random_heads(90)
+    variant = make_variant(case)
+    before = sa_patch.attention(query, key, value, variant, kernel="torch")
+    changed = [torch.cat([tensor[:, :, :60], tensor[:, :, 60:] + 9.0], dim=2) for tensor in (query, key, value)]
+    after = sa_patch.attention(*changed, variant, kernel="torch")
+    torch.testing.assert_close(before[:, :, :60], after[:, :, :60], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_runs_are_bit_identical(case):
+    tensors, variant = random_heads(300), make_variant(case)
+    assert torch.equal(*(sa_patch.attention(*tensors, variant, kernel="torch") for _ in range(2)))
+
+
+@pytest.mark.parametrize(
+    "case", ["swa", "sa", "sa-bucket", "sa-sinks-local", "sa+swa", "moba", "moba-sinks-local-tail"]
+)
+def test_memory_grows_with_the_length_not_its_square(case):
+    """No tensor of an O(n w) run comes near n x n entries."""
+    length = 6000
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.untyped_storage().nbytes())
+            return result
+
+    tensors = random_heads(length, heads=2, kv_heads=1, batch=1)
+    with Watch(), torch.no_grad():
+        sa_patch.attention(*tensors, make_variant(case, 32), kernel="torch")
+    assert largest < length * length  # bytes: a bool mask would be as large, float scores four times
+
+
+def test_parts_merge_to_the_whole():
+    query, key, value = random_heads(50, heads=2, kv_heads=2)
+    whole = attend(query, key, value, None, SCALING)
+    parts = [attend(query, key[:, :, piece], value[:, :, piece], None, SCALING) for piece in (slice(20), slice(20, 50))]
+    empty = attend(query, key, value, torch.zeros(50, 50, dtype=torch.bool), SCALING)
+    assert (empty[1] == -torch.inf).all() and (empty[0] == 0).all()
+    for found, expected in zip(merge([*parts, empty]), whole, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_an_explicit_kernel_never_falls_back():
+    query, key, value = random_heads(40)
+    with pytest.raises(NotImplementedError, match="torch.*as many queries as keys"):
+        sa_patch.attention(query[:, :, -5:], key, value, make_variant("sa"), kernel="torch")
+    long = random_heads(4097, heads=1, kv_heads=1, batch=1, head_dim=8)
+    with pytest.raises(NotImplementedError, match="sdpa.*over the limit"):
+        sa_patch.attention(*long, make_variant("sa"), kernel="sdpa")
+    with pytest.raises(ValueError, match=r"unknown kernel 'torhc'.*did you mean 'torch'"):
+        sa_patch.attention(query, key, value, make_variant("sa"), kernel="torhc")
+
+
+def test_padded_rows_equal_the_same_rows_alone():
+    query, key, value = random_heads(60, batch=3)
+    mask = torch.ones(3, 60, dtype=torch.long)
+    mask[0, :25], mask[1, 40:] = 0, 0
+    for case in CASES:
+        variant = make_variant(case)
+        together = sa_patch.attention(query, key, value, variant, attention_mask=mask)
+        for row, real in enumerate((slice(25, 60), slice(0, 40), slice(0, 60))):
+            alone = sa_patch.attention(*(x[row : row + 1, :, real] for x in (query, key, value)), variant)
+            torch.testing.assert_close(together[row : row + 1, :, real], alone, rtol=1e-5, atol=1e-5)
+        assert (together[0, :, :25] == 0).all()
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    query, key, value = random_heads(10)
+    with pytest.raises(ValueError, match=r"H a multiple of Hkv.*\(2, 3, 10, 16\)"):
+        sa_patch.attention(query[:, :3], key, value, make_variant("sa"))
+    with pytest.raises(ValueError, match="attention_mask has shape"):
+        sa_patch.attention(query, key, value, make_variant("sa"), attention_mask=torch.zeros(2, 9))

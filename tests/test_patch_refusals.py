@@ -1,0 +1,176 @@
+"""What can't be done is refused with a reason, and the model is as it was."""
+
+import json
+
+import pytest
+import torch
+from conftest import make_model
+from torch import nn
+from transformers import DynamicCache, T5Config, T5ForConditionalGeneration
+
+import sa_patch
+
+
+def logits(model, tokens, **kwargs):
+    with torch.no_grad():
+        return model(tokens, **kwargs).logits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"mode": "sw"}, ValueError, r"unknown mode 'sw': choose from full, swa, sa.*did you mean 'swa'"),
+        ({"widnow": 5}, ValueError, r"unknown option of mode 'sa': 'widnow'.*did you mean 'window'"),
+        ({"top_k": 2}, ValueError, r"'top_k' is for mode moba, not 'sa'"),
+        ({"mode": "moba", "circular": True}, ValueError, r"'circular' is for mode sa and sa\+swa, not 'moba'"),
+        ({"window": 0}, ValueError, r"window must be an integer >= 1 or a fraction 0 < x < 1, got 0"),
+        ({"window": -3}, ValueError, r"window must be"),
+        ({"window": 1.5}, ValueError, r"window=1.5 is no fraction"),
+        ({"window": 0.0}, ValueError, r"window=0.0 is no fraction"),
+        ({"window": float("nan")}, ValueError, r"no fraction"),
+        ({"window": True}, ValueError, r"window must be an integer"),
+        ({"window": "64"}, ValueError, r"window must be an integer"),
+        ({"window": None}, ValueError, r"window must be an integer"),
+        ({"sinks": -1}, ValueError, r"sinks must be an integer >= 0"),
+        ({"window": 8, "sinks": 4, "local": 5}, ValueError, r"sinks=4 and local=5 alone exceed.*window=8"),
+        ({"window": 8, "sinks": 8}, ValueError, r"alone exceed"),
+        ({"seed": 0.5}, ValueError, r"seed must be an integer"),
+        ({"budget": "pair"}, ValueError, r"unknown budget 'pair'.*did you mean 'pairs'"),
+        ({"decode": "sparse"}, NotImplementedError, r"decode='sparse' is not available yet"),
+        ({"decode": "none"}, ValueError, r"unknown decode"),
+        ({"horizon": "dyadic"}, NotImplementedError, r"dyadic.*not available yet"),
+        ({"form": "buckets"}, ValueError, r"unknown form 'buckets'.*did you mean 'bucket'"),
+        ({"form": "bucket", "circular": True}, ValueError, r"circular=True has no meaning"),
+        ({"circular": 1}, ValueError, r"circular must be True or False"),
+        ({"dense_layers": (3,)}, ValueError, r"dense_layers has 3, but the model has layers 0..2"),
+        ({"dense_layers": ("0",)}, ValueError, r"dense_layers must be an integer"),
+        ({"dense_layers": 1}, ValueError, r"dense_layers must be a list of layer numbers, got 1"),
+        ({"dense_tail": -1}, ValueError, r"dense_tail must be an integer >= 0"),
+        ({"dense_below": "cross"}, ValueError, r"dense_below must be an integer >= 0 or 'crossover'"),
+        ({"mode": "moba", "top_k": 0}, ValueError, r"top_k must be an integer >= 1"),
+        ({"mode": "moba", "window": 64, "block_size": 30, "top_k": 2}, ValueError, r"block_size=30.*use block_size=43"),
+        ({"mode": "moba", "window": 65, "budget": "nominal"}, ValueError, r"block_size \* top_k = window"),
+        ({"mode": "moba", "window": 0.5, "block_size": 8}, ValueError, r"block_size=8 can't follow window=0.5"),
+        ({"mode": "sa+swa", "local": 4}, ValueError, r"local=4 is already part of sa\+swa"),
+        ({"kernel": "flash"}, ValueError, r"unknown kernel 'flash'"),
+        ({"variant": "sa"}, ValueError, r"variant must be a sa_patch Variant, got str"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused_and_leave_the_model_alone(qwen3, tokens, arguments, error, message):
+    sa_patch.apply(qwen3, "swa", 12)
+    before = logits(qwen3, tokens)
+    with pytest.raises(error, match=message):
+        sa_patch.apply(qwen3, **arguments)
+    assert torch.equal(logits(qwen3, tokens), before), "the earlier patch must still run"
+    sa_patch.restore(qwen3)
+
+
+def test_options_beside_a_variant_are_refused(qwen3):
+    with pytest.raises(ValueError, match="already holds its options; seed would be ignored"):
+        sa_patch.apply(qwen3, variant=sa_patch.variant("sa"), seed=3)
+
+
+def test_extras_that_fill_the_window_of_a_short_prompt_are_refused(qwen3, tokens):
+    with (
+        sa_patch.apply(qwen3, "sa", 0.1, sinks=6),
+        pytest.raises(ValueError, match=r"at 48 tokens, sinks=6 .* leave nothing of window=0.1 \(5\)"),
+    ):
+        logits(qwen3, tokens)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(2, 2), "holds no transformers model"),
+        (lambda: "Qwen/Qwen3-8B", "needs a loaded model, got str"),
+        (
+            lambda: T5ForConditionalGeneration(
+                T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+            ),
+            "encoder-decoder",
+        ),
+        (lambda: make_model("mistral", sliding_window=16), "sliding"),
+        (lambda: make_model("qwen3", use_sliding_window=True, sliding_window=16, max_window_layers=1), "sliding"),
+        (lambda: make_model("qwen3", is_causal=False), "not causal"),
+    ],
+)
+def test_models_that_can_not_be_patched_are_refused_with_the_reason(make, message):
+    model = make()
+    with pytest.raises(ValueError, match=message):
+        sa_patch.apply(model, "sa", 12)
+
+
+def test_what_is_not_supported_yet_is_refused_not_miscomputed(qwen3, tokens):
+    sa_patch.apply(qwen3, "sa", 12)
+    with pytest.raises(NotImplementedError, match="packed rows"):
+        positions = torch.cat([torch.arange(20), torch.arange(28)])[None]
+        logits(qwen3, tokens, position_ids=positions, use_cache=False)
+    with pytest.raises(NotImplementedError, match="cu_seq_lens_q"):
+        ends = torch.tensor([0, 20, 48])
+        logits(qwen3, tokens, cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=28, max_length_k=28)
+    with pytest.raises(NotImplementedError, match="ready-made attention mask"):
+        logits(qwen3, tokens, attention_mask=torch.ones(1, 1, 48, 48, dtype=torch.bool).tril())
+    with pytest.raises(NotImplementedError, match="DynamicCache"):
+        qwen3.generate(tokens, max_new_tokens=3, do_sample=False, cache_implementation="static")
+    with pytest.raises(NotImplementedError, match="8 new tokens after 40 cached ones.*whole prompt in one call"):
+        cache = DynamicCache(config=qwen3.config)
+        logits(qwen3, tokens[:, :40], past_key_values=cache, use_cache=True)
+        logits(qwen3, tokens[:, 40:], past_key_values=cache, use_cache=True)
+    with pytest.raises(NotImplementedError, match="output_attentions"):
+        logits(qwen3, tokens, output_attentions=True)
+    qwen3.train()
+    qwen3.config.attention_dropout = 0.1
+    for layer in qwen3.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    with pytest.raises(NotImplementedError, match="dropout 0.1"):
+        qwen3(tokens)
+
+
+def test_full_attention_continues_a_cache(qwen3, tokens):
+    expected = logits(qwen3, tokens)
+    with sa_patch.apply(qwen3, "full"):
+        cache = DynamicCache(config=qwen3.config)
+        pieces = [logits(qwen3, piece, past_key_values=cache, use_cache=True) for piece in tokens.split(20, dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_moba_has_no_mask_without_content(qwen3):
+    with pytest.raises(ValueError, match="depend on the content"):
+        sa_patch.apply(qwen3, "moba", 12).mask(100)
+
+
+@pytest.mark.parametrize("length", [0, -1, 2.0, True])
+def test_lengths_must_be_tokens(qwen3, length):
+    patch = sa_patch.apply(qwen3, "sa", 12)
+    for ask in (patch.mask, patch.budget):
+        with pytest.raises(ValueError, match="length must be a number of tokens"):
+            ask(length)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "no patch config"),
+        ("[]", "version 'list'"),
+        ('{"mode": "sa"}', "version None"),
+        ('{"version": 99, "mode": "sa"}', "version 99"),
+        ('{"version": 1, "mode": "se"}', "unknown mode 'se'"),
+        ('{"version": 1, "mode": "sa", "window": 8, "color": 1}', "unknown option of mode 'sa': 'color'"),
+    ],
+)
+def test_configs_that_are_not_ours_are_refused(qwen3, tmp_path, text, message):
+    (tmp_path / "patch.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        sa_patch.load(qwen3, tmp_path / "patch.json")
+    assert not sa_patch.is_patched(qwen3)
+
+
+def test_a_saved_patch_loads_to_the_same_patch(qwen3, tokens, tmp_path):
+    patch = sa_patch.apply(qwen3, "sa", 12, seed=4, form="bucket", dense_layers=[0], kernel="torch")
+    expected = logits(qwen3, tokens)
+    patch.save(tmp_path / "patch.json")
+    patch.restore()
+    loaded = sa_patch.load(qwen3, tmp_path / "patch.json")
+    assert loaded.config == patch.config == json.loads(json.dumps(patch.config))
+    assert torch.equal(logits(qwen3, tokens), expected)
