@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-
 from sa_eval.tasks import TASKS
 from sa_eval.tasks.base import Request, Scene, TooShort
-
 from tiny_tokenizer import END, build_tokenizer, word_ids
+from transformers import PreTrainedTokenizerFast
 
 COPY = "copy"
 _SINGLE = ("needle_single", "frequent_words", "majority_topic")  # tasks with one question a scene
@@ -47,8 +46,9 @@ class Recipe:
 class Maker:
     """Makes batches in a process of its own; tokenization is remembered piece by piece."""
 
-    def __init__(self) -> None:
-        self.tokenizer = build_tokenizer()
+    def __init__(self, folder: str) -> None:
+        saved = Path(folder, "tokenizer.json").exists()  # a resumed run keeps its ids
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder) if saved else build_tokenizer()
         self.words = word_ids(self.tokenizer)
         self.end = self.tokenizer.convert_tokens_to_ids(END)
         self._counts: dict[str, int] = {}
@@ -140,16 +140,16 @@ class Maker:
         return ids, places
 
 
-_maker: Maker | None = None
+def start(folder: str) -> None:
+    """Readies the worker process."""
+    global _maker
+    torch.set_num_threads(1)
+    _maker = Maker(folder)
 
 
 def make_batch(recipe: Recipe) -> Batch:
-    """Entry point of the worker process."""
-    global _maker
-    torch.set_num_threads(1)
-    _maker = _maker or Maker()
+    """What the worker process is asked for."""
     return _maker.batch(recipe)
 
 
-def even(names: Sequence[str] = tuple(TASKS)) -> tuple[tuple[str, float], ...]:
-    return tuple((name, 1.0) for name in names)
+_maker: Maker

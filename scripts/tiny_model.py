@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
-
 from tiny_data import Batch
 from tiny_fast import hidden_states
+from torch import nn
+from torch.nn import functional as F
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 POSITIONS = 4096
 _SHAPE = dict(
@@ -47,6 +46,37 @@ def new_dense(vocab_size: int, end: int) -> Qwen3ForCausalLM:
     return model
 
 
+def upcycled(dense: Qwen3ForCausalLM) -> Qwen3MoeForCausalLM:
+    """Sparse upcycling (arXiv 2212.05055): every expert begins as a copy of the dense MLP, the router at random.
+
+    With renormalised top-2 weights the new model computes what the dense one does; training then parts the experts.
+    """
+    config = Qwen3MoeConfig(
+        **_SHAPE,
+        vocab_size=dense.config.vocab_size,
+        intermediate_size=_INNER,
+        moe_intermediate_size=_INNER,
+        num_experts=4,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        rope_parameters=dict(dense.config.rope_parameters),
+        initializer_range=0.04,
+        router_aux_loss_coef=BALANCE,
+        eos_token_id=dense.config.eos_token_id,
+        pad_token_id=dense.config.pad_token_id,
+        bos_token_id=None,
+    )
+    model = Qwen3MoeForCausalLM(config)
+    model.load_state_dict({k: v for k, v in dense.state_dict().items() if ".mlp." not in k}, strict=False)
+    for layer, origin in zip(model.model.layers, dense.model.layers, strict=True):
+        joint = torch.cat((origin.mlp.gate_proj.weight, origin.mlp.up_proj.weight))
+        layer.mlp.experts.gate_up_proj.data.copy_(joint.expand(4, -1, -1))
+        layer.mlp.experts.down_proj.data.copy_(origin.mlp.down_proj.weight.expand(4, -1, -1))
+        nn.init.normal_(layer.mlp.gate.weight, std=0.04)
+    model.tie_weights()
+    return model
+
+
 def score(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, list[bool]]:
     """(loss over the places to be predicted, whether each question was answered rightly throughout)."""
     hidden, balance = hidden_states(model, batch.ids)
@@ -59,10 +89,3 @@ def score(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, list[bool]]:
     right = (guess == label) | (guess == batch.either)
     wrong = set(batch.question[~right].tolist())
     return loss, [number not in wrong for number in range(len(batch.tasks))]
-
-
-def load(folder: str) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-__all__ = ["POSITIONS", "Qwen3MoeConfig", "Qwen3MoeForCausalLM", "load", "new_dense", "score"]

@@ -1,4 +1,7 @@
-"""Trains the models that ship in eval/assets. `python scripts/train_tiny.py --arch qwen3 --out DIR`; run again to resume."""
+"""Trains the models that ship in eval/assets: `python scripts/train_tiny.py --arch qwen3 --out DIR`.
+
+The same command resumes a run that was stopped.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from tqdm import tqdm
-
 from sa_eval.tasks import TASKS
-from tiny_data import Maker, Recipe, make_batch
-from tiny_model import new_dense, score
+from tiny_data import Maker, Recipe, make_batch, start
+from tiny_model import new_dense, score, upcycled
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 LENGTHS = (96, 160, 256, 512, 1024, 2176)
 UNRATED = ("variable_tracking",)  # hard for a model this small: trained, but no step waits for it
@@ -79,8 +82,10 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    maker = Maker()
-    model = new_dense(len(maker.tokenizer), maker.end)
+    if options.arch == "qwen3_moe" and not (out / "tokenizer.json").exists():
+        PreTrainedTokenizerFast.from_pretrained(options.dense).save_pretrained(out)
+    maker = Maker(options.out)
+    model, progress = _beginning(options, maker)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -89,7 +94,6 @@ def train(options: argparse.Namespace) -> None:
         betas=(0.9, 0.97),
         fused=True,
     )
-    progress = Progress()
     if (out / "checkpoint.pt").exists():
         saved = torch.load(out / "checkpoint.pt", weights_only=False)
         model.load_state_dict(saved["model"])
@@ -97,9 +101,17 @@ def train(options: argparse.Namespace) -> None:
         torch.set_rng_state(saved["rng"])
         progress = Progress(**saved["progress"])
     maker.tokenizer.save_pretrained(out)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start, initargs=(options.out,)) as pool:
         _loop(model, optimizer, progress, pool, out, options)
-    model.save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
+
+
+def _beginning(options: argparse.Namespace, maker: Maker):
+    """A dense model starts from nothing and short rows, the sparse one from the dense one and rows of every length."""
+    if options.arch == "qwen3":
+        return new_dense(len(maker.tokenizer), maker.end), Progress()
+    dense = Qwen3ForCausalLM.from_pretrained(options.dense, dtype=torch.float32)
+    return upcycled(dense), Progress(level=len(LENGTHS) - 1)
 
 
 def _loop(model, optimizer, progress, pool, out, options) -> None:
@@ -171,6 +183,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", choices=("qwen3", "qwen3_moe"), default="qwen3")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--dense", default="eval/assets/qwen3-tiny", help="what qwen3_moe starts from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=8192, help="tokens a step")
