@@ -6,6 +6,8 @@ matrix products (SDPA's backward is slow there), and elementwise work is compile
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,7 +21,7 @@ def hidden_states(model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, to
     length = ids.shape[1]
     cosine, sine = _angles(model.config, length)
     mask = torch.full((length, length), -1e9).triu(1) if length <= _PLAIN_UP_TO else None
-    return _compiled(model, ids, cosine, sine, mask)
+    return _compiled()(model, ids, cosine, sine, mask)
 
 
 def _angles(config, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,4 +103,6 @@ def _experts(mlp, states):
     return total, balance
 
 
-_compiled = torch.compile(_forward, dynamic=False)
+@functools.cache
+def _compiled():
+    return torch.compile(_forward, dynamic=False)
