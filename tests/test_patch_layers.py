@@ -1,0 +1,46 @@
+"""The laws of the structure: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import sa_patch
+from sa_patch.kernels import KERNELS
+
+ROOT = Path(sa_patch.__file__).parent
+
+
+def imports(file: Path) -> set[str]:
+    """All modules a file imports, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def reaches(file: Path, prefix: str) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for name in imports(file))
+
+
+def test_only_integration_imports_transformers():
+    assert [file.name for file in sorted(ROOT.rglob("*.py")) if reaches(file, "transformers")] == ["integration.py"]
+
+
+def test_sa_patch_never_imports_sa_eval():
+    assert not [file for file in ROOT.rglob("*.py") if reaches(file, "sa_eval")]
+
+
+def test_variants_patterns_and_the_reference_need_torch_only():
+    files = [*(ROOT / "variants").glob("*.py"), ROOT / "patterns.py", ROOT / "kernels" / "reference.py"]
+    third_party = {"transformers", "numpy", "triton", "accelerate", "sa_eval", "sa_patch.integration", "sa_patch.api"}
+    assert not [(file.name, name) for file in files for name in third_party if reaches(file, name)]
+
+
+def test_kernels_never_import_each_other_nor_any_variant():
+    modules = {module for module, _ in KERNELS.values()}
+    for file in (ROOT / "kernels").glob("*.py"):
+        others = modules - {f"sa_patch.kernels.{file.stem}"}
+        assert not [name for name in others if reaches(file, name)], file.name
+        assert not reaches(file, "sa_patch.variants"), file.name

@@ -1,0 +1,80 @@
+"""What a patch tells about itself is what it does."""
+
+import pytest
+import torch
+
+import sa_patch
+from sa_patch.variants import VARIANTS
+
+
+def test_describe_says_what_runs(qwen3, tokens):
+    patch = sa_patch.apply(qwen3, "sa", 12, dense_layers=(-1,), seed=3)
+    text = patch.describe()
+    assert text == repr(patch)
+    for part in (
+        "sa (stochastic attention), window=12, active",
+        "seed=3",
+        "dense_layers=[-1]",
+        "verified architecture",
+    ):
+        assert part in text
+    assert "full: [2]; all others sa" in text
+    assert "prefixes are not reusable" in text
+    assert "sparse_prefill 0" in text
+    with torch.no_grad():
+        qwen3(tokens)
+    assert "sparse_prefill 2, dense_prefill 1, decode 0" in patch.describe()
+    patch.restore()
+    assert "restored, not running" in patch.describe()
+
+
+def test_describe_shows_a_budget_that_misses_its_target(qwen3):
+    patch = sa_patch.apply(qwen3, "sa", 600, form="bucket")
+    budget = patch.budget(1024)
+    assert budget.off_target > 0.05
+    assert f"({budget.off_target:+.0%} of the" in patch.describe()
+    assert "asked for)" not in sa_patch.apply(qwen3, "sa", 600).describe()
+
+
+def test_notebooks_get_a_table_without_markup_from_names(qwen3):
+    html = sa_patch.apply(qwen3, "swa", 12)._repr_html_()
+    assert html.startswith("<table") and html.count("<tr>") == html.count("</tr>") >= 6
+    assert "<class" not in html
+
+
+@pytest.mark.parametrize("mode", VARIANTS)
+@pytest.mark.parametrize("length", [1, 7, 500, 40_000])
+def test_budget_adds_up(qwen3, mode, length):
+    budget = sa_patch.apply(qwen3, mode, 64).budget(length)
+    assert len(budget.per_layer) == 3
+    assert budget.pairs == sum(layer.pairs for layer in budget.per_layer)
+    assert budget.keys_per_query == pytest.approx(budget.pairs / 3 / length)
+    assert budget.density == pytest.approx(budget.pairs / 3 / (length * (length + 1) / 2))
+    assert 0 < budget.density <= 1
+    assert (budget.router_cost > 0) == (mode == "moba" and length > 86)
+    if mode in ("swa", "sa"):
+        assert budget.off_target == 0
+    if mode in ("sa+swa", "moba"):
+        assert abs(budget.off_target) < 0.05
+
+
+def test_mask_and_budget_agree_layer_by_layer(qwen3):
+    for mode, options in (("swa", {}), ("sa", {"sinks": 2}), ("sa+swa", {}), ("sa", {"dense_layers": (1,)})):
+        patch = sa_patch.apply(qwen3, mode, 12, **options)
+        pairs = [int(patch.mask(100, layer).sum()) for layer in range(3)]
+        assert pairs == [layer.pairs for layer in patch.budget(100).per_layer]
+
+
+def test_variants_of_ones_own_run_at_once(qwen3, tokens):
+    class EveryOther(type(sa_patch.variant("swa"))):
+        name = "every-other"
+
+        def sparse_pattern(self, group, layer_idx, query, key):
+            return super().sparse_pattern(group, layer_idx, query, key) if layer_idx % 2 else self.dense(group)
+
+    patch = sa_patch.apply(qwen3, variant=EveryOther(window=12))
+    with torch.no_grad():
+        qwen3(tokens)
+    assert patch.budget(48).per_layer[0].pairs == 48 * 49 // 2
+    assert patch.budget(48).per_layer[1].pairs < 48 * 12
+    assert patch.config["mode"] == "every-other"
