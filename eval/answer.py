@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 DENSE_ENOUGH = 0.9
-RIVALS = ("swa", "moba")                # what the paper compares sa with; all pairs are in the report's table
+RIVALS = ("swa", "moba")  # what the paper compares sa with; all pairs are in the report's table
 FOCUS = ("sa", "sa-bucket", "sa-circular", "sa+swa")
 
 
@@ -77,8 +77,10 @@ def _names(rows: list[dict[str, Any]], others: dict[str, str]) -> str:
 def _by(row: dict[str, Any], others: dict[str, str]) -> str:
     """A rival with the size of the gap, unsigned: the verb says the direction."""
     low, high = sorted((abs(row["difference_low"]), abs(row["difference_high"])))
-    return (f"{others[row['base']]} by {points(abs(row['difference']), sign=False)} points "
-            f"({points(low, sign=False)} to {points(high, sign=False)})")
+    return (
+        f"{others[row['base']]} by {points(abs(row['difference']), sign=False)} points "
+        f"({points(low, sign=False)} to {points(high, sign=False)})"
+    )
 
 
 def _tie(row: dict[str, Any], others: dict[str, str]) -> str:
@@ -98,20 +100,29 @@ def notes(results: dict[str, Any]) -> list[str]:
         found.append(f"Scored by log-likelihood, so only prefill is exercised: {names}.")
     if len(scored) < len(results["tasks"]):
         decode = results["settings"]["decode"]
-        found.append(f"Generated answers: prefill is sparse, decode is {decode}"
-                     + (" (new tokens read the whole cache)." if decode == "full" else "."))
+        found.append(
+            f"Generated answers: prefill is sparse, decode is {decode}"
+            + (" (new tokens read the whole cache)." if decode == "full" else ".")
+        )
     if any(arm["label"] == "moba" for arm in results["arms"]):
         found.append("moba is untrained here: its authors made it for continued training.")
     if any(arm["label"] == "sa+swa" for arm in results["arms"]):
         found.append("sa+swa is the training-free union of both patterns, not the paper's trained gate.")
-    dense = [f"{row['arm']} at {row['length'] or 'the tasks own length'} ({row['density']:.2f})" for row in results["budgets"]
-             if row["arm"] != "full" and row["density"] >= DENSE_ENOUGH]
+    dense = [
+        f"{row['arm']} at {row['length'] or 'the tasks own length'} ({row['density']:.2f})"
+        for row in results["budgets"]
+        if row["arm"] != "full" and row["density"] >= DENSE_ENOUGH
+    ]
     if dense:
-        found.append(f"Nearly full attention (density at least {DENSE_ENOUGH}), so equality means nothing: {', '.join(dense)}.")
+        found.append(
+            f"Nearly full attention (density at least {DENSE_ENOUGH}), so equality means nothing: {', '.join(dense)}."
+        )
     cells = _overall(results)
     if "full" in cells and cells["full"]["accuracy"] < 0.5:
-        found.append(f"Full attention itself scores only {points(cells['full']['accuracy'], sign=False)} %: "
-                     "this model cannot show what an attention variant costs on these tasks.")
+        found.append(
+            f"Full attention itself scores only {points(cells['full']['accuracy'], sign=False)} %: "
+            "this model cannot show what an attention variant costs on these tasks."
+        )
     better = [name for name, cell in cells.items() if cell.get("difference_low", -1) > 0]
     if better:
         found.append(f"Significantly above full attention, which deserves suspicion: {', '.join(better)}.")

@@ -14,10 +14,10 @@ SEEDED_MODES = ("sa", "sa+swa")
 class Arm:
     """One row of the comparison. `options` is what `sa_patch.apply` gets besides mode, window, seed and kernel."""
 
-    name: str                       # unique in a run and usable in a file name
-    label: str                      # the name under --modes
-    mode: str                       # the sa_patch mode
-    window: int | float | None      # None: full
+    name: str  # unique in a run and usable in a file name
+    label: str  # the name under --modes
+    mode: str  # the sa_patch mode
+    window: int | float | None  # None: full
     dense_tail: int = 0
     seeds: tuple[int, ...] = (0,)
     kernel: str = "auto"
@@ -48,8 +48,16 @@ class Arm:
             raise SettingsError(f"arm {self.name} cannot run: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "label": self.label, "mode": self.mode, "window": self.window,
-                "dense_tail": self.dense_tail, "seeds": list(self.seeds), "kernel": self.kernel, "options": self.options}
+        return {
+            "name": self.name,
+            "label": self.label,
+            "mode": self.mode,
+            "window": self.window,
+            "dense_tail": self.dense_tail,
+            "seeds": list(self.seeds),
+            "kernel": self.kernel,
+            "options": self.options,
+        }
 
 
 def arms_from(settings: Settings) -> list[Arm]:
@@ -65,8 +73,12 @@ def arms_from(settings: Settings) -> list[Arm]:
 
 def _arm(settings: Settings, label: str, window: int | float, tail: int) -> Arm:
     mode, variant_options = ARM_MODES.get(label, (label, {}))
-    options: dict[str, Any] = {"budget": settings.budget, "decode": settings.decode,
-                               "dense_tail": tail, **variant_options}
+    options: dict[str, Any] = {
+        "budget": settings.budget,
+        "decode": settings.decode,
+        "dense_tail": tail,
+        **variant_options,
+    }
     for name in ("sinks", "local", "dense_layers", "dense_below"):
         value = getattr(settings, name)
         if value:

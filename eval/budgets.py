@@ -28,8 +28,13 @@ def measured_budget(patch: Any | None, prompt_tokens: Sequence[int]) -> dict[str
             router += count * length * budget.router_cost
             exact = exact and budget.exact
             off_target = max(off_target, budget.off_target, key=abs)
-    return {"keys_per_query": pairs / queries, "density": pairs / possible, "router_cost_per_query": router / queries,
-            "exact": exact, "off_target": off_target}
+    return {
+        "keys_per_query": pairs / queries,
+        "density": pairs / possible,
+        "router_cost_per_query": router / queries,
+        "exact": exact,
+        "off_target": off_target,
+    }
 
 
 def _few(counts: Counter[int]) -> dict[int, float]:

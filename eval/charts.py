@@ -35,16 +35,24 @@ def panel(title: str, points: Sequence[Point], full: Point | None, x_range: tupl
     parts = [_axes(title, x_range)]
     if full is not None:
         y, top, bottom = _y(full.y), _y(full.high), _y(full.low)
-        parts.append(f'<g class="full"><title>{escape(_tip(full))}</title>'
-                     f'<rect class="band" x="{LEFT}" y="{top:.1f}" width="{WIDTH - LEFT - RIGHT}" height="{max(bottom - top, 1):.1f}"/>'
-                     f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/></g>')
+        parts.append(
+            f'<g class="full"><title>{escape(_tip(full))}</title>'
+            f'<rect class="band" x="{LEFT}" y="{top:.1f}" width="{WIDTH - LEFT - RIGHT}" height="{max(bottom - top, 1):.1f}"/>'
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/></g>'
+        )
     labels = list(dict.fromkeys(point.label for point in points))
     for position, label in enumerate(labels):
-        dodge = 3.0 * (position - (len(labels) - 1) / 2)      # matched budgets lie on one x: set the whiskers apart
-        parts.append(_series(sorted((point for point in points if point.label == label), key=lambda point: point.x),
-                             x_range, dodge))
-    return (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: accuracy against keys per query">'
-            + "".join(parts) + "</svg>")
+        dodge = 3.0 * (position - (len(labels) - 1) / 2)  # matched budgets lie on one x: set the whiskers apart
+        parts.append(
+            _series(
+                sorted((point for point in points if point.label == label), key=lambda point: point.x), x_range, dodge
+            )
+        )
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: accuracy against keys per query">'
+        + "".join(parts)
+        + "</svg>"
+    )
 
 
 def legend_mark(label: str) -> str:
@@ -57,9 +65,11 @@ def _series(points: Sequence[Point], x_range: tuple[float, float], dodge: float)
     line = " ".join(f"{x:.1f},{_y(point.y):.1f}" for x, point in spots)
     parts = [f'<g class="s{slot(label)}"><polyline class="trend" points="{line}"/>']
     for x, point in spots:
-        parts.append(f'<g><title>{escape(_tip(point))}</title>'
-                     f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{_y(point.high):.1f}" y2="{_y(point.low):.1f}"/>'
-                     f"{_marker(label, x, _y(point.y))}</g>")
+        parts.append(
+            f"<g><title>{escape(_tip(point))}</title>"
+            f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{_y(point.high):.1f}" y2="{_y(point.low):.1f}"/>'
+            f"{_marker(label, x, _y(point.y))}</g>"
+        )
     return "".join(parts) + "</g>"
 
 
@@ -67,12 +77,16 @@ def _axes(title: str, x_range: tuple[float, float]) -> str:
     parts = [f'<text class="title" x="{LEFT}" y="14">{escape(title)}</text>']
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = _y(share)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                     f'<text class="tick" x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{round(100 * share)}</text>')
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="tick" x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{round(100 * share)}</text>'
+        )
     for value in _ticks(x_range):
         x = _x(value, x_range)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_y(0):.1f}" y2="{_y(0) + 4:.1f}"/>'
-                     f'<text class="tick" x="{x:.1f}" y="{_y(0) + 15:.1f}" text-anchor="middle">{value:g}</text>')
+        parts.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_y(0):.1f}" y2="{_y(0) + 4:.1f}"/>'
+            f'<text class="tick" x="{x:.1f}" y="{_y(0) + 15:.1f}" text-anchor="middle">{value:g}</text>'
+        )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">keys per query</text>')
     return "".join(parts)
@@ -100,15 +114,32 @@ def _marker(label: str, x: float, y: float) -> str:
         return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
     if shape == "square":
         return f'<rect class="dot" x="{x - 3.6:.1f}" y="{y - 3.6:.1f}" width="7.2" height="7.2"/>'
-    offsets = {"triangle": [(0, -4.8), (4.5, 3.4), (-4.5, 3.4)], "down": [(0, 4.8), (4.5, -3.4), (-4.5, -3.4)],
-               "diamond": [(0, -5.2), (5.2, 0), (0, 5.2), (-5.2, 0)],
-               "hexagon": [(-2.4, -4.2), (2.4, -4.2), (4.8, 0), (2.4, 4.2), (-2.4, 4.2), (-4.8, 0)],
-               "cross": [(-4, -1.5), (-1.5, -1.5), (-1.5, -4), (1.5, -4), (1.5, -1.5), (4, -1.5), (4, 1.5), (1.5, 1.5),
-                         (1.5, 4), (-1.5, 4), (-1.5, 1.5), (-4, 1.5)]}[shape]
+    offsets = {
+        "triangle": [(0, -4.8), (4.5, 3.4), (-4.5, 3.4)],
+        "down": [(0, 4.8), (4.5, -3.4), (-4.5, -3.4)],
+        "diamond": [(0, -5.2), (5.2, 0), (0, 5.2), (-5.2, 0)],
+        "hexagon": [(-2.4, -4.2), (2.4, -4.2), (4.8, 0), (2.4, 4.2), (-2.4, 4.2), (-4.8, 0)],
+        "cross": [
+            (-4, -1.5),
+            (-1.5, -1.5),
+            (-1.5, -4),
+            (1.5, -4),
+            (1.5, -1.5),
+            (4, -1.5),
+            (4, 1.5),
+            (1.5, 1.5),
+            (1.5, 4),
+            (-1.5, 4),
+            (-1.5, 1.5),
+            (-4, 1.5),
+        ],
+    }[shape]
     corners = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in offsets)
     return f'<polygon class="dot" points="{corners}"/>'
 
 
 def _tip(point: Point) -> str:
-    return (f"{point.arm}: {100 * point.y:.1f} % ({100 * point.low:.1f} to {100 * point.high:.1f}), "
-            f"{point.x:.0f} keys per query")
+    return (
+        f"{point.arm}: {100 * point.y:.1f} % ({100 * point.low:.1f} to {100 * point.high:.1f}), "
+        f"{point.x:.0f} keys per query"
+    )

@@ -51,9 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     modes = "\n".join(f"  {name:<12} {text}" for name, text in MODE_HELP.items())
     parser = argparse.ArgumentParser(
-        prog="sa-eval", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        prog="sa-eval",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
         description="Compare sparse attention variants on long-context tasks, at measured and matched budgets.\n\n"
-                    f"modes\n{modes}\n\n{EXAMPLES}", epilog=DETAILS)
+        f"modes\n{modes}\n\n{EXAMPLES}",
+        epilog=DETAILS,
+    )
     parser.add_argument("--config", metavar="FILE", help="settings from a YAML file")
     for name, item in SETTINGS.items():
         flag = "--" + name.replace("_", "-")
@@ -63,10 +67,17 @@ def build_parser() -> argparse.ArgumentParser:
         if item.metadata.get("kind") is bool:
             parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=help_text)
         else:
-            parser.add_argument(flag, dest=name, nargs="+" if item.metadata.get("many") else None, default=None,
-                                metavar=_metavar(item.metadata), help=help_text)
-    parser.add_argument("--dry-run", action="store_true",
-                        help="print arms, budgets, documents, estimated time and memory; run nothing")
+            parser.add_argument(
+                flag,
+                dest=name,
+                nargs="+" if item.metadata.get("many") else None,
+                default=None,
+                metavar=_metavar(item.metadata),
+                help=help_text,
+            )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print arms, budgets, documents, estimated time and memory; run nothing"
+    )
     parser.add_argument("--list-tasks", action="store_true", help="print the tasks that --tasks takes")
     parser.add_argument("--verbose", action="store_true", help="let the libraries' logs through")
     return parser

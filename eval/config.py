@@ -52,8 +52,11 @@ class Settings:
     revision: str | None = setting(None, "revision of a hub model", optional=True)
     modes: tuple[str, ...] = setting(("full", "swa", "sa", "moba"), "attention variants to compare", many=True)
     window: tuple[int | float, ...] = setting(
-        (64, 256), "budgets: keys per query (whole number), or a fraction of the prompt (0 < x < 1)",
-        kind="amount", many=True, minimum=1,
+        (64, 256),
+        "budgets: keys per query (whole number), or a fraction of the prompt (0 < x < 1)",
+        kind="amount",
+        many=True,
+        minimum=1,
     )
     lengths: tuple[int, ...] = setting((512, 1024), "context lengths in tokens", kind=int, many=True, minimum=16)
     tasks: tuple[str, ...] = setting(
@@ -62,25 +65,36 @@ class Settings:
     num_samples: int | str = setting(
         20, "documents per task and length; `all` runs lm-eval tasks whole", kind="samples", minimum=1
     )
-    seeds: tuple[int, ...] = setting((0, 1), "seeds of the stochastic arms; one row, averaged per document",
-                                     kind=int, many=True, minimum=0)
+    seeds: tuple[int, ...] = setting(
+        (0, 1), "seeds of the stochastic arms; one row, averaged per document", kind=int, many=True, minimum=0
+    )
     doc_seed: int = setting(0, "seed of the generated documents", kind=int, minimum=0)
     dense_tail: tuple[int, ...] = setting(
-        (0,), "last prompt queries that see everything; several values are several sets of arms",
-        kind=int, many=True, minimum=0,
+        (0,),
+        "last prompt queries that see everything; several values are several sets of arms",
+        kind=int,
+        many=True,
+        minimum=0,
     )
     sinks: int | float = setting(0, "first tokens always visible", kind="amount", minimum=0)
     local: int | float = setting(0, "last keys always visible", kind="amount", minimum=0)
-    dense_layers: tuple[int, ...] = setting((), "layers left full; negative ones count from the end", kind=int, many=True,
-                                            minimum=None)
+    dense_layers: tuple[int, ...] = setting(
+        (), "layers left full; negative ones count from the end", kind=int, many=True, minimum=None
+    )
     dense_below: int | str = setting(0, "prompts up to this length stay full; or `crossover`", kind="dense_below")
     decode: str = setting("full", "what generated tokens see", choices=("full", "sparse"))
-    budget: str = setting("pairs", "pairs: variants matched by measured keys per query; nominal: by formula",
-                          choices=("pairs", "nominal"))
+    budget: str = setting(
+        "pairs", "pairs: variants matched by measured keys per query; nominal: by formula", choices=("pairs", "nominal")
+    )
     kernel: str = setting("auto", "sa_patch kernel")
     batch_size: int = setting(16, "documents per forward pass", kind=int, minimum=1)
-    threads: int | None = setting(None, "CPU threads of torch; 1 when other jobs keep the machine busy (default: torch's)",
-                                  kind=int, minimum=1, optional=True)
+    threads: int | None = setting(
+        None,
+        "CPU threads of torch; 1 when other jobs keep the machine busy (default: torch's)",
+        kind=int,
+        minimum=1,
+        optional=True,
+    )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...")
     dtype: str = setting("auto", "dtype of the weights", choices=DTYPES)
     device_map: str | None = setting(None, "accelerate's device map, for models larger than one device", optional=True)
@@ -148,8 +162,9 @@ def _checked(name: str, value: Any) -> Any:
         return _checked_item(name, value, rule)
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
     items = [part for entry in parts for part in (entry.split(",") if isinstance(entry, str) else [entry])]
-    result = tuple(_checked_item(name, item.strip() if isinstance(item, str) else item, rule)
-                   for item in items if item != "")
+    result = tuple(
+        _checked_item(name, item.strip() if isinstance(item, str) else item, rule) for item in items if item != ""
+    )
     if not result and name != "dense_layers":
         raise SettingsError(f"{name} is an empty list: give at least one value")
     doubled = sorted({str(item) for item in result if result.count(item) > 1})
@@ -206,8 +221,9 @@ def _check_modes(settings: Settings) -> None:
         if mode not in ARM_MODES and mode not in registered_modes():
             raise SettingsError(f"mode {mode!r} is not known: {nearest(mode, list(ARM_MODES))}")
     if settings.num_samples == "all" and "offline" in settings.tasks:
-        raise SettingsError("num_samples 'all' needs tasks with a fixed set of documents; the offline suite is endless: "
-                            "give a number")
+        raise SettingsError(
+            "num_samples 'all' needs tasks with a fixed set of documents; the offline suite is endless: give a number"
+        )
 
 
 def registered_modes() -> tuple[str, ...]:

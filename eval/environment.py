@@ -24,8 +24,13 @@ def versions() -> dict[str, str]:
 def hardware(device: Any) -> dict[str, Any]:
     import torch
 
-    found: dict[str, Any] = {"device": str(device), "cpu": _cpu_name(), "cores": os.cpu_count(),
-                             "threads": torch.get_num_threads(), "system": f"{platform.system()} {platform.machine()}"}
+    found: dict[str, Any] = {
+        "device": str(device),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
     if torch.device(device).type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
         found["gpu_count"] = torch.cuda.device_count()

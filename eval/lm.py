@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import StoppingCriteria, StoppingCriteriaList
-
 from sa_eval import models
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -30,10 +29,16 @@ class TruncationError(ValueError):
 class ExactLM(HFLM):
     """HFLM over an already loaded model, for patches that must know every row's true length."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 16,
-                 progress: Callable[[int], None] | None = None) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size,
-                         max_length=models.max_tokens(model))
+    def __init__(
+        self, model: Any, tokenizer: Any, *, batch_size: int = 16, progress: Callable[[int], None] | None = None
+    ) -> None:
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            backend="causal",
+            batch_size=batch_size,
+            max_length=models.max_tokens(model),
+        )
         self._progress = progress or (lambda count: None)
         self._tokens: dict[Any, Any] = {}
 
@@ -66,8 +71,9 @@ class ExactLM(HFLM):
             self._tokens[request.args] = (array("l", pair[0]), array("l", pair[1]))
         return self._tokens[request.args]
 
-    def _loglikelihood_tokens(self, requests: list[Any], disable_tqdm: bool = True,
-                              override_bs: int | None = None) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
         answers: list[Any] = [None] * len(requests)
         for rows in self._batches_of_equal_length(requests):
             keep = max(len(requests[idx][2]) for members in rows.values() for idx in members)
@@ -87,7 +93,7 @@ class ExactLM(HFLM):
         for length in sorted(by_length, reverse=True):
             rows = list(by_length[length].items())
             for start in range(0, len(rows), self.batch_size):
-                yield dict(rows[start:start + self.batch_size])
+                yield dict(rows[start : start + self.batch_size])
 
     @torch.inference_mode()
     def _scored_logits(self, rows: list[list[int]], keep: int) -> torch.Tensor:
@@ -106,11 +112,14 @@ class ExactLM(HFLM):
         for members in groups.values():
             options = generation_options(requests[members[0]].args[1])
             for idx in members:
-                self._refuse_truncation(requests[idx], len(self.encoded_prompt(requests[idx])) + options["max_new_tokens"],
-                                        f"prompt and {options['max_new_tokens']} new tokens")
+                self._refuse_truncation(
+                    requests[idx],
+                    len(self.encoded_prompt(requests[idx])) + options["max_new_tokens"],
+                    f"prompt and {options['max_new_tokens']} new tokens",
+                )
             members = sorted(members, key=lambda idx: (-len(self.encoded_prompt(requests[idx])), idx))
             for start in range(0, len(members), self.batch_size):
-                batch = members[start:start + self.batch_size]
+                batch = members[start : start + self.batch_size]
                 texts = self._generate_batch([self.encoded_prompt(requests[idx]) for idx in batch], dict(options))
                 for idx, text in zip(batch, texts, strict=True):
                     answers[idx] = text
@@ -131,8 +140,15 @@ class ExactLM(HFLM):
         real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self.device)
         stops = [stop for stop in options.pop("until") if stop]
         criteria = StoppingCriteriaList([_StopStrings(self.tokenizer, stops, width)] if stops else [])
-        output = self.model.generate(input_ids=ids, attention_mask=real, stopping_criteria=criteria, pad_token_id=pad,
-                                     eos_token_id=self._end_ids(), use_cache=True, **options)
+        output = self.model.generate(
+            input_ids=ids,
+            attention_mask=real,
+            stopping_criteria=criteria,
+            pad_token_id=pad,
+            eos_token_id=self._end_ids(),
+            use_cache=True,
+            **options,
+        )
         texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
         return [_cut(text, stops) for text in texts]
 
@@ -148,7 +164,8 @@ class ExactLM(HFLM):
         if limit is not None and tokens > limit:
             raise TruncationError(
                 f"document {request.doc_id} of {request.task_name}: {what} take {tokens} tokens, the model holds {limit}; "
-                "nothing is truncated here: use a shorter length or a model with more positions")
+                "nothing is truncated here: use a shorter length or a model with more positions"
+            )
 
 
 class _StopStrings(StoppingCriteria):
@@ -160,7 +177,7 @@ class _StopStrings(StoppingCriteria):
         self.done: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        new = input_ids[:, self.prompt_len:][:, -self.look_back:]
+        new = input_ids[:, self.prompt_len :][:, -self.look_back :]
         hits = [any(stop in text for stop in self.stops) for text in self.tokenizer.batch_decode(new)]
         now = torch.tensor(hits, device=input_ids.device)
         self.done = now if self.done is None else self.done | now
@@ -170,19 +187,24 @@ class _StopStrings(StoppingCriteria):
 def generation_options(arguments: dict[str, Any]) -> dict[str, Any]:
     """lm-eval's generation arguments as `generate` takes them: greedy unless the task asks to sample."""
     options = dict(arguments)
-    lengths = [options.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")]
+    lengths = [
+        options.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    ]
     until = options.pop("until", None) or []
     temperature = float(options.pop("temperature", 0.0) or 0.0)
     options["do_sample"] = bool(options.get("do_sample", temperature > 0))
     if options["do_sample"] and temperature > 0:
         options["temperature"] = temperature
-    return {**options, "until": [until] if isinstance(until, str) else list(until),
-            "max_new_tokens": int(next((value for value in lengths if value is not None), DEFAULT_NEW_TOKENS))}
+    return {
+        **options,
+        "until": [until] if isinstance(until, str) else list(until),
+        "max_new_tokens": int(next((value for value in lengths if value is not None), DEFAULT_NEW_TOKENS)),
+    }
 
 
 def _score(log_probs: torch.Tensor, continuation: Any) -> tuple[float, bool]:
     target = torch.tensor(list(continuation), dtype=torch.long, device=log_probs.device)
-    positions = log_probs[-len(target):]
+    positions = log_probs[-len(target) :]
     chosen = positions.gather(-1, target[:, None])
     return float(chosen.sum()), bool((positions.argmax(-1) == target).all())
 

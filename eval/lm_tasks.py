@@ -15,12 +15,15 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
-
 from sa_eval.config import Settings, SettingsError, nearest
 
 OFFLINE = "offline"
-SPARSE_PHASE = {"generate_until": "prefill sparse, decode as set", "multiple_choice": "prefill only",
-                "loglikelihood": "prefill only", "loglikelihood_rolling": "prefill only"}
+SPARSE_PHASE = {
+    "generate_until": "prefill sparse, decode as set",
+    "multiple_choice": "prefill only",
+    "loglikelihood": "prefill only",
+    "loglikelihood_rolling": "prefill only",
+}
 
 
 @dataclass
@@ -30,12 +33,12 @@ class PreparedTask:
     name: str
     length: int | None
     family: str
-    output: str                             # lm-eval's request type
+    output: str  # lm-eval's request type
     task: Task
-    hashes: list[str] = field(default_factory=list)         # by document index
+    hashes: list[str] = field(default_factory=list)  # by document index
     prompt_tokens: list[int] = field(default_factory=list)  # by document index, longest request of the document
     depths: list[float | None] = field(default_factory=list)
-    score_metric: str | None = None         # None: chosen from the first results
+    score_metric: str | None = None  # None: chosen from the first results
 
     @property
     def key(self) -> str:
@@ -46,9 +49,16 @@ class PreparedTask:
         return len(self.hashes)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "length": self.length, "family": self.family, "output": self.output,
-                "phase": SPARSE_PHASE.get(self.output, "prefill only"), "documents": self.num_documents,
-                "median_prompt_tokens": int(statistics.median(self.prompt_tokens)), "hashes": self.hashes}
+        return {
+            "name": self.name,
+            "length": self.length,
+            "family": self.family,
+            "output": self.output,
+            "phase": SPARSE_PHASE.get(self.output, "prefill only"),
+            "documents": self.num_documents,
+            "median_prompt_tokens": int(statistics.median(self.prompt_tokens)),
+            "hashes": self.hashes,
+        }
 
 
 class OfflineLmTask(Task):
@@ -60,11 +70,24 @@ class OfflineLmTask(Task):
         self.offline_task = offline_task
         self.OUTPUT_TYPE = "generate_until" if offline_task.output == "generate" else "multiple_choice"
         self._documents = [
-            {"prompt": document.prompt, "answers": list(document.answers), "choices": list(document.choices),
-             "gold": document.gold, "depth": document.depth} for document in documents
+            {
+                "prompt": document.prompt,
+                "answers": list(document.answers),
+                "choices": list(document.choices),
+                "gold": document.gold,
+                "depth": document.depth,
+            }
+            for document in documents
         ]
-        super().__init__(config={"task": f"{offline_task.name}@{length}", "num_fewshot": 0, "repeats": 1,
-                                 "output_type": self.OUTPUT_TYPE, "metadata": {"version": self.VERSION}})
+        super().__init__(
+            config={
+                "task": f"{offline_task.name}@{length}",
+                "num_fewshot": 0,
+                "repeats": 1,
+                "output_type": self.OUTPUT_TYPE,
+                "metadata": {"version": self.VERSION},
+            }
+        )
 
     def download(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to fetch: the documents are generated."""
@@ -94,7 +117,9 @@ class OfflineLmTask(Task):
         if self.OUTPUT_TYPE == "generate_until":
             arguments = {"until": ["\n"], "max_gen_toks": self.offline_task.max_new_tokens, "do_sample": False}
             return [Instance("generate_until", doc, (ctx, arguments), 0, metadata)]
-        return [Instance("loglikelihood", doc, (ctx, choice), idx, metadata) for idx, choice in enumerate(doc["choices"])]
+        return [
+            Instance("loglikelihood", doc, (ctx, choice), idx, metadata) for idx, choice in enumerate(doc["choices"])
+        ]
 
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
         if self.offline_task.output == "generate":
@@ -139,10 +164,19 @@ def prepare_offline(name: str, length: int, settings: Settings, lm: Any) -> Prep
     def count_tokens(text: str) -> int:
         return len(lm.tok_encode(text))
 
-    documents = [document(name, count_tokens, length, settings.doc_seed, index) for index in range(settings.num_samples)]
+    documents = [
+        document(name, count_tokens, length, settings.doc_seed, index) for index in range(settings.num_samples)
+    ]
     task = OfflineLmTask(TASKS[name], length, documents)
-    prepared = PreparedTask(name, length, TASKS[name].family, task.OUTPUT_TYPE, task,
-                            depths=[document.depth for document in documents], score_metric="score")
+    prepared = PreparedTask(
+        name,
+        length,
+        TASKS[name].family,
+        task.OUTPUT_TYPE,
+        task,
+        depths=[document.depth for document in documents],
+        score_metric="score",
+    )
     return build_requests(prepared, lm, settings)
 
 
@@ -173,8 +207,12 @@ def build_requests(prepared: PreparedTask, lm: Any, settings: Settings) -> Prepa
 
 def document_hash(requests: Sequence[Instance], target: Any) -> str:
     """sha256 of everything the model reads and is scored on."""
-    content = json.dumps([[request.request_type, request.args] for request in requests] + [target],
-                         sort_keys=True, default=str, ensure_ascii=False)
+    content = json.dumps(
+        [[request.request_type, request.args] for request in requests] + [target],
+        sort_keys=True,
+        default=str,
+        ensure_ascii=False,
+    )
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from sa_eval.config import Settings, SettingsError, nearest
 
 BUNDLED = ("qwen3-tiny", "qwen3-moe-tiny")
-HASH_LIMIT_BYTES = 2 * 1024**3      # hashing 16 GB of weights takes longer than a smoke run
+HASH_LIMIT_BYTES = 2 * 1024**3  # hashing 16 GB of weights takes longer than a smoke run
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ def find(name: str) -> Source:
     if name in BUNDLED:
         folder = Path(str(resources.files("sa_eval"))) / "assets" / name
         if not (folder / "config.json").is_file():
-            raise SettingsError(f"the bundled model {name} is not installed: {folder} has no config.json; reinstall the package")
+            raise SettingsError(
+                f"the bundled model {name} is not installed: {folder} has no config.json; reinstall the package"
+            )
         return Source(name, str(folder), local=True)
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -47,8 +49,10 @@ def find(name: str) -> Source:
             raise SettingsError(f"model {name!r} is a folder without config.json: point to a saved transformers model")
         return Source(folder.resolve().name, str(folder), local=True)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise SettingsError(f"model {name!r} is neither a bundled model ({', '.join(BUNDLED)}), an existing folder "
-                            f"nor a hub id (owner/name); {nearest(name, BUNDLED)}")
+        raise SettingsError(
+            f"model {name!r} is neither a bundled model ({', '.join(BUNDLED)}), an existing folder "
+            f"nor a hub id (owner/name); {nearest(name, BUNDLED)}"
+        )
     return Source(name.split("/")[-1], name, local=False)
 
 
@@ -106,7 +110,9 @@ def pick_device(settings: Settings) -> str:
         except RuntimeError as error:
             raise SettingsError(f"device {settings.device!r} is not a torch device: try cpu, cuda or cuda:1") from error
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise SettingsError(f"device {settings.device!r} was asked for, but torch sees no CUDA device: use --device cpu")
+            raise SettingsError(
+                f"device {settings.device!r} was asked for, but torch sees no CUDA device: use --device cpu"
+            )
         return settings.device
     if torch.cuda.is_available():
         return "cuda"
@@ -116,15 +122,26 @@ def pick_device(settings: Settings) -> str:
 def max_tokens(model: Any) -> int | None:
     """The longest sequence the model's positions allow, if its config says so."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    return next((getattr(config, name) for name in ("max_position_embeddings", "n_positions", "n_ctx")
-                 if getattr(config, name, None)), None)
+    return next(
+        (
+            getattr(config, name)
+            for name in ("max_position_embeddings", "n_positions", "n_ctx")
+            if getattr(config, name, None)
+        ),
+        None,
+    )
 
 
 def identity(source: Source, model: Any) -> dict[str, Any]:
     """What was evaluated, so that somebody else can check they hold the same weights."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    found = {"name": source.name, "class": type(model).__name__, "parameters": parameters,
-             "dtype": str(model.dtype).removeprefix("torch."), "layers": model.config.get_text_config().num_hidden_layers}
+    found = {
+        "name": source.name,
+        "class": type(model).__name__,
+        "parameters": parameters,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "layers": model.config.get_text_config().num_hidden_layers,
+    }
     if not source.local:
         return {**found, "hub_id": source.path, "revision": getattr(model.config, "_commit_hash", None)}
     return {**found, "weights_sha256": weights_hash(Path(source.path))}

@@ -12,8 +12,8 @@ from sa_eval.budgets import measured_budget
 from sa_eval.config import Settings, SettingsError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-REACHED = 0.25                  # share of a large matrix product's speed that small models reach end to end
-STEP_OVERHEAD_MS = 1.2          # per layer and generated token: Python and launches, whatever the batch
+REACHED = 0.25  # share of a large matrix product's speed that small models reach end to end
+STEP_OVERHEAD_MS = 1.2  # per layer and generated token: Python and launches, whatever the batch
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,29 @@ def render(settings: Settings) -> str:
     limit = models.max_tokens(model)
     shape = _shape(model, settings)
     device = models.pick_device(settings)
-    lines = [f"model    {settings.model}: {shape.parameters / 1e6:,.1f} M parameters, {shape.layers} layers, on {device}"]
-    lines += ["", f"{'arm':<24}{'seeds':<10}" + "".join(f"{f'keys/q at {length}':>18}{'density':>9}"
-                                                         for length in settings.lengths)]
+    lines = [
+        f"model    {settings.model}: {shape.parameters / 1e6:,.1f} M parameters, {shape.layers} layers, on {device}"
+    ]
+    lines += [
+        "",
+        f"{'arm':<24}{'seeds':<10}"
+        + "".join(f"{f'keys/q at {length}':>18}{'density':>9}" for length in settings.lengths),
+    ]
     lines += [_arm_line(model, arm, settings.lengths) for arm in arms]
     documents, cost = _documents(settings)
     lines += ["", *documents]
     runs = sum(len(arm.seeds) for arm in arms)
     seconds = runs * _seconds(shape, cost, settings, device)
     if cost:
-        lines.append(f"{runs} passes (arms and seeds): about {_duration(seconds)} on this machine, within a factor of three")
+        lines.append(
+            f"{runs} passes (arms and seeds): about {_duration(seconds)} on this machine, within a factor of three"
+        )
     lines += ["", *_memory(shape, settings)]
     if limit is not None and max(settings.lengths) > limit:
-        raise SettingsError(f"length {max(settings.lengths)} is longer than the model's {limit} positions: "
-                            "nothing is truncated here, ask for shorter lengths")
+        raise SettingsError(
+            f"length {max(settings.lengths)} is longer than the model's {limit} positions: "
+            "nothing is truncated here, ask for shorter lengths"
+        )
     return "\n".join(lines)
 
 
@@ -80,14 +89,18 @@ def _documents(settings: Settings) -> tuple[list[str], list[tuple[int, int]]]:
     offline, other = lm_tasks.split_names(settings)
     lines, cost = [], []
     if offline:
-        lines.append(f"tasks    {', '.join(offline)}: {settings.num_samples} documents each at {len(settings.lengths)} length(s)")
+        lines.append(
+            f"tasks    {', '.join(offline)}: {settings.num_samples} documents each at {len(settings.lengths)} length(s)"
+        )
     for name in offline:
         task = TASKS[name]
         for length in settings.lengths:
             new_tokens = task.max_new_tokens if task.output == "generate" else 0
             cost += [(length, new_tokens)] * int(settings.num_samples)
-    lines += [f"tasks    {name} (lm-eval): up to {settings.num_samples} documents each, not in the estimate of time"
-              for name in other]
+    lines += [
+        f"tasks    {name} (lm-eval): up to {settings.num_samples} documents each, not in the estimate of time"
+        for name in other
+    ]
     return lines, cost
 
 
@@ -100,8 +113,15 @@ def _shape(model: Any, settings: Settings) -> Shape:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     dtype = str(model.dtype if settings.dtype == "auto" else settings.dtype).removeprefix("torch.")
     widest = max(config.hidden_size * 4, getattr(config, "intermediate_size", 0) or 0)
-    return Shape(parameters, active, config.num_hidden_layers, config.num_key_value_heads * head, config.vocab_size,
-                 widest, BYTES.get(dtype, 4))
+    return Shape(
+        parameters,
+        active,
+        config.num_hidden_layers,
+        config.num_key_value_heads * head,
+        config.vocab_size,
+        widest,
+        BYTES.get(dtype, 4),
+    )
 
 
 def _seconds(shape: Shape, cost: list[tuple[int, int]], settings: Settings, device: str) -> float:

@@ -11,7 +11,17 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-NOISY_LOGGERS = ("lm_eval", "lm-eval", "transformers", "datasets", "huggingface_hub", "httpx", "accelerate", "absl", "nltk")
+NOISY_LOGGERS = (
+    "lm_eval",
+    "lm-eval",
+    "transformers",
+    "datasets",
+    "huggingface_hub",
+    "httpx",
+    "accelerate",
+    "absl",
+    "nltk",
+)
 
 
 class Progress:
@@ -19,7 +29,7 @@ class Progress:
 
     def __init__(self, *, verbose: bool = False, enabled: bool = True) -> None:
         self.verbose, self.enabled = verbose, enabled
-        self._terminal = sys.stderr             # ours, also while libraries are kept quiet
+        self._terminal = sys.stderr  # ours, also while libraries are kept quiet
         self._quiet = False
 
     def say(self, text: str) -> None:
@@ -35,8 +45,16 @@ class Progress:
 
     @contextlib.contextmanager
     def bar(self, total: int, text: str, unit: str) -> Iterator[Bar]:
-        with tqdm(total=total, desc=text, unit=f" {unit}", disable=not self.enabled, dynamic_ncols=True,
-                  file=self._terminal, smoothing=0.1, mininterval=0.5) as bar:
+        with tqdm(
+            total=total,
+            desc=text,
+            unit=f" {unit}",
+            disable=not self.enabled,
+            dynamic_ncols=True,
+            file=self._terminal,
+            smoothing=0.1,
+            mininterval=0.5,
+        ) as bar:
             yield Bar(bar)
 
     @contextlib.contextmanager
@@ -66,8 +84,8 @@ class Bar:
         self._bar = bar
         self.done = 0
 
-    def describe(self, text: str) -> None:
-        self._bar.set_description_str(text, refresh=False)
+    def describe(self, text: str, *, now: bool = False) -> None:
+        self._bar.set_description_str(text, refresh=now)
 
     def advance(self, count: int) -> None:
         self.done += count

@@ -15,12 +15,17 @@ DEPTHS = 5
 
 def accuracy(results: dict[str, Any]) -> str:
     """Accuracy by arm with intervals, difference to full, budget and latency: one table per length."""
-    parts = ["<h2>Accuracy by arm</h2>", '<p class="soft">In %, with 95 % intervals: Wilson where every score is right or wrong, '
-             "bootstrap over documents otherwise. Differences to full are in points, paired by document. "
-             "Seed SD: spread between the seeds of a stochastic arm, in points. keys/q: measured keys per query.</p>"]
+    parts = [
+        "<h2>Accuracy by arm</h2>",
+        '<p class="soft">In %, with 95 % intervals: Wilson where every score is right or wrong, '
+        "bootstrap over documents otherwise. Differences to full are in points, paired by document. "
+        "Seed SD: spread between the seeds of a stochastic arm, in points. keys/q: measured keys per query.</p>",
+    ]
     lengths = list(dict.fromkeys(cell["length"] for cell in results["cells"]))
     for length in lengths:
-        cells = {(cell["arm"], cell["scope"], cell["name"]): cell for cell in results["cells"] if cell["length"] == length}
+        cells = {
+            (cell["arm"], cell["scope"], cell["name"]): cell for cell in results["cells"] if cell["length"] == length
+        }
         parts.append(f"<h3>{_length(length)}</h3>{_accuracy_table(results, cells, length)}")
     return "".join(parts) if lengths else ""
 
@@ -37,11 +42,23 @@ def _accuracy_table(results: dict[str, Any], cells: dict[Any, Any], length: Any)
         if overall is None:
             continue
         budget, speed = budgets.get((arm["name"], length), {}), speeds.get((arm["name"], length), {})
-        row = [_arm(arm), _share(overall), _difference(overall), *[_share(cells[arm["name"], "family", family])
-                                                                   for family in families],
-               "" if overall["seed_sd"] is None else points(overall["seed_sd"], sign=False)]
-        row += [_form(budget.get("keys_per_query"), ",.1f"), _density(arm, budget), _form(speed.get("prefill_ms"), ",.1f"),
-                _form(speed.get("prefill_ratio"), ".2f")] if measured else []
+        row = [
+            _arm(arm),
+            _share(overall),
+            _difference(overall),
+            *[_share(cells[arm["name"], "family", family]) for family in families],
+            "" if overall["seed_sd"] is None else points(overall["seed_sd"], sign=False),
+        ]
+        row += (
+            [
+                _form(budget.get("keys_per_query"), ",.1f"),
+                _density(arm, budget),
+                _form(speed.get("prefill_ms"), ",.1f"),
+                _form(speed.get("prefill_ratio"), ".2f"),
+            ]
+            if measured
+            else []
+        )
         rows.append(row)
     return _table(head, rows)
 
@@ -54,10 +71,15 @@ def tasks(results: dict[str, Any]) -> str:
         return ""
     by_place = {(cell["arm"], cell["name"]): cell for cell in pooled}
     names = list(dict.fromkeys(cell["name"] for cell in pooled))
-    rows = [[_arm(arm), *[_tinted(by_place[arm["name"], name]) for name in names]] for arm in results["arms"]
-            if (arm["name"], names[0]) in by_place]
-    return ('<h2>Per task</h2><p class="soft">Accuracy in %, all lengths together; small print: 95 % interval.</p>'
-            + _table(["arm", *[name.replace("_", " ") for name in names]], rows))
+    rows = [
+        [_arm(arm), *[_tinted(by_place[arm["name"], name]) for name in names]]
+        for arm in results["arms"]
+        if (arm["name"], names[0]) in by_place
+    ]
+    return (
+        '<h2>Per task</h2><p class="soft">Accuracy in %, all lengths together; small print: 95 % interval.</p>'
+        + _table(["arm", *[name.replace("_", " ") for name in names]], rows)
+    )
 
 
 def comparisons(results: dict[str, Any]) -> str:
@@ -68,15 +90,22 @@ def comparisons(results: dict[str, Any]) -> str:
     for first, second, _ in by_place:
         if frozenset((first, second)) not in seen:
             seen.add(frozenset((first, second)))
-            rows.append([f"{escape(first)} minus {escape(second)}",
-                         *[_difference(by_place[first, second, name]) for name in names]])
+            rows.append(
+                [
+                    f"{escape(first)} minus {escape(second)}",
+                    *[_difference(by_place[first, second, name]) for name in names],
+                ]
+            )
     if not rows:
         return ""
-    return ("<h2>Variants against each other</h2><p class=\"soft\">At the same window, in points, all lengths together. "
-            '<span class="win">Better</span> and <span class="loss">worse</span> where the interval excludes zero; '
-            "intervals are not corrected for their number.</p>"
-            f"<details{' open' if len(rows) <= 12 else ''}><summary>{len(rows)} pairs</summary>"
-            + _table(["pair", *names], rows) + "</details>")
+    return (
+        '<h2>Variants against each other</h2><p class="soft">At the same window, in points, all lengths together. '
+        '<span class="win">Better</span> and <span class="loss">worse</span> where the interval excludes zero; '
+        "intervals are not corrected for their number.</p>"
+        f"<details{' open' if len(rows) <= 12 else ''}><summary>{len(rows)} pairs</summary>"
+        + _table(["pair", *names], rows)
+        + "</details>"
+    )
 
 
 def budgets(results: dict[str, Any]) -> str:
@@ -85,12 +114,23 @@ def budgets(results: dict[str, Any]) -> str:
     arms = {arm["name"]: arm for arm in results["arms"]}
     for row in results["budgets"]:
         arm = arms[row["arm"]]
-        rows.append([_arm(arm), _length(row["length"]), "all" if arm["window"] is None else str(arm["window"]),
-                     f"{row['keys_per_query']:,.2f}", _density(arm, row, digits=3), _form(row.get("router_cost_per_query"), ",.1f")])
-    return ("<h2>Budgets: asked and measured</h2><p class=\"soft\">Prefill, over the prompts of each length. Decode reads the whole "
-            f"cache when decode is full (here: {escape(results['settings']['decode'])}). Router: work spent on choosing keys, "
-            "in score computations per query.</p><details><summary>Table</summary>"
-            + _table(["arm", "length", "window asked", "keys per query", "density", "router"], rows) + "</details>")
+        rows.append(
+            [
+                _arm(arm),
+                _length(row["length"]),
+                "all" if arm["window"] is None else str(arm["window"]),
+                f"{row['keys_per_query']:,.2f}",
+                _density(arm, row, digits=3),
+                _form(row.get("router_cost_per_query"), ",.1f"),
+            ]
+        )
+    return (
+        '<h2>Budgets: asked and measured</h2><p class="soft">Prefill, over the prompts of each length. Decode reads the whole '
+        f"cache when decode is full (here: {escape(results['settings']['decode'])}). Router: work spent on choosing keys, "
+        "in score computations per query.</p><details><summary>Table</summary>"
+        + _table(["arm", "length", "window asked", "keys per query", "density", "router"], rows)
+        + "</details>"
+    )
 
 
 def depths(results: dict[str, Any], records: list[dict[str, Any]]) -> str:
@@ -106,23 +146,31 @@ def depths(results: dict[str, Any], records: list[dict[str, Any]]) -> str:
     for arm in results["arms"]:
         cells = [found.get((arm["name"], part)) for part in range(DEPTHS)]
         if any(cells):
-            rows.append([_arm(arm), *[_tint(sum(cell) / len(cell), f"{len(cell)} answers") if cell else "" for cell in cells]])
-    return ('<h2>By depth of the evidence</h2><p class="soft">Accuracy in % by the position of the asked fact in the prompt '
-            "(0 % is the start), all lengths and tasks that have such a position.</p>" + _table(head, rows))
+            rows.append(
+                [_arm(arm), *[_tint(sum(cell) / len(cell), f"{len(cell)} answers") if cell else "" for cell in cells]]
+            )
+    return (
+        '<h2>By depth of the evidence</h2><p class="soft">Accuracy in % by the position of the asked fact in the prompt '
+        "(0 % is the start), all lengths and tasks that have such a position.</p>" + _table(head, rows)
+    )
 
 
 def failures(results: dict[str, Any]) -> str:
     if not results["failures"]:
         return '<h2 id="failures">Failures</h2><p>None.</p>'
-    rows = [[escape(failure["arm"] or "all"), escape(str(failure["task"] or "the whole arm")),
-             (failure["error"], "text")] for failure in results["failures"]]
+    rows = [
+        [escape(failure["arm"] or "all"), escape(str(failure["task"] or "the whole arm")), (failure["error"], "text")]
+        for failure in results["failures"]
+    ]
     return '<h2 id="failures">Failures</h2>' + _table(["arm", "task", ("error", "text")], rows)
 
 
 def _table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     """Cells are HTML strings, (text, class) pairs that get escaped, or whole <td> elements."""
-    heads = "".join(f'<th class="{cell[1]}">{escape(cell[0])}</th>' if isinstance(cell, tuple) else f"<th>{escape(cell)}</th>"
-                    for cell in head)
+    heads = "".join(
+        f'<th class="{cell[1]}">{escape(cell[0])}</th>' if isinstance(cell, tuple) else f"<th>{escape(cell)}</th>"
+        for cell in head
+    )
     body = "".join(f"<tr><th>{row[0]}</th>{''.join(_cell(cell) for cell in row[1:])}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -147,26 +195,33 @@ def _tinted(cell: dict[str, Any]) -> str:
 
 
 def _tint(share: float, small: str) -> str:
-    return (f'<td style="background:rgba(var(--tint),{0.45 * share:.2f})">{points(share, sign=False)}'
-            f"<small>{small}</small></td>")
+    return (
+        f'<td style="background:rgba(var(--tint),{0.45 * share:.2f})">{points(share, sign=False)}'
+        f"<small>{small}</small></td>"
+    )
 
 
 def _difference(cell: dict[str, Any]) -> str:
     if "difference" not in cell:
         return ""
     style = "win" if cell["difference_low"] > 0 else "loss" if cell["difference_high"] < 0 else ""
-    return (f'<span class="{style}">{points(cell["difference"])}</span>'
-            f"<small>{_range(cell['difference_low'], cell['difference_high'])}</small>")
+    return (
+        f'<span class="{style}">{points(cell["difference"])}</span>'
+        f"<small>{_range(cell['difference_low'], cell['difference_high'])}</small>"
+    )
 
 
 def _range(low: float, high: float, *, sign: bool = True) -> str:
-    return f"{points(low, sign=sign)}{' to ' if sign else '\u2013'}{points(high, sign=sign)}"
+    dash = " to " if sign else "\u2013"
+    return f"{points(low, sign=sign)}{dash}{points(high, sign=sign)}"
 
 
 def _density(arm: dict[str, Any], budget: dict[str, Any], digits: int = 2) -> str:
     if "density" not in budget:
         return ""
-    flag = ' <span class="flag">nearly full</span>' if arm["mode"] != "full" and budget["density"] >= DENSE_ENOUGH else ""
+    flag = (
+        ' <span class="flag">nearly full</span>' if arm["mode"] != "full" and budget["density"] >= DENSE_ENOUGH else ""
+    )
     return f"{budget['density']:.{digits}f}{flag}"
 
 

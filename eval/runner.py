@@ -49,8 +49,9 @@ def run(settings: Settings, *, progress: Progress | None = None) -> RunDirectory
     return run_loaded(settings, loaded, arms, directory, progress)
 
 
-def run_loaded(settings: Settings, loaded: models.Loaded, arms: list[Arm], directory: RunDirectory,
-               progress: Progress) -> RunDirectory:
+def run_loaded(
+    settings: Settings, loaded: models.Loaded, arms: list[Arm], directory: RunDirectory, progress: Progress
+) -> RunDirectory:
     """The run itself, for a model that is already in memory."""
     from sa_eval.lm import ExactLM
 
@@ -59,13 +60,22 @@ def run_loaded(settings: Settings, loaded: models.Loaded, arms: list[Arm], direc
     this = Run(settings, loaded, lm, arms, [], directory, progress)
     started = environment.now()
     prepare_tasks(this)
-    manifest = {"schema": 1, "started": started, "settings": settings.to_dict(), "model": loaded.identity,
-                "versions": environment.versions(), "hardware": environment.hardware(loaded.model.device),
-                "arms": [arm.to_dict() for arm in arms], "tasks": [task.to_dict() for task in this.tasks]}
+    manifest = {
+        "schema": 1,
+        "started": started,
+        "settings": settings.to_dict(),
+        "model": loaded.identity,
+        "versions": environment.versions(),
+        "hardware": environment.hardware(loaded.model.device),
+        "arms": [arm.to_dict() for arm in arms],
+        "tasks": [task.to_dict() for task in this.tasks],
+    }
     directory.write_json("manifest.json", manifest)
     if not this.tasks:
-        raise SettingsError(f"no task could be prepared; the reasons are in {directory.path / 'failures.jsonl'}: "
-                            f"{directory.log('failures')[0]['error']}")
+        raise SettingsError(
+            f"no task could be prepared; the reasons are in {directory.path / 'failures.jsonl'}: "
+            f"{directory.log('failures')[0]['error']}"
+        )
     try:
         usable = measure(this)
         evaluate_arms(this, usable)
@@ -95,12 +105,16 @@ def prepare_tasks(this: Run) -> None:
     wanted: list[tuple[str, Callable[[], list[Any]]]] = []
     for length in this.settings.lengths:
         for name in offline:
-            wanted.append((f"{name}@{length}", lambda name=name, length=length: [
-                lm_tasks.prepare_offline(name, length, this.settings, this.lm)]))
+            wanted.append(
+                (
+                    f"{name}@{length}",
+                    lambda name=name, length=length: [lm_tasks.prepare_offline(name, length, this.settings, this.lm)],
+                )
+            )
     wanted += _lm_eval_wanted(this, other)
     with this.progress.bar(len(wanted), "documents", unit="task") as bar:
         for label, build in wanted:
-            bar.describe(f"documents · {label}")
+            bar.describe(f"documents · {label}", now=True)
             try:
                 with this.progress.quiet():
                     this.tasks += build()
@@ -114,13 +128,13 @@ def _lm_eval_wanted(this: Run, names: list[str]) -> list[tuple[str, Callable[[],
         return []
     from sa_eval import lm_eval_tasks
 
-    manager = lm_eval_tasks.check_names(names)
     wanted: list[tuple[str, Callable[[], list[Any]]]] = []
     for name in names:
-        for length in this.settings.lengths if lm_eval_tasks.is_ruler(name, manager) else (None,):
+        for length in lm_eval_tasks.lengths_of(name, this.settings):
             label = name if length is None else f"{name}@{length}"
-            wanted.append((label, lambda name=name, length=length: lm_eval_tasks.prepare(
-                name, length, this.settings, this.lm)))
+            wanted.append(
+                (label, lambda name=name, length=length: lm_eval_tasks.prepare(name, length, this.settings, this.lm))
+            )
     return wanted
 
 
@@ -135,8 +149,9 @@ def measure(this: Run) -> list[Arm]:
             patch = arm.apply(this.loaded.model, arm.seeds[0])
             try:
                 for length, prompt_tokens in by_length.items():
-                    this.directory.append("budgets", {"arm": arm.name, "length": length,
-                                                      **measured_budget(patch, prompt_tokens)})
+                    this.directory.append(
+                        "budgets", {"arm": arm.name, "length": length, **measured_budget(patch, prompt_tokens)}
+                    )
                 usable.append(arm)
             finally:
                 if patch is not None:
@@ -155,12 +170,18 @@ def _measure_speed(this: Run, arms: list[Arm]) -> None:
     for task in this.tasks:
         prompts.setdefault(task.length, _first_row(this.lm, task))
     with this.progress.bar(len(prompts) * len(arms) * (speed.REPEATS + 1), "latency", unit="prefill") as bar:
+
         def advance(name: str) -> None:
             bar.describe(f"latency · {name}")
             bar.advance(1)
 
-        rows = speed.measure_prefill(this.loaded.model, arms, prompts, progress=advance,
-                                     refused=lambda arm, error: record_failure(this, arm, "latency", error))
+        rows = speed.measure_prefill(
+            this.loaded.model,
+            arms,
+            prompts,
+            progress=advance,
+            refused=lambda arm, error: record_failure(this, arm, "latency", error),
+        )
     for row in rows:
         this.directory.append("speed", row)
 
@@ -202,16 +223,29 @@ def evaluate_arm(this: Run, arm: Arm, seed: int, bar: Any) -> None:
                 record_failure(this, arm, task.key, error, seed=seed)
                 rows = _failed_rows(task, error)
                 bar.advance(len(task.task.instances) - (bar.done - done))
-            this.directory.append_records(arm.name, seed, (
-                {"arm": arm.name, "seed": seed, "task": task.key, "name": task.name, "length": task.length, **row}
-                for row in rows))
+            this.directory.append_records(
+                arm.name,
+                seed,
+                (
+                    {"arm": arm.name, "seed": seed, "task": task.key, "name": task.name, "length": task.length, **row}
+                    for row in rows
+                ),
+            )
         calls = None if patch is None else getattr(patch, "calls", None)
         describe = "the model's own attention, not patched" if patch is None else str(patch.describe())
     finally:
         if patch is not None:
             patch.restore()
-    this.directory.append("arm_runs", {"arm": arm.name, "seed": seed, "seconds": round(time.perf_counter() - start, 3),
-                                       "calls": calls, "describe": describe})
+    this.directory.append(
+        "arm_runs",
+        {
+            "arm": arm.name,
+            "seed": seed,
+            "seconds": round(time.perf_counter() - start, 3),
+            "calls": calls,
+            "describe": describe,
+        },
+    )
 
 
 def evaluate_task(this: Run, task: Any) -> list[dict[str, Any]]:
@@ -237,35 +271,68 @@ def document_rows(task: Any, samples: list[dict[str, Any]]) -> list[dict[str, An
         metric, score = score_of(metrics, task.score_metric)
         for other in others:
             metrics.update(_numbers(other, f",{other['filter']}"))
-        rows.append({"index": index, "hash": task.hashes[index], "score": score, "metric": metric,
-                     "metrics": {name: value for name, value in metrics.items() if value != -1},
-                     "output": _output(first), "expected": str(first["target"]), "depth": task.depths[index],
-                     "prompt_tokens": task.prompt_tokens[index]})
+        rows.append(
+            {
+                "index": index,
+                "hash": task.hashes[index],
+                "score": score,
+                "metric": metric,
+                "metrics": {name: value for name, value in metrics.items() if value != -1},
+                "output": _output(first),
+                "expected": str(first["target"]),
+                "depth": task.depths[index],
+                "prompt_tokens": task.prompt_tokens[index],
+            }
+        )
     return rows
 
 
 def _numbers(sample: dict[str, Any], suffix: str) -> dict[str, float]:
-    return {name + suffix: float(sample[name]) for name in sample["metrics"]
-            if isinstance(sample.get(name), (int, float))}
+    return {
+        name + suffix: float(sample[name]) for name in sample["metrics"] if isinstance(sample.get(name), (int, float))
+    }
 
 
 def _output(sample: dict[str, Any]) -> Any:
     """The generated text, or the log-likelihood of every choice."""
     answers = [response[0] for response in sample["resps"]]
-    return answers[0] if len(answers) == 1 else [round(answer[0], 4) if isinstance(answer, tuple) else answer
-                                                 for answer in answers]
+    return (
+        answers[0]
+        if len(answers) == 1
+        else [round(answer[0], 4) if isinstance(answer, tuple) else answer for answer in answers]
+    )
 
 
 def _failed_rows(task: Any, error: Exception) -> list[dict[str, Any]]:
     """A failed document counts as wrong and says why; it is never dropped."""
-    return [{"index": index, "hash": task.hashes[index], "score": 0.0, "metric": None, "metrics": {}, "output": None,
-             "expected": None, "depth": task.depths[index], "prompt_tokens": task.prompt_tokens[index],
-             "error": f"{type(error).__name__}: {error}"} for index in range(task.num_documents)]
+    return [
+        {
+            "index": index,
+            "hash": task.hashes[index],
+            "score": 0.0,
+            "metric": None,
+            "metrics": {},
+            "output": None,
+            "expected": None,
+            "depth": task.depths[index],
+            "prompt_tokens": task.prompt_tokens[index],
+            "error": f"{type(error).__name__}: {error}",
+        }
+        for index in range(task.num_documents)
+    ]
 
 
 def record_failure(this: Run, arm: Arm | None, task: str | None, error: Exception, seed: int | None = None) -> None:
     message = f"{type(error).__name__}: {error}"
-    this.directory.append("failures", {"arm": arm.name if arm else None, "seed": seed, "task": task, "error": message,
-                                       "traceback": "".join(traceback.format_exception(error))})
+    this.directory.append(
+        "failures",
+        {
+            "arm": arm.name if arm else None,
+            "seed": seed,
+            "task": task,
+            "error": message,
+            "traceback": "".join(traceback.format_exception(error)),
+        },
+    )
     where = " · ".join(part for part in (arm.name if arm else None, task) if part)
     this.progress.say(f"failed: {where}: {message.splitlines()[0][:300]}")

@@ -11,22 +11,27 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-
 from sa_eval.arms import Arm
 
 REPEATS = 3
 
 
-def measure_prefill(model: Any, arms: Sequence[Arm], prompts: dict[int, list[int]], *, repeats: int = REPEATS,
-                    progress: Callable[[str], None] = lambda text: None,
-                    refused: Callable[[Arm, Exception], None] = lambda arm, error: None) -> list[dict[str, Any]]:
+def measure_prefill(
+    model: Any,
+    arms: Sequence[Arm],
+    prompts: dict[int, list[int]],
+    *,
+    repeats: int = REPEATS,
+    progress: Callable[[str], None] = lambda text: None,
+    refused: Callable[[Arm, Exception], None] = lambda arm, error: None,
+) -> list[dict[str, Any]]:
     """Median prefill latency in ms of every arm at every length; an arm that fails is handed to `refused` and skipped."""
     rows = []
     for length, prompt in prompts.items():
         ids = torch.tensor([prompt], device=model.device)
         times: dict[str, list[float]] = {arm.name: [] for arm in arms}
         failed: set[str] = set()
-        for turn in range(repeats + 1):                     # turn 0 warms up
+        for turn in range(repeats + 1):  # turn 0 warms up
             for arm in arms:
                 if arm.name in failed:
                     continue
@@ -39,8 +44,17 @@ def measure_prefill(model: Any, arms: Sequence[Arm], prompts: dict[int, list[int
                     continue
                 if turn:
                     times[arm.name].append(latency_ms)
-        rows += [{"arm": name, "length": length, "prompt_tokens": len(prompt), "prefill_ms": statistics.median(values),
-                  "repeats_ms": values} for name, values in times.items() if values]
+        rows += [
+            {
+                "arm": name,
+                "length": length,
+                "prompt_tokens": len(prompt),
+                "prefill_ms": statistics.median(values),
+                "repeats_ms": values,
+            }
+            for name, values in times.items()
+            if values
+        ]
     return rows
 
 

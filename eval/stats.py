@@ -16,7 +16,7 @@ from scipy import stats as scipy_stats
 RESAMPLES = 10_000
 SEED = 20_240_917
 LEVEL = 0.95
-_CHUNK = 4_000_000                      # weights held at once; MMLU has 14,000 documents
+_CHUNK = 4_000_000  # weights held at once; MMLU has 14,000 documents
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def bootstrap_means(strata: Sequence[np.ndarray], resamples: int = RESAMPLES) ->
         for start in range(0, resamples, step):
             count = min(step, resamples - start)
             weights = rng.multinomial(num_documents, np.full(num_documents, 1 / num_documents), size=count)
-            total[start:start + count] += (weights @ scores) / num_documents
+            total[start : start + count] += (weights @ scores) / num_documents
     return total / len(strata)
 
 

@@ -1,10 +1,10 @@
 """Owns the run directory: what is written where, appended and flushed to disk. Imports nothing but the standard library.
 
-    config.yaml              effective settings
-    manifest.json            model, versions, hardware, arms, tasks and document hashes
-    records/<arm>.seed<k>.jsonl   one line per document; one file per arm and seed, so arms can run in any process
-    budgets.jsonl speed.jsonl arm_runs.jsonl failures.jsonl
-    results.json summary.csv report.html   computed from the files above
+config.yaml              effective settings
+manifest.json            model, versions, hardware, arms, tasks and document hashes
+records/<arm>.seed<k>.jsonl   one line per document; one file per arm and seed, so arms can run in any process
+budgets.jsonl speed.jsonl arm_runs.jsonl failures.jsonl
+results.json summary.csv report.html   computed from the files above
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class RunDirectory:
         """A new run directory; one that already holds a run is refused, never overwritten."""
         path = Path(out) if out else _fresh(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{model_name}")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise SettingsError(f"{path} already holds something: --out must name a new or empty directory, "
-                                "so that two runs never mix")
+            raise SettingsError(
+                f"{path} already holds something: --out must name a new or empty directory, so that two runs never mix"
+            )
         (path / "records").mkdir(parents=True, exist_ok=True)
         return cls(path)
 
@@ -81,7 +82,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open(encoding="utf-8") as stream:
         for line in stream:
-            if line.endswith("\n"):             # a torn last line was never finished
+            if line.endswith("\n"):  # a torn last line was never finished
                 yield json.loads(line)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sa_eval.summary import by_arm_and_length
 
 WIDTH = 118
-SENTENCES = 4                          # the report has all of them
+SENTENCES = 4  # the report has all of them
 DASH = "\u2013"
 
 
@@ -18,11 +18,17 @@ def render(results: dict[str, Any]) -> str:
     lengths = list(dict.fromkeys(task["length"] for task in results["tasks"]))
     blocks += [_block(results, length) for length in lengths]
     lines = [*results["notes"], "Accuracy in %, 95 % interval in brackets; vs full: points, paired by document."]
-    blocks.append("\n".join(textwrap.fill(line, WIDTH, initial_indent="  * ", subsequent_indent="    ") for line in lines))
-    failures = [f"  ! {_where(failure)}: {failure['error'].splitlines()[0][:WIDTH]}" for failure in results["failures"][:10]]
+    blocks.append(
+        "\n".join(textwrap.fill(line, WIDTH, initial_indent="  * ", subsequent_indent="    ") for line in lines)
+    )
+    failures = [
+        f"  ! {_where(failure)}: {failure['error'].splitlines()[0][:WIDTH]}" for failure in results["failures"][:10]
+    ]
     if failures:
         hidden = len(results["failures"]) - len(failures)
-        blocks.append("\n".join(["Failures:", *failures, *([f"  ! and {hidden} more (failures.jsonl)"] if hidden else [])]))
+        blocks.append(
+            "\n".join(["Failures:", *failures, *([f"  ! and {hidden} more (failures.jsonl)"] if hidden else [])])
+        )
     return "\n\n".join(blocks)
 
 
@@ -31,16 +37,32 @@ def _block(results: dict[str, Any], length: Any) -> str:
     families = [name for scope, name in dict.fromkeys((scope, name) for _, scope, name in cells) if scope == "family"]
     budgets, speeds = by_arm_and_length(results["budgets"]), by_arm_and_length(results["speed"])
     shown = [arm["name"] for arm in results["arms"] if (arm["name"], "overall", "overall") in cells]
-    header = ["", *[_heading(family) for family in families], "overall", "vs full", "keys/q", "density", "prefill ms",
-              "x full"]
+    header = [
+        "",
+        *[_heading(family) for family in families],
+        "overall",
+        "vs full",
+        "keys/q",
+        "density",
+        "prefill ms",
+        "x full",
+    ]
     rows = []
     for name in shown:
         overall = cells[name, "overall", "overall"]
         budget, speed = budgets.get((name, length), {}), speeds.get((name, length), {})
-        rows.append([name, *[_percent(cells[name, "family", family]["accuracy"]) for family in families],
-                     f"{_percent(overall['accuracy'])} {_bracket(overall['low'], overall['high'])}", _difference(overall),
-                     _number(budget.get("keys_per_query"), ".0f"), _number(budget.get("density"), ".2f"),
-                     _number(speed.get("prefill_ms"), ".1f"), _number(speed.get("prefill_ratio"), ".2f")])
+        rows.append(
+            [
+                name,
+                *[_percent(cells[name, "family", family]["accuracy"]) for family in families],
+                f"{_percent(overall['accuracy'])} {_bracket(overall['low'], overall['high'])}",
+                _difference(overall),
+                _number(budget.get("keys_per_query"), ".0f"),
+                _number(budget.get("density"), ".2f"),
+                _number(speed.get("prefill_ms"), ".1f"),
+                _number(speed.get("prefill_ratio"), ".2f"),
+            ]
+        )
     title = "Tasks with their own lengths" if length is None else f"Length {length} tokens"
     documents = next((cell["documents"] for cell in cells.values() if cell["scope"] == "overall"), 0)
     return f"{title} ({documents} documents per arm)\n" + _aligned([header, *rows])
@@ -48,8 +70,12 @@ def _block(results: dict[str, Any], length: Any) -> str:
 
 def _aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]])
-             for row in rows]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]
+        )
+        for row in rows
+    ]
     return "\n".join([lines[0], DASH * len(lines[0]), *lines[1:]])
 
 

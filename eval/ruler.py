@@ -1,0 +1,128 @@
+"""Owns RULER through lm-eval: one length per task instance, our seeds, the loaded tokenizer, a limit on its time.
+
+What lm-eval's generators do by themselves: draw from the global generators (so task order changes the data), build 500
+documents whatever the limit, load the tokenizer with trust_remote_code=True, and retry forever inside a bare `except`
+when a document cannot fit. So they run in a child process that is seeded, gets our tokenizer, and is ended when it is late.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from sa_eval.config import Settings
+
+OFFLINE = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe")
+NAMES = (
+    *OFFLINE,
+    "niah_single_2",
+    "niah_single_3",
+    "niah_multikey_1",
+    "niah_multiquery",
+    "niah_multivalue",
+    "ruler_qa_squad",
+    "ruler_qa_hotpot",
+)
+# In the offline suite's families, because variants win in different ones.
+FAMILIES = {
+    "niah": "retrieval",
+    "ruler_vt": "tracing",
+    "ruler_cwe": "aggregation",
+    "ruler_fwe": "aggregation",
+    "ruler_qa": "retrieval",
+}
+BASE_SECONDS, TOKENS_PER_SECOND = 40, 50
+
+
+def is_ruler(name: str) -> bool:
+    return name in NAMES
+
+
+def family(name: str) -> str:
+    return next(family for start, family in FAMILIES.items() if name.startswith(start))
+
+
+def load(name: str, length: int, settings: Settings, tokenizer: Any) -> Any:
+    """The lm-eval task with its documents at one length."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    def documents() -> list[dict[str, Any]]:
+        task = _build(name, length, settings.doc_seed, tokenizer)
+        rows = list(task.dataset["test"])
+        return rows if settings.num_samples == "all" else rows[: settings.num_samples]
+
+    seconds = BASE_SECONDS + length / TOKENS_PER_SECOND
+    rows = _in_child(
+        documents,
+        seconds,
+        f"RULER's generator of {name} did not finish at {length} tokens in {seconds:.0f} s; it "
+        "retries forever when a document cannot fit this tokenizer and length: ask for a longer length",
+    )
+    if not all(row["outputs"] for row in rows):
+        raise ValueError(
+            f"RULER's generator of {name} made documents without answers at {length} tokens: ask for a longer length"
+        )
+
+    def hold(task: Any, *args: Any, **kwargs: Any) -> None:
+        task.dataset = {"test": Dataset.from_list(rows)}
+
+    with mock.patch.object(ConfigurableTask, "download", hold):
+        return _manager(length).load([name])["tasks"][name]
+
+
+def _build(name: str, length: int, doc_seed: int, tokenizer: Any) -> Any:
+    """Runs in the child: the same documents whatever ran before, and no code from the hub."""
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    digest = hashlib.sha256(f"{name}|{length}|{doc_seed}".encode()).digest()
+    random.seed(int.from_bytes(digest[:8], "big"))
+    np.random.seed(int.from_bytes(digest[:4], "big"))
+    with mock.patch.object(AutoTokenizer, "from_pretrained", lambda *args, **kwargs: tokenizer):
+        return _manager(length).load([name])["tasks"][name]
+
+
+def _manager(length: int) -> Any:
+    """An index of RULER's folder alone: the whole one takes seconds."""
+    import lm_eval.tasks
+
+    folder = Path(lm_eval.tasks.__file__).parent / "ruler"
+    metadata = {"max_seq_lengths": [length], "tokenizer": "the loaded one"}
+    return lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False, metadata=metadata)
+
+
+def _in_child(work: Callable[[], Any], seconds: float, late: str) -> Any:
+    """Run `work` in a forked child; raise TimeoutError(late) when it is not done in time. No fork, no limit."""
+    if sys.platform == "win32":
+        return work()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_send, args=(work, sender), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            raise TimeoutError(late)
+        result = receiver.recv()
+    except EOFError:
+        raise RuntimeError("RULER's generator ended without an answer") from None
+    finally:
+        child.kill()
+        child.join()
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _send(work: Callable[[], Any], sender: Any) -> None:
+    try:
+        sender.send(work())
+    except Exception as error:
+        sender.send(RuntimeError(f"{type(error).__name__}: {error}"))
