@@ -112,16 +112,17 @@ class Maker:
         questions = list(made.questions)
         rng.shuffle(questions)
         for number, question in enumerate(questions[: recipe.most_questions]):
-            target = question.target
-            if name == "needle_multivalue" and rng.random() < 0.5:  # either order is right, so neither is taught
-                target = " {1} and {0}".format(*question.answers)
+            target, swapped = question.target, False
+            if name == "needle_multivalue" and rng.random() < 0.3:  # after the second value the first is right
+                target, swapped = " {1} and {0}".format(*question.answers), True
             tail, answer = self.encode(question.tail), self.encode(target)
             if len(ids) + len(tail) + len(answer) + 1 > recipe.length:
                 break
             ids += tail
             other = answer[-1] if name == "needle_multivalue" else answer[0]
             for place, token in enumerate(answer):
-                places.append((len(ids), number, other if place == 0 else token))
+                if not (swapped and place == 0):
+                    places.append((len(ids), number, other if place == 0 else token))
                 ids.append(token)
             places.append((len(ids), -1, self.end))
             ids.append(self.end)

@@ -26,6 +26,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 LENGTHS = (96, 160, 256, 512, 1024, 2176)
+TOKENS = (4096, 4096, 6144, 6144, 6144, 6528)  # a step
+PATIENCE = (700, 400, 300, 300, 300)  # steps at a length at most
 UNRATED = ("variable_tracking",)  # hard for a model this small: trained, but no step waits for it
 
 
@@ -67,7 +69,7 @@ def recipe(progress: Progress, step: int, options: argparse.Namespace) -> Recipe
     level = progress.level if rng.random() < options.longest_share else rng.randint(0, progress.level)
     copy_share = (0.5, 0.3, 0.15, 0.1, 0.05, 0.05)[level]
     length = LENGTHS[level]
-    return Recipe(options.seed, step, length, max(4, options.tokens // length), copy_share, progress.weights(length))
+    return Recipe(options.seed, step, length, TOKENS[level] // length, copy_share, progress.weights(length))
 
 
 def rate(progress: Progress, options: argparse.Namespace) -> float:
@@ -150,7 +152,7 @@ def _loop(model, optimizer, progress, pool, out, options) -> None:
 def _advance(progress: Progress, out: Path, options: argparse.Namespace) -> None:
     """On to longer rows when this length is learned or has had its share; on to the falling rate when told so."""
     stay = progress.step - progress.level_since
-    if progress.level + 1 < len(LENGTHS) and ((stay > 60 and progress.ready()) or stay > options.patience):
+    if progress.level + 1 < len(LENGTHS) and ((stay > 60 and progress.ready()) or stay > PATIENCE[progress.level]):
         progress.level += 1
         progress.level_since = progress.step
         for task in TASKS:  # a longer length starts from what the shorter one reached
@@ -186,11 +188,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dense", default="eval/assets/qwen3-tiny", help="what qwen3_moe starts from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens a step")
     parser.add_argument("--steps", type=int, default=20_000, help="at most so many")
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--patience", type=int, default=700, help="steps at one length at most")
-    parser.add_argument("--longest-share", type=float, default=0.6)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--longest-share", type=float, default=0.4)
     parser.add_argument("--decay-at", type=int, default=10_000, help="step at which the rate begins to fall")
     parser.add_argument("--decay-steps", type=int, default=800)
     return parser.parse_args()

@@ -10,8 +10,8 @@ from .split import partner
 from .words import KEYS, TOPICS
 
 LIST_ANSWER = 24  # new tokens: three words and what joins them
-_SHARES = (0.24, 0.18, 0.14)  # of the three frequent words
-_FEWEST = 24  # words: the third comes three times then, and no other twice
+_SHARES = (0.30, 0.17, 0.10)  # of the three frequent words: falling about as in Zipf's law
+_FEWEST = 24  # words: the third comes twice then, and no other does
 _EVIDENCE = 0.7  # share of the text that speaks about a topic at all
 
 
@@ -21,7 +21,7 @@ def frequent_words(request: Request) -> Scene:
     head = "Here is a list of words. Some of them are repeated many times. The list:"
     tail = "\nQuestion: Which three words are the most frequent?\nAnswer: The three most frequent words are"
     top = _frequent(rng, request.split)
-    others = rng.sample([key for key in KEYS if key not in top], rng.randint(16, 40))
+    others = rng.sample([key for key in KEYS if key not in top], rng.randint(30, 60))
     order = rng.getrandbits(64)
 
     def context(number: int) -> str:

@@ -10,6 +10,7 @@ from .words import NUMBERS
 _HEAD = "Some magic numbers are hidden in this text. Remember them."
 SHORT_ANSWER, TWO_ANSWERS, THREE_ANSWERS = 8, 16, 48  # new tokens; enough where every digit is a token of its own
 _MOST_NEEDLES = 240
+_TWO = "One of the magic numbers for {} is {}."
 
 
 def _needle(key: str, value: str) -> str:
@@ -39,22 +40,23 @@ def needle_multikey(request: Request) -> Scene:
 
 
 def needle_multivalue(request: Request) -> Scene:
-    """Two numbers under every key. Their order in the target is random: either order is right."""
+    """Two numbers under every key; the target names them in the order of the text, and either order scores."""
     rng, used = request.rng, set()
-    sentence = "One of the magic numbers for {} is {}."
-    number = affordable(request, sentence.format("harbor", "471"), 1 / 4, 4, _MOST_NEEDLES) // 2
-    questions, evidence = [], []
+    number = affordable(request, _TWO.format("harbor", "471"), 1 / 4, 4, _MOST_NEEDLES) // 2
+    stated = []
     for key, first in key_values(rng, request.split, number):
         used.add(first)
-        questions.append(_ask_two(key, (first, partner(rng, request.split, key, NUMBERS, used)), sentence))
-        evidence += [sentence.format(key, value) for value in questions[-1].answers]
-    rng.shuffle(evidence)
+        stated += [(key, first), (key, partner(rng, request.split, key, NUMBERS, used))]
+    asked = list(dict.fromkeys(key for key, _ in stated))
+    rng.shuffle(stated)
+    questions = [_ask_two(key, [value for other, value in stated if other == key]) for key in asked]
+    evidence = [_TWO.format(*pair) for pair in stated]
     return Scene(fill(request, _HEAD, evidence, questions[0].tail, TWO_ANSWERS), tuple(questions))
 
 
-def _ask_two(key: str, values: tuple[str, str], sentence: str) -> Question:
+def _ask_two(key: str, values: list[str]) -> Question:
     tail = f"\nQuestion: What are the two magic numbers for {key}?\nAnswer: The two magic numbers for {key} are"
-    return Question(tail, f" {values[0]} and {values[1]}", values, evidence=sentence.format(key, values[0]))
+    return Question(tail, f" {values[0]} and {values[1]}", tuple(values), evidence=_TWO.format(key, values[0]))
 
 
 def needle_multiquery(request: Request) -> Scene:
