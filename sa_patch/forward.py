@@ -48,11 +48,13 @@ def attend_prompt(
     Args:
         query: [batch, heads, n, head_dim]; key, value: [batch, kv_heads, n, head_dim].
     """
+    if geometry.parts is None:
+        return attend_group(query, key, value, geometry.columns, layer, scaling)
     output = torch.zeros_like(query)
-    for group in geometry.groups:
-        gathered = group.gather(query, group.query_index)
-        keys, values = group.gather(key, group.key_index), group.gather(value, group.key_index)
-        output = group.scatter(output, attend_group(gathered, keys, values, group, layer, scaling))
+    for part in geometry.parts:
+        keys, values = part.gather(key, part.key_index), part.gather(value, part.key_index)
+        queries = part.gather(query, part.query_index)
+        part.scatter(output, attend_group(queries, keys, values, part.group, layer, scaling))
     return output
 
 
@@ -67,14 +69,15 @@ def attend_cached(
     Raises:
         NotImplementedError: for several new tokens at once, which only full attention defines here.
     """
-    if geometry.query_len == 1:
+    new = geometry.columns.query_len
+    if new == 1:
         layer.calls["decode"] += 1
         mask = None if geometry.key_mask is None else geometry.key_mask[:, None, None]
         return fused(query, key, value, scaling, mask)
     if not layer.variant.continues:
         raise NotImplementedError(
-            f"{geometry.query_len} new tokens after {geometry.key_len - geometry.query_len} cached ones (chunked prefill, "
-            f"a further turn, assisted decoding): mode {layer.variant.name!r} needs the whole prompt in one call. "
+            f"{new} new tokens after {geometry.columns.length - new} cached ones (chunked prefill, a further turn, "
+            f"assisted decoding): mode {layer.variant.name!r} needs the whole prompt in one call. "
             "Pass the full text without past_key_values, or restore the patch for this call"
         )
     return attend_prompt(query, key, value, geometry, layer, scaling)

@@ -203,7 +203,8 @@ def _attention(
     if foreign:
         raise NotImplementedError(f"the model or caller passes {', '.join(foreign)}, which sa_patch can't honour")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    run = attend_cached if attention_mask.query_len < attention_mask.key_len else attend_prompt
+    columns = attention_mask.columns
+    run = attend_cached if columns.query_len < columns.length else attend_prompt
     output = run(query, key, value, attention_mask, binding, scaling)
     return output.transpose(1, 2).contiguous(), None
 
