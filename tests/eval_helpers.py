@@ -44,6 +44,7 @@ def tiny_model(seed: int = 0, positions: int = 1024) -> Qwen3ForCausalLM:
         head_dim=8,
         max_position_embeddings=positions,
         tie_word_embeddings=True,
+        initializer_range=0.2,
         bos_token_id=None,
         pad_token_id=0,
         eos_token_id=1,
