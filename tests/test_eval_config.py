@@ -12,7 +12,9 @@ def from_flags(*flags):
 
 
 def test_saved_settings_give_the_same_settings():
-    settings = settings_from({"modes": "sa,moba", "window": [32, 0.25], "dense_layers": "0,-1", "seeds": "3,4", "out": "x"})
+    settings = settings_from(
+        {"modes": "sa,moba", "window": [32, 0.25], "dense_layers": "0,-1", "seeds": "3,4", "out": "x"}
+    )
     assert settings_from(yaml.safe_load(to_yaml(settings))) == settings
 
 

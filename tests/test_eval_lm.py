@@ -9,7 +9,7 @@ from sa_eval.lm import ExactLM, TruncationError, generation_options
 
 import sa_patch
 
-WORDS = "The magic number for banjo is 554. Then the clerk examined the clever bundle yesterday. ".split()
+WORDS = ["The", "magic", "number", "for", "banjo", "is", "554.", "Then", "the", "clerk", "examined", "the", "clever", "bundle", "yesterday."]
 STOP = {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}
 SPARSE = [("swa", {}), ("sa", {}), ("sa", {"form": "bucket"}), ("sa+swa", {}), ("moba", {})]
 
@@ -35,7 +35,8 @@ def loglikelihoods(prompts, choices=(" banjo", " clerk", " the clever bundle")):
 
 def generations(prompts, arguments=STOP):
     return [
-        Instance("generate_until", {}, (prompt, arguments), 0, ("task", doc_id, 1)) for doc_id, prompt in enumerate(prompts)
+        Instance("generate_until", {}, (prompt, arguments), 0, ("task", doc_id, 1))
+        for doc_id, prompt in enumerate(prompts)
     ]
 
 
@@ -91,8 +92,12 @@ def test_a_patch_changes_the_scores(model, prompts):
 def test_one_token_choices_of_a_document_cost_one_row(model, prompts, monkeypatch):
     rows = []
     forward = type(model).forward
-    monkeypatch.setattr(type(model), "forward", lambda self, **inputs: rows.append(len(inputs["input_ids"])) or forward(self, **inputs))
-    choices = [text for text in (" banjo", " clerk", " number", " is", " the") if len(tiny_tokenizer().encode(text)) == 1]
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, **inputs: rows.append(len(inputs["input_ids"])) or forward(self, **inputs)
+    )
+    choices = [
+        text for text in (" banjo", " clerk", " number", " is", " the") if len(tiny_tokenizer().encode(text)) == 1
+    ]
     assert len(choices) >= 2
     lm(model).loglikelihood(loglikelihoods(prompts[:1], choices))
     assert sum(rows) == 1
@@ -102,7 +107,9 @@ def test_only_scored_positions_get_logits(model, prompts, monkeypatch):
     kept = []
     forward = type(model).forward
     monkeypatch.setattr(
-        type(model), "forward", lambda self, **inputs: kept.append((inputs["logits_to_keep"], inputs["use_cache"])) or forward(self, **inputs)
+        type(model),
+        "forward",
+        lambda self, **inputs: kept.append((inputs["logits_to_keep"], inputs["use_cache"])) or forward(self, **inputs),
     )
     lm(model).loglikelihood(loglikelihoods(prompts[:1], (" banjo",)))
     assert kept == [(len(tiny_tokenizer().encode(" banjo")), False)]
@@ -135,7 +142,9 @@ def test_progress_counts_every_request_once(model, prompts):
 
 def test_rolling_loglikelihood_equals_stock_lm_eval(model, prompts):
     requests = [Instance("loglikelihood_rolling", {}, (prompt,), 0, ("task", 0, 1)) for prompt in prompts[:3]]
-    stock = HFLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=4).loglikelihood_rolling(requests, disable_tqdm=True)
+    stock = HFLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=4).loglikelihood_rolling(
+        requests, disable_tqdm=True
+    )
     assert lm(model).loglikelihood_rolling(requests) == pytest.approx(stock, rel=1e-4)
 
 

@@ -1,0 +1,229 @@
+"""Laws of what people read: numbers equal the records, losses come first, the page needs nothing but itself."""
+
+import csv
+import html
+import io
+import re
+
+import numpy as np
+import pytest
+from sa_eval import report, summary, table
+from sa_eval.arms import arms_from
+from sa_eval.config import settings_from
+from sa_eval.store import RunDirectory
+
+FAMILIES = {
+    "needle_single": "retrieval",
+    "kv_retrieval": "retrieval",
+    "majority_topic": "aggregation",
+    "cloze": "cloze",
+}
+GOOD, BAD = 0.95, 0.30
+# Who is good where: sa wins aggregation and loses the rest, overall it loses to both.
+PLANTED = {
+    "full": {"retrieval": GOOD, "aggregation": GOOD, "cloze": GOOD},
+    "swa": {"retrieval": 0.7, "aggregation": BAD, "cloze": 0.9},
+    "sa": {"retrieval": BAD, "aggregation": GOOD, "cloze": BAD},
+    "moba": {"retrieval": 0.9, "aggregation": 0.4, "cloze": 0.9},
+}
+
+
+def planted_run(path, documents=60, planted=PLANTED, lengths="512,1024"):
+    """A run directory as the runner would leave it, with scores drawn from planted accuracies."""
+    settings = settings_from(
+        {"window": 64, "lengths": lengths, "seeds": "0,1", "modes": [m for m in planted if m != "full"]}
+    )
+    directory = RunDirectory.create(str(path), "tiny")
+    tasks = [
+        {
+            "name": name,
+            "length": length,
+            "family": family,
+            "output": "generate_until",
+            "documents": documents,
+            "hashes": [f"{name}{length}{index}" for index in range(documents)],
+        }
+        for length in settings.lengths
+        for name, family in FAMILIES.items()
+    ]
+    arms = arms_from(settings)
+    directory.write_json(
+        "manifest.json",
+        {
+            "schema": 1,
+            "started": "2026-01-01T00:00:00Z",
+            "settings": settings.to_dict(),
+            "versions": {"torch": "2"},
+            "model": {"name": "tiny <b>", "parameters": 10, "dtype": "float32"},
+            "hardware": {"cpu": "a cpu", "threads": 1},
+            "arms": [arm.to_dict() for arm in arms],
+            "tasks": tasks,
+        },
+    )
+    rng = np.random.default_rng(0)
+    for arm in arms:
+        for length in settings.lengths:
+            keys = length / 2 if arm.is_full else 60.0
+            directory.append(
+                "budgets",
+                {
+                    "arm": arm.name,
+                    "length": length,
+                    "keys_per_query": keys,
+                    "density": 2 * keys / length,
+                    "router_cost_per_query": 0.0,
+                    "exact": True,
+                    "off_target": 0.0,
+                },
+            )
+            directory.append("speed", {"arm": arm.name, "length": length, "prefill_ms": 10.0 if arm.is_full else 5.0})
+        for seed in arm.seeds:
+            for task in tasks:
+                scores = rng.random(documents) < planted[arm.label][task["family"]]
+                directory.append_records(
+                    arm.name,
+                    seed,
+                    [
+                        {
+                            "arm": arm.name,
+                            "seed": seed,
+                            "task": summary.task_key(task),
+                            "index": index,
+                            "hash": task["hashes"][index],
+                            "score": float(score),
+                            "depth": index / documents,
+                        }
+                        for index, score in enumerate(scores)
+                    ],
+                )
+            directory.append(
+                "arm_runs", {"arm": arm.name, "seed": seed, "seconds": 1.0, "calls": None, "describe": arm.name}
+            )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    directory = planted_run(tmp_path_factory.mktemp("planted") / "run")
+    results = summary.summarise(directory)
+    report.write(directory)
+    return directory, results, (directory.path / "report.html").read_text(encoding="utf-8")
+
+
+def accuracy_from_records(directory, arm, length=None, families=None):
+    """Straight from the lines: mean over tasks of the mean over documents (and seeds)."""
+    by_task = {}
+    for record in directory.records():
+        name, at = record["task"].split("@")
+        if record["arm"] == arm and length in (None, int(at)) and (families is None or FAMILIES[name] in families):
+            by_task.setdefault(record["task"], []).append(record["score"])
+    return float(np.mean([np.mean(scores) for scores in by_task.values()]))
+
+
+def test_cells_equal_the_records(planted):
+    directory, results, _ = planted
+    for cell in results["cells"]:
+        if cell["scope"] != "task":
+            families = None if cell["scope"] == "overall" else [cell["name"]]
+            length = None if cell["length"] == "all" else cell["length"]
+            wanted = accuracy_from_records(directory, cell["arm"], length, families)
+            assert cell["accuracy"] == pytest.approx(wanted) and cell["low"] <= wanted <= cell["high"]
+            if cell["arm"] != "full":
+                full = accuracy_from_records(directory, "full", length, families)
+                assert cell["difference"] == pytest.approx(wanted - full)
+
+
+def test_the_first_sentence_says_that_sa_loses_and_by_how_much(planted):
+    directory, results, page = planted
+    first = results["answer"][0]
+    assert re.match(r"With window 64, sa loses to swa by [\d.]+ points \([\d.]+ to [\d.]+\) and moba by", first)
+    gap = accuracy_from_records(directory, "swa-w64") - accuracy_from_records(directory, "sa-w64")
+    assert f"swa by {100 * gap:.1f} points" in first
+    assert "on aggregation it beats swa and moba" in first.replace("On ", "on ")
+    assert html.escape(first) in page and page.index(html.escape(first)) < page.index("<table")
+
+
+def test_the_sentence_turns_when_sa_wins(tmp_path):
+    winning = {**PLANTED, "sa": {"retrieval": GOOD, "aggregation": GOOD, "cloze": GOOD}}
+    first = summary.summarise(planted_run(tmp_path / "run", planted=winning))["answer"][0]
+    assert "sa beats swa by" in first and "loses" not in first
+
+
+def test_arms_that_are_alike_are_called_alike(tmp_path):
+    alike = dict.fromkeys(PLANTED, {"retrieval": 0.6, "aggregation": 0.6, "cloze": 0.6})
+    first = summary.summarise(planted_run(tmp_path / "run", planted=alike))["answer"][0]
+    assert "cannot be told apart from swa" in first and "beats" not in first
+
+
+def test_the_page_needs_nothing_but_itself(planted):
+    _, _, page = planted
+    assert not re.search(r"<script|<link|<img|<iframe|@import|url\(|src=|https?://", page)
+
+
+def test_the_page_shows_every_arm_and_escapes_names(planted):
+    _, results, page = planted
+    assert all(f"<th>{arm['name']}" in page for arm in results["arms"])
+    assert "tiny &lt;b&gt;" in page and "tiny <b>" not in page
+
+
+def test_numbers_on_the_page_are_the_results(planted):
+    _, results, page = planted
+    for cell in results["cells"]:
+        if cell["scope"] == "overall":
+            assert (
+                f"{100 * cell['accuracy']:.1f}<small>{100 * cell['low']:.1f}\u2013{100 * cell['high']:.1f}</small>"
+                in page
+            )
+
+
+def test_the_page_has_a_panel_per_length_and_family(planted):
+    _, _, page = planted
+    assert page.count('role="img"') == 2 * 4  # overall, retrieval, aggregation, cloze
+
+
+def test_the_terminal_table_holds_the_same_numbers_and_is_not_wide(planted):
+    _, results, _ = planted
+    text = table.render(results)
+    assert max(map(len, text.splitlines())) <= 120
+    for cell in results["cells"]:
+        if cell["scope"] == "overall" and cell["length"] != "all":
+            row = next(
+                line for line in text.split(f"Length {cell['length']}")[1].splitlines() if line.startswith(cell["arm"])
+            )
+            assert f" {100 * cell['accuracy']:.1f} [" in row
+
+
+def test_the_csv_holds_every_cell(planted):
+    directory, results, _ = planted
+    rows = list(csv.DictReader(io.StringIO((directory.path / "summary.csv").read_text())))
+    assert len(rows) == len(results["cells"])
+    assert {(row["arm"], row["name"], float(row["accuracy"])) for row in rows} == {
+        (cell["arm"], cell["name"], cell["accuracy"]) for cell in results["cells"]
+    }
+
+
+def test_moba_is_called_untrained_and_dense_arms_are_flagged(tmp_path):
+    directory = planted_run(tmp_path / "run", documents=4, lengths="512")
+    directory.append(
+        "budgets",
+        {
+            "arm": "sa-w64",
+            "length": 512,
+            "keys_per_query": 255.0,
+            "density": 0.99,
+            "router_cost_per_query": 0.0,
+            "exact": True,
+            "off_target": 0.0,
+        },
+    )
+    notes = " ".join(summary.summarise(directory)["notes"])
+    assert "moba is untrained" in notes and "sa-w64 at 512 (0.99)" in notes
+
+
+def test_a_run_with_nothing_finished_still_gets_a_report(tmp_path):
+    directory = planted_run(tmp_path / "run", documents=4, lengths="512")
+    for file in (directory.path / "records").glob("*"):
+        file.unlink()
+    results = summary.summarise(directory)
+    report.write(directory)
+    assert "nothing to compare" in results["answer"][0] and "nothing to compare" in table.render(results)
