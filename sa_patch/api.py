@@ -1,16 +1,14 @@
 """The public functions: apply, restore, load, is_patched, attention."""
 
 import json
-from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
 from sa_patch import integration, kernels
 from sa_patch.errors import unknown
-from sa_patch.forward import attend_prompt
+from sa_patch.forward import Layer, attend_prompt
 from sa_patch.geometry import Geometry
 from sa_patch.patch import CONFIG_VERSION, Patch
 from sa_patch.variants import VARIANTS
@@ -125,9 +123,7 @@ def attention(
     kernels.check_name(kernel)
     mask = None if attention_mask is None else attention_mask.to(device=query.device, dtype=torch.bool)
     geometry = Geometry.build(query.shape[0], query.shape[2], key.shape[2], mask, query.device)
-    layer = SimpleNamespace(
-        variant=variant, kernel=kernel, layer_idx=layer_idx, num_layers=layer_idx + 1, calls=Counter()
-    )
+    layer = Layer(variant, kernel, layer_idx, num_layers=layer_idx + 1)
     return attend_prompt(query, key, value, geometry, layer, query.shape[-1] ** -0.5 if scaling is None else scaling)
 
 

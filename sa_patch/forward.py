@@ -1,7 +1,7 @@
 """What one layer does with one call: which pattern, which kernel, and counting it. Imports torch only."""
 
 from collections import Counter
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,14 +12,15 @@ from sa_patch.kernels.dense import causal, fused
 from sa_patch.variants.base import Variant
 
 
-class Layer(Protocol):
-    """What a call needs to know about its layer."""
+@dataclass(eq=False)
+class Layer:
+    """What one attention layer runs, and how often it did."""
 
     variant: Variant
     kernel: str
     layer_idx: int
     num_layers: int
-    calls: Counter
+    calls: Counter = field(default_factory=Counter)
 
 
 def attend_group(query: Tensor, key: Tensor, value: Tensor, group: Group, layer: Layer, scaling: float) -> Tensor:

@@ -5,15 +5,14 @@ so that models differ freely; the implementation name lives in a copy of the con
 """
 
 import copy
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
-from sa_patch.forward import attend_cached, attend_prompt
+from sa_patch.forward import Layer, attend_cached, attend_prompt
 from sa_patch.geometry import Geometry
 from sa_patch.variants.base import Variant
 
@@ -22,17 +21,6 @@ VERIFIED = ("qwen3", "qwen3_moe")
 TESTED = ("llama", "mistral", "qwen2")
 # Arguments of attention functions that change the result in ways no pattern expresses.
 _FOREIGN = ("softcap", "s_aux", "position_bias", "cache", "cu_seq_lens_q", "cu_seq_lens_k")
-
-
-@dataclass(eq=False)
-class Binding:
-    """What one attention module runs, and how often it did. Lives on the module, so that copies carry it."""
-
-    variant: Variant
-    kernel: str
-    layer_idx: int
-    num_layers: int
-    calls: Counter = field(default_factory=Counter)
 
 
 @dataclass(eq=False)
@@ -60,7 +48,7 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
         )
     backbone = backbones[0]
     found = [module for module in model.modules() if _is_attention(module)]
-    found.sort(key=lambda module: module.layer_idx)
+    found.sort(key=lambda module: module.__dict__["layer_idx"])
     reason = _refusal(backbone, found)
     if reason:
         raise ValueError(f"{type(backbone).__name__} can't be patched: {reason}")
@@ -106,11 +94,11 @@ def state(model: nn.Module) -> State | None:
     return model.__dict__.get("_sa_patch")
 
 
-def bindings(model: nn.Module) -> list[Binding]:
-    """The bindings of a patched model, by layer; empty when it is not patched."""
+def layers(model: nn.Module) -> list[Layer]:
+    """What a patched model runs, layer by layer; empty when it is not patched."""
     if state(model) is None:
         return []
-    return [module._sa_patch_binding for module in attention_modules(model)]
+    return [module.__dict__["_sa_patch_layer"] for module in attention_modules(model)]
 
 
 def bind(model: nn.Module, variant: Variant, kernel: str) -> None:
@@ -124,13 +112,13 @@ def bind(model: nn.Module, variant: Variant, kernel: str) -> None:
         if not -len(modules) <= layer < len(modules):
             raise ValueError(f"dense_layers has {layer}, but the model has layers 0..{len(modules) - 1}")
     unbind(model)
-    original = modules[0].config
+    original = modules[0].__dict__["config"]
     patched = copy.deepcopy(original)
     patched._attn_implementation = NAME
     _swap_config(model, original, patched)
     for module in modules:
-        module._sa_patch_binding = Binding(variant, kernel, module.layer_idx, len(modules))
-    model._sa_patch = State(variant, kernel, original, patched)
+        module.__dict__["_sa_patch_layer"] = Layer(variant, kernel, module.__dict__["layer_idx"], len(modules))
+    model.__dict__["_sa_patch"] = State(variant, kernel, original, patched)
 
 
 def unbind(model: nn.Module) -> None:
@@ -140,14 +128,14 @@ def unbind(model: nn.Module) -> None:
         return
     _swap_config(model, held.patched_config, held.original_config)
     for module in model.modules():
-        module.__dict__.pop("_sa_patch_binding", None)
-    del model._sa_patch
+        module.__dict__.pop("_sa_patch_layer", None)
+    del model.__dict__["_sa_patch"]
 
 
 def _swap_config(model: nn.Module, old: object, new: object) -> None:
     for module in model.modules():
         if module.__dict__.get("config") is old:
-            module.config = new
+            module.__dict__["config"] = new
 
 
 def _mask(
@@ -186,10 +174,12 @@ def _attention(
     dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: query [B, H, Q, D], key and value [B, Hkv, N, D] -> ([B, Q, H, D], None)."""
-    binding: Binding | None = module.__dict__.get("_sa_patch_binding")
-    if binding is None:
-        raise RuntimeError("this layer has no sa_patch binding: set attn_implementation through sa_patch.apply only")
+    """transformers' attention function: query [B, H, Q, D], key, value [B, Hkv, N, D] -> ([B, Q, H, D], None)."""
+    layer: Layer | None = module.__dict__.get("_sa_patch_layer")
+    if layer is None:
+        raise RuntimeError(
+            "this layer has no sa_patch layer bound: set attn_implementation through sa_patch.apply only"
+        )
     if not isinstance(attention_mask, Geometry):
         raise NotImplementedError(
             f"sa_patch got a ready-made attention mask ({type(attention_mask).__name__}): pass a 2D attention_mask "
@@ -202,10 +192,10 @@ def _attention(
     foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
     if foreign:
         raise NotImplementedError(f"the model or caller passes {', '.join(foreign)}, which sa_patch can't honour")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     columns = attention_mask.columns
     run = attend_cached if columns.query_len < columns.length else attend_prompt
-    output = run(query, key, value, attention_mask, binding, scaling)
+    output = run(query, key, value, attention_mask, layer, factor)
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -6,14 +6,13 @@ from html import escape
 from pathlib import Path
 from types import TracebackType
 
-import torch
 from torch import Tensor, nn
 
 from sa_patch import integration, kernels
 from sa_patch.budget import Budget
 from sa_patch.geometry import Group
 from sa_patch.patterns import window_pairs
-from sa_patch.variants.base import Variant
+from sa_patch.variants.base import CPU, Variant
 
 CONFIG_VERSION = 1
 
@@ -68,7 +67,7 @@ class Patch:
     def calls(self) -> tuple[dict[str, int], ...]:
         """Per layer, how often it ran since the patch was applied: sparse_prefill, dense_prefill, decode."""
         kinds = ("sparse_prefill", "dense_prefill", "decode")
-        counts = [binding.calls for binding in integration.bindings(self.model)] if self.active else []
+        counts = [layer.calls for layer in integration.layers(self.model)] if self.active else []
         return tuple({kind: count[kind] for kind in kinds} for count in counts)
 
     def mask(self, length: int, layer_idx: int = 0) -> Tensor:
@@ -80,7 +79,7 @@ class Patch:
         _check_length(length)
         if not 0 <= layer_idx < self.num_layers:
             raise ValueError(f"layer_idx={layer_idx} is out of range: the model has layers 0..{self.num_layers - 1}")
-        group = Group(length, length, torch.device("cpu"))
+        group = Group(length, length, CPU)
         if self.variant.is_dense(length, layer_idx, self.num_layers, next(self.model.parameters()).device):
             return self.variant.dense(group).visible()
         return self.variant.sparse_pattern(group, layer_idx, None, None).visible()

@@ -61,11 +61,11 @@ class Pattern:
         """The own part for the given query positions, causality aside: bool [..., len(queries), length]."""
         raise NotImplementedError
 
-    def _own_pairs(self) -> int:
+    def _own_pairs(self) -> float:
         """Pairs of the own part over all `length` queries, causality included."""
         raise NotImplementedError
 
-    def _own_extra_overlap(self) -> int:
+    def _own_extra_overlap(self) -> float:
         """Pairs strictly below the diagonal in the own part and also in sinks or local, over all queries."""
         raise NotImplementedError
 
@@ -86,7 +86,7 @@ class Pattern:
         return (own | opened) & (key <= row)
 
     def count(self) -> int:
-        """Exact number of visible pairs over all `length` queries, averaged over batch and heads.
+        """Number of visible pairs over all `length` queries: exact, or the mean over batch and heads, rounded.
 
         Raises:
             ValueError: when query_len < length (a budget is a property of a whole prompt).
@@ -97,7 +97,7 @@ class Pattern:
             return triangle(self.length)
         pairs = self._own_pairs() + extra_pairs(self.length, self.sinks, self.local) - self._own_extra_overlap()
         if not self.tail:
-            return pairs
+            return round(pairs)
         rows = torch.arange(self.length - self.tail, self.length, device=self._device())
         sparse = replace(self, tail=0)
         masked = sum(_mean_count(sparse.visible(chunk)) for chunk in rows.split(256))
@@ -133,10 +133,10 @@ class Dense(Pattern):
     def _own_visible(self, queries: Tensor) -> Tensor:
         return torch.ones(queries.numel(), self.length, dtype=torch.bool, device=queries.device)
 
-    def _own_pairs(self) -> int:
+    def _own_pairs(self) -> float:
         return triangle(self.length)
 
-    def _own_extra_overlap(self) -> int:
+    def _own_extra_overlap(self) -> float:
         return extra_pairs(self.length, self.sinks, self.local)
 
 
@@ -170,10 +170,10 @@ class Band(Pattern):
         ranks = torch.arange(self.length, device=queries.device) if self.order is None else inverse(self.order)
         return self._near(ranks[queries][:, None], ranks)
 
-    def _own_pairs(self) -> int:
+    def _own_pairs(self) -> float:
         return band_pairs(self.length, self.width, self.circular)
 
-    def _own_extra_overlap(self) -> int:
+    def _own_extra_overlap(self) -> float:
         query, key = _extra_indices(self.length, self.sinks, self.local, self._device())
         if self.order is not None:
             ranks = inverse(self.order)
@@ -227,14 +227,14 @@ class Blocks(Pattern):
         picked.scatter_(-1, torch.where(chosen < 0, num_runs, chosen), True)
         return mask | picked[..., run]
 
-    def _own_pairs(self) -> int:
+    def _own_pairs(self) -> float:
         pairs = run_pairs(self.length, self.block_size)
         if self.selected is None:
             return pairs
         batch, heads = self.selected.shape[:2]
-        return pairs + int((self.selected >= 0).sum()) * self.block_size // (batch * heads)
+        return pairs + int((self.selected >= 0).sum()) * self.block_size / (batch * heads)
 
-    def _own_extra_overlap(self) -> int:
+    def _own_extra_overlap(self) -> float:
         query, key = _extra_indices(self.length, self.sinks, self.local, self._device())
         run = self._run_of(query.device)
         overlap = int((run[query] == run[key]).sum())
@@ -242,7 +242,7 @@ class Blocks(Pattern):
             return overlap
         batch, heads = self.selected.shape[:2]
         chosen = sum(int((run[key] == column[..., query]).sum()) for column in self.selected.unbind(-1))
-        return overlap + round(chosen / (batch * heads))
+        return overlap + chosen / (batch * heads)
 
 
 def run_pairs(length: int, run_size: int) -> int:

@@ -3,8 +3,13 @@
 Not a kernel by itself. Key sets that are merged must be disjoint. Everything is differentiable and computed in float32.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+# Attention over part of the keys: (output, log-sum-exp), the latter None where nothing is left to merge.
+Part = tuple[Tensor, Tensor | None]
 
 # Entries of a mask or of scores held at once: 32 MiB of float32, so that a chunk stays near the caches of a CPU.
 CHUNK_ENTRIES = 1 << 23
@@ -50,15 +55,15 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     return output.float(), lse if mask is None else lse.masked_fill(~mask.any(dim=-1), -torch.inf)
 
 
-def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def merge(parts: Sequence[Part]) -> Part:
     """One attention over the union of disjoint key sets, from (output [..., head_dim], log-sum-exp [...]) pairs."""
     if len(parts) == 1:
         return parts[0]
-    lse = torch.stack([part_lse for _, part_lse in parts])
+    lse = torch.stack([part_lse for _, part_lse in parts if part_lse is not None])
     total = lse.logsumexp(dim=0)
     weights = (lse - total.masked_fill(total == -torch.inf, 0.0)).exp()
-    output = sum(weight[..., None] * part_output for weight, (part_output, _) in zip(weights, parts, strict=True))
-    return output, total
+    terms = [weight[..., None] * output for weight, (output, _) in zip(weights, parts, strict=True)]
+    return torch.stack(terms).sum(dim=0), total
 
 
 def attend_sinks(query: Tensor, key: Tensor, value: Tensor, sinks: int, scaling: float) -> tuple[Tensor, Tensor]:

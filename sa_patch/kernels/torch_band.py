@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sa_patch.kernels.dense import fused
-from sa_patch.kernels.partial import CHUNK_ENTRIES, attend
+from sa_patch.kernels.partial import CHUNK_ENTRIES, Part, attend
 from sa_patch.patterns import Band
 from sa_patch.randomness import inverse
 
@@ -55,9 +55,7 @@ class _Layout:
         return mask | (rank >= length) & (key < length)
 
 
-def attend_band(
-    query: Tensor, key: Tensor, value: Tensor, band: Band, scaling: float, *, part: bool
-) -> tuple[Tensor, Tensor | None]:
+def attend_band(query: Tensor, key: Tensor, value: Tensor, band: Band, scaling: float, *, part: bool) -> Part:
     """The band of every query.
 
     Args:
@@ -69,15 +67,12 @@ def attend_band(
     """
     layout = _Layout(band, query.device)
     rows = [_attend_row(q, k, v, layout, scaling, part) for q, k, v in zip(query, key, value, strict=True)]
-    output = torch.stack([row for row, _ in rows])
-    lse = torch.stack([row_lse for _, row_lse in rows]) if part else None
-    if band.order is None:
-        return output[:, :, : band.length], lse if lse is None else lse[:, :, : band.length]
-    ranks = inverse(band.order)
-    return output.index_select(2, ranks), lse if lse is None else lse.index_select(2, ranks)
+    place = torch.arange(band.length, device=query.device) if band.order is None else inverse(band.order)
+    output = torch.stack([row for row, _ in rows]).index_select(2, place)
+    return output, torch.stack([lse for _, lse in rows if lse is not None]).index_select(2, place) if part else None
 
 
-def _attend_row(query: Tensor, key: Tensor, value: Tensor, layout: _Layout, scaling: float, part: bool):
+def _attend_row(query: Tensor, key: Tensor, value: Tensor, layout: _Layout, scaling: float, part: bool) -> Part:
     """One sequence: query [heads, n, head_dim], key and value [kv_heads, n, head_dim]; results ordered by rank."""
     heads, head_dim = query.shape[0], query.shape[-1]
     queries = query.index_select(1, layout.query_order).view(heads, layout.num_tiles, layout.tile, head_dim)

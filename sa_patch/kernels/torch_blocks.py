@@ -9,16 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sa_patch.kernels.dense import fused
-from sa_patch.kernels.partial import CHUNK_ENTRIES, attend, merge
+from sa_patch.kernels.partial import CHUNK_ENTRIES, Part, attend, merge
 from sa_patch.patterns import Blocks
 from sa_patch.randomness import inverse
 
 _TILE = 64  # queries that attend to one selected run together
 
 
-def attend_blocks(
-    query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, *, part: bool
-) -> tuple[Tensor, Tensor | None]:
+def attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, *, part: bool) -> Part:
     """Own and selected runs of every query.
 
     Args:
@@ -41,7 +39,7 @@ def attend_blocks(
         lse = None if lse is None else lse.index_select(2, ranks)
     if selected is None or selected.shape[-1] == 0:
         return output, lse
-    chosen = _selected_runs(query, key, value, blocks, scaling, part)
+    chosen = _selected_runs(query, key, value, blocks, selected, scaling, part)
     return merge([(output, lse), *chosen])
 
 
@@ -59,11 +57,11 @@ def _own_runs_fused(query: Tensor, key: Tensor, value: Tensor, size: int, scalin
     batch, whole = query.shape[0], query.shape[2] // size * size
     pieces = []
     if whole:
-        runs = (_runs(tensor[:, :, :whole], size) for tensor in (query, key, value))
-        pieces.append(_unruns(fused(*runs, scaling, causal=True), batch))
+        q, k, v = (_runs(tensor[:, :, :whole], size) for tensor in (query, key, value))
+        pieces.append(_unruns(fused(q, k, v, scaling, causal=True), batch))
     if whole < query.shape[2]:
-        rest = (tensor[:, :, whole:] for tensor in (query, key, value))
-        pieces.append(fused(*rest, scaling, causal=True))
+        q, k, v = (tensor[:, :, whole:] for tensor in (query, key, value))
+        pieces.append(fused(q, k, v, scaling, causal=True))
     return torch.cat(pieces, dim=2)
 
 
@@ -91,9 +89,11 @@ def _own_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling
     return output[:, :, :length], lse[:, :, :length]
 
 
-def _selected_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, part: bool):
+def _selected_runs(
+    query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, selected: Tensor, scaling: float, part: bool
+) -> list[Part]:
     """One (output, log-sum-exp) per selected run: k pairs of [batch, heads, n, head_dim] and [batch, heads, n]."""
-    selected, size = blocks.selected, blocks.block_size
+    size = blocks.block_size
     batch, heads, length, num_chosen = selected.shape
     kv_heads, whole, head_dim = key.shape[1], length // size, query.shape[-1]
     group = heads // kv_heads

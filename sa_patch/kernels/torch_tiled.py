@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.dense import causal
-from sa_patch.kernels.partial import attend_sinks, merge
+from sa_patch.kernels.partial import Part, attend_sinks, merge
 from sa_patch.kernels.torch_band import attend_band
 from sa_patch.kernels.torch_blocks import attend_blocks
 from sa_patch.patterns import Band, Blocks, Pattern
@@ -31,6 +31,7 @@ class TorchTiled:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
         if pattern.covers_all:
             return causal(query, key, value, scaling)
+        assert isinstance(pattern, (Band, Blocks)), "refusal() was not asked"
         output = _sparse_rows(query, key, value, pattern, scaling)
         if pattern.tail:
             last = causal(query[:, :, -pattern.tail :], key, value, scaling)
@@ -38,13 +39,16 @@ class TorchTiled:
         return output
 
 
-def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
+def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Blocks, scaling: float) -> Tensor:
     # A sliding window as wide as `local` contains it.
     if isinstance(pattern, Band) and pattern.order is None and not pattern.circular and pattern.local <= pattern.width:
         pattern = replace(pattern, local=0)
     split = pattern.sinks > 0 or pattern.local > 0
-    run = attend_band if isinstance(pattern, Band) else attend_blocks
-    parts = [run(query, key, value, pattern, scaling, part=split)]
+    parts: list[Part]
+    if isinstance(pattern, Band):
+        parts = [attend_band(query, key, value, pattern, scaling, part=split)]
+    else:
+        parts = [attend_blocks(query, key, value, pattern, scaling, part=split)]
     if pattern.sinks:
         parts.append(attend_sinks(query, key, value, pattern.sinks, scaling))
     if pattern.local:

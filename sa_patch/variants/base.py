@@ -6,7 +6,7 @@ To add one, subclass `Variant`, say what `sparse_pattern` and `sparse_budget` ar
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from sa_patch.errors import unknown
 from sa_patch.geometry import Group
 from sa_patch.kernels import crossover
 from sa_patch.patterns import Dense, Pattern, triangle
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Variant(ABC):
         if self.dense_below == "crossover":
             layout = "merged" if self.sinks or self.local else self.layout
             return length <= crossover(layout, self.sizes(length).window, device)
-        return length <= self.dense_below
+        return length <= int(self.dense_below)
 
     @abstractmethod
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
@@ -132,8 +134,18 @@ class Variant(ABC):
 
     def counted(self, length: int, layer_idx: int) -> LayerBudget:
         """`sparse_budget` for variants whose pattern doesn't depend on content: count the pattern itself."""
-        pattern = self.sparse_pattern(Group(length, length, torch.device("cpu")), layer_idx, None, None)
+        pattern = self.sparse_pattern(Group(length, length, CPU), layer_idx, None, None)
         return LayerBudget(layer_idx, "sparse", pattern.count())
+
+    def common(self, group: Group, sizes: Sizes) -> dict[str, Any]:
+        """What every pattern of this variant starts from: lengths, sinks, local window and dense tail."""
+        return {
+            "length": group.length,
+            "query_len": group.query_len,
+            "sinks": sizes.sinks,
+            "local": sizes.local,
+            "tail": min(self.dense_tail, group.query_len),
+        }
 
     def dense(self, group: Group) -> Dense:
         """Causal attention for this sequence."""

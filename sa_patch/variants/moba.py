@@ -9,7 +9,7 @@ from torch import Tensor
 from sa_patch.budget import LayerBudget
 from sa_patch.geometry import Group
 from sa_patch.patterns import Blocks, Pattern, triangle
-from sa_patch.variants.base import Sizes, Variant, check_integer, option
+from sa_patch.variants.base import CPU, Sizes, Variant, check_integer, option
 
 _SCORE_ENTRIES = 1 << 24  # router scores held at once: 64 MiB of float32
 _TOLERANCE = 0.05  # how far a block_size given by hand may miss the budget
@@ -90,23 +90,14 @@ class Moba(Variant):
         if top_k > 1:
             with torch.no_grad():
                 selected = select_blocks(query, key, size, top_k - 1)
-        return Blocks(
-            length=group.length,
-            query_len=group.query_len,
-            block_size=size,
-            selected=selected,
-            sinks=sizes.sinks,
-            local=sizes.local,
-            tail=min(self.dense_tail, group.query_len),
-        )
+        return Blocks(block_size=size, selected=selected, **self.common(group, sizes))
 
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
         sizes = self.sizes(length)
         size, top_k = self._blocks(sizes)
         if size * top_k >= length:
             return LayerBudget(layer_idx, "sparse", triangle(length))
-        common = {"length": length, "query_len": length, "sinks": sizes.sinks, "local": sizes.local}
-        own = Blocks(block_size=size, tail=min(self.dense_tail, length), **common).count()
+        own = Blocks(block_size=size, **self.common(Group(length, length, CPU), sizes)).count()
         sparse_rows = max(0, length - self.dense_tail)
         chosen = sum(min(top_k - 1, row // size) for row in range(sparse_rows)) * size
         router = 0 if top_k == 1 else sum(row // size for row in range(length))

@@ -27,14 +27,7 @@ class SlidingWindow(Variant):
         width = sizes.window
         if self.budget == "pairs" and width < group.length:
             width -= sizes.sinks
-        return Band(
-            length=group.length,
-            query_len=group.query_len,
-            width=width,
-            sinks=sizes.sinks,
-            local=sizes.local,
-            tail=min(self.dense_tail, group.query_len),
-        )
+        return Band(width=width, **self.common(group, sizes))
 
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
         return self.counted(length, layer_idx)

@@ -75,13 +75,7 @@ class Stochastic(Variant):
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
         sizes, length = self.sizes(group.length), group.length
         width = self._width(length, sizes)
-        common = {
-            "length": length,
-            "query_len": group.query_len,
-            "sinks": sizes.sinks,
-            "local": sizes.local,
-            "tail": min(self.dense_tail, group.query_len),
-        }
+        common = self.common(group, sizes)
         order = permutation(length, self.seed, layer_idx, group.device)
         if self.form == "bucket":
             return Blocks(block_size=2 * width - 1, order=_by_bucket(order, 2 * width - 1), **common)
