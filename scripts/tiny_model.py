@@ -13,22 +13,23 @@ POSITIONS = 4096
 _SHAPE = dict(
     hidden_size=128,
     num_hidden_layers=6,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=64,
+    head_dim=32,
     max_position_embeddings=POSITIONS,
     tie_word_embeddings=True,
     attn_implementation="sdpa",
 )
+FEW, MORE = (4, 2), (8, 4)  # query heads and key/value heads: to begin with, and once retrieval is learned
 _INNER = 384
 BALANCE = 0.01  # weight of the routers' load-balancing loss
 _ROPE = 1e5
 _SHARPNESS = 1.5  # initial weight of q- and k-norm: retrieval among thousands of keys needs large scores
 
 
-def new_dense(vocab_size: int, end: int) -> Qwen3ForCausalLM:
+def new_dense(vocab_size: int, end: int, heads: tuple[int, int] = FEW) -> Qwen3ForCausalLM:
     config = Qwen3Config(
         **_SHAPE,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
         vocab_size=vocab_size,
         intermediate_size=_INNER,
         rope_parameters={"rope_type": "default", "rope_theta": _ROPE},
@@ -46,6 +47,21 @@ def new_dense(vocab_size: int, end: int) -> Qwen3ForCausalLM:
     return model
 
 
+def grown(small: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
+    """The same function with more heads: new ones begin at random, and their output projection at zero.
+
+    Values of two kv heads leave room for one retrieved word, not for telling several summed words apart.
+    """
+    model = new_dense(small.config.vocab_size, small.config.eos_token_id, MORE)
+    old = small.state_dict()
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            if name.endswith("o_proj.weight"):
+                weight.zero_()
+            weight[tuple(map(slice, old[name].shape))] = old[name]
+    return model
+
+
 def upcycled(dense: Qwen3ForCausalLM) -> Qwen3MoeForCausalLM:
     """Sparse upcycling (arXiv 2212.05055): every expert begins as a copy of the dense MLP, the router at random.
 
@@ -53,6 +69,8 @@ def upcycled(dense: Qwen3ForCausalLM) -> Qwen3MoeForCausalLM:
     """
     config = Qwen3MoeConfig(
         **_SHAPE,
+        num_attention_heads=dense.config.num_attention_heads,
+        num_key_value_heads=dense.config.num_key_value_heads,
         vocab_size=dense.config.vocab_size,
         intermediate_size=_INNER,
         moe_intermediate_size=_INNER,

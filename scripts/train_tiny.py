@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from sa_eval.tasks import TASKS
 from tiny_data import Maker, Recipe, make_batch, start
-from tiny_model import new_dense, score, upcycled
+from tiny_model import grown, new_dense, score, upcycled
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 LENGTHS = (96, 160, 256, 512, 1024, 2176)
-TOKENS = (4096, 4096, 6144, 6144, 6144, 6528)  # a step
-PATIENCE = (700, 400, 300, 300, 300)  # steps at a length at most
+TOKENS = (6144, 6144, 6144, 6144, 6144, 6528)  # a step
+PATIENCE = (700, 300, 300, 300, 300)  # steps at a length at most
 UNRATED = ("variable_tracking",)  # hard for a model this small: trained, but no step waits for it
 
 
@@ -38,6 +38,7 @@ class Progress:
     step: int = 0
     level: int = 0
     level_since: int = 0
+    grown_since: int | None = None
     decay_since: int | None = None
     seconds: float = 0.0
     accuracy: dict[str, float] = field(default_factory=dict)  # "task@length" -> running mean
@@ -76,7 +77,7 @@ def rate(progress: Progress, options: argparse.Namespace) -> float:
     if progress.decay_since is not None:
         left = 1 - (progress.step - progress.decay_since) / options.decay_steps
         return options.rate * max(0.02, left)
-    return options.rate * min(1.0, (progress.step + 1) / 100)
+    return options.rate * min(1.0, (progress.step - (progress.grown_since or 0) + 1) / 100)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -88,24 +89,33 @@ def train(options: argparse.Namespace) -> None:
         PreTrainedTokenizerFast.from_pretrained(options.dense).save_pretrained(out)
     maker = Maker(options.out)
     model, progress = _beginning(options, maker)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}],
-        lr=options.rate,
-        betas=(0.9, 0.97),
-        fused=True,
-    )
+    optimizer = _optimizer(model, options)
     if (out / "checkpoint.pt").exists():
         saved = torch.load(out / "checkpoint.pt", weights_only=False)
+        progress = Progress(**saved["progress"])
+        if progress.grown_since is not None:
+            model = grown(model)
+            optimizer = _optimizer(model, options)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"])
-        progress = Progress(**saved["progress"])
     maker.tokenizer.save_pretrained(out)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start, initargs=(options.out,)) as pool:
-        _loop(model, optimizer, progress, pool, out, options)
+        if options.arch == "qwen3" and progress.grown_since is None:
+            _loop(model, optimizer, progress, pool, out, options, options.grow_at)
+            model = grown(model)
+            optimizer = _optimizer(model, options)
+            progress.grown_since = progress.step
+            _save(model, optimizer, progress, out)
+        _loop(model, optimizer, progress, pool, out, options, options.steps)
     model.bfloat16().save_pretrained(out)
+
+
+def _optimizer(model, options: argparse.Namespace) -> torch.optim.AdamW:
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.97), fused=True)
 
 
 def _beginning(options: argparse.Namespace, maker: Maker):
@@ -116,12 +126,12 @@ def _beginning(options: argparse.Namespace, maker: Maker):
     return upcycled(dense), Progress(level=len(LENGTHS) - 1)
 
 
-def _loop(model, optimizer, progress, pool, out, options) -> None:
+def _loop(model, optimizer, progress, pool, out, options, last: int) -> None:
     ahead = [pool.submit(make_batch, recipe(progress, progress.step + k, options)) for k in range(3)]
-    bar = tqdm(total=options.steps, initial=progress.step, smoothing=0.05, mininterval=10)
+    bar = tqdm(total=last, initial=progress.step, smoothing=0.05, mininterval=10)
     began, before = time.time(), progress.seconds
     losses = []
-    while progress.step < options.steps:
+    while progress.step < last:
         batch = ahead.pop(0).result()
         ahead.append(pool.submit(make_batch, recipe(progress, progress.step + 3, options)))
         for group in optimizer.param_groups:
@@ -190,6 +200,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20_000, help="at most so many")
     parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--grow-at", type=int, default=1800, help="step at which qwen3 gets more heads")
     parser.add_argument("--longest-share", type=float, default=0.4)
     parser.add_argument("--decay-at", type=int, default=10_000, help="step at which the rate begins to fall")
     parser.add_argument("--decay-steps", type=int, default=800)
