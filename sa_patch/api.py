@@ -1,6 +1,7 @@
 """The public functions: apply, restore, load, is_patched, attention."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +24,15 @@ def apply(
     *,
     variant: Variant | None = None,
     kernel: str = "auto",
-    **options,
+    seed: int = 0,
+    budget: str = "pairs",
+    decode: str = "full",
+    sinks: int | float = 0,
+    local: int | float = 0,
+    dense_layers: Sequence[int] = (),
+    dense_tail: int = 0,
+    dense_below: int | str = 0,
+    **variant_options,
 ) -> Patch:
     """Replace the attention of a loaded causal language model, in place.
 
@@ -35,10 +44,17 @@ def apply(
         mode: "full", "swa", "sa", "sa+swa" or "moba".
         window: keys per query, the query included; 0 < x < 1 is a fraction of the prompt. All modes have the same
             number of (query, key) pairs at the same window (budget="pairs").
-        variant: a variant object instead of mode, window and options.
+        variant: a variant object (`sa_patch.variant(...)` or your own) instead of mode, window and options.
         kernel: "auto", "torch", "sdpa" or "reference". An explicit kernel never falls back to another one.
-        **options: seed=0, budget="pairs", sinks=0, local=0, dense_layers=(), dense_tail=0, dense_below=0,
-            decode="full"; for sa also form="sliding" | "bucket" and circular; for moba top_k and block_size.
+        seed: of the random keys of sa and sa+swa.
+        budget: "pairs" matches the pairs of swa at this window, "nominal" takes the textbook parameters.
+        decode: "full", generated tokens read the whole cache.
+        sinks, local: first and last keys that stay visible, in tokens or as a fraction of the prompt; charged to the
+            budget.
+        dense_layers: layers left full; negative numbers count from the end.
+        dense_tail: the last queries of the prompt that see everything.
+        dense_below: prompts up to this length stay full; "crossover" is where sparse attention starts to be faster.
+        **variant_options: form="sliding" | "bucket" and circular for sa; top_k and block_size for moba.
 
     Returns:
         the Patch: `.restore()`, `.describe()`, `.budget(length)`, `.mask(length)`, `.config`; also a context manager.
@@ -47,19 +63,37 @@ def apply(
         ValueError: for a bad argument or a model that can't be patched; the model is as it was.
         NotImplementedError: for an option that is not available yet.
     """
+    options = {
+        "seed": seed,
+        "budget": budget,
+        "decode": decode,
+        "sinks": sinks,
+        "local": local,
+        "dense_layers": dense_layers,
+        "dense_tail": dense_tail,
+        "dense_below": dense_below,
+        **variant_options,
+    }
     if variant is None:
         variant = make_variant(mode, window, **options)
-    elif options:
-        raise ValueError(
-            f"variant= already holds its options; {', '.join(options)} would be ignored: set them on the variant"
-        )
     elif not isinstance(variant, Variant):
         raise ValueError(f"variant must be a sa_patch Variant, got {type(variant).__name__}: see sa_patch.variant(...)")
+    else:
+        _refuse_beside_a_variant(options)
     kernels.check_name(kernel)
     held = integration.state(model) if isinstance(model, nn.Module) else None
     before = None if held is None else (held.variant, held.kernel)
     integration.bind(model, variant, kernel)
     return Patch(model, variant, kernel, integration.num_layers(model), before)
+
+
+def _refuse_beside_a_variant(options: dict) -> None:
+    defaults = make_variant("full").options()
+    ignored = [name for name, value in options.items() if name not in defaults or value not in (defaults[name], ())]
+    if ignored:
+        raise ValueError(
+            f"variant= already holds its options; {', '.join(ignored)} would be ignored: set them on the variant"
+        )
 
 
 def restore(model: nn.Module) -> None:
