@@ -5,6 +5,7 @@ logical (real tokens only). On top of its own part every pattern may open sinks,
 Imports torch only.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -111,16 +112,15 @@ def _mean_count(mask: Tensor) -> float:
     return mask.sum().item() / max(1, mask[..., 0, 0].numel())
 
 
-def _extra_indices(length: int, sinks: int, local: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(query, key) positions of the pairs `extra_pairs` counts; O(length x (sinks + local)) memory."""
-    row = torch.arange(length, device=device)
-    near = row[:, None] - torch.arange(1, max(min(local, length), 1), device=device)
-    sink = torch.arange(min(sinks, length), device=device).expand(length, -1)
-    sink = torch.where(row[:, None] - sink >= max(local, 1), sink, -1)
-    key = torch.cat([near, sink], dim=1)
-    query = row[:, None].expand_as(key)
-    kept = key >= 0
-    return query[kept], key[kept]
+def _extra_indices(length: int, sinks: int, local: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """(query, key) positions of the pairs `extra_pairs` counts, a diagonal or a sink at a time: O(length) memory."""
+    position = torch.arange(length, device=device)
+    reach = max(min(local, length), 1)
+    for distance in range(1, reach):
+        yield position[distance:], position[:-distance]
+    for sink in range(min(sinks, length - reach)):
+        queries = position[sink + reach :]
+        yield queries, torch.full_like(queries, sink)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -174,11 +174,9 @@ class Band(Pattern):
         return band_pairs(self.length, self.width, self.circular)
 
     def _own_extra_overlap(self) -> float:
-        query, key = _extra_indices(self.length, self.sinks, self.local, self._device())
-        if self.order is not None:
-            ranks = inverse(self.order)
-            query, key = ranks[query], ranks[key]
-        return int(self._near(query, key).sum())
+        ranks = torch.arange(self.length) if self.order is None else inverse(self.order)
+        extras = _extra_indices(self.length, self.sinks, self.local, ranks.device)
+        return sum(int(self._near(ranks[query], ranks[key]).sum()) for query, key in extras)
 
 
 def band_pairs(length: int, width: int, circular: bool = False) -> int:
@@ -235,14 +233,13 @@ class Blocks(Pattern):
         return pairs + int((self.selected >= 0).sum()) * self.block_size / (batch * heads)
 
     def _own_extra_overlap(self) -> float:
-        query, key = _extra_indices(self.length, self.sinks, self.local, self._device())
-        run = self._run_of(query.device)
-        overlap = int((run[query] == run[key]).sum())
-        if self.selected is None:
-            return overlap
-        batch, heads = self.selected.shape[:2]
-        chosen = sum(int((run[key] == column[..., query]).sum()) for column in self.selected.unbind(-1))
-        return overlap + chosen / (batch * heads)
+        run, overlap = self._run_of(self._device()), 0.0
+        for query, key in _extra_indices(self.length, self.sinks, self.local, run.device):
+            overlap += int((run[query] == run[key]).sum())
+            if self.selected is not None:
+                batch, heads = self.selected.shape[:2]
+                overlap += int((run[key][:, None] == self.selected[:, :, query]).sum()) / (batch * heads)
+        return overlap
 
 
 def run_pairs(length: int, run_size: int) -> int:
