@@ -96,7 +96,7 @@ class Settings:
         optional=True,
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...")
-    dtype: str = setting("auto", "dtype of the weights", choices=DTYPES)
+    dtype: str = setting("auto", "dtype of the weights; auto: the checkpoint's, float32 on a CPU", choices=DTYPES)
     device_map: str | None = setting(None, "accelerate's device map, for models larger than one device", optional=True)
     trust_remote_code: bool = setting(False, "run code that a hub model brings along", kind=bool)
     speed: bool = setting(True, "measure prefill latency", kind=bool)

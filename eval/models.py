@@ -71,11 +71,13 @@ def load(source: Source, settings: Settings) -> Loaded:
         torch.set_num_threads(settings.threads)
     device = pick_device(settings)
     options = _hub_options(source, settings)
-    dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    dtype = pick_dtype(settings, device)
     if settings.device_map is not None:
         options["device_map"] = settings.device_map
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options
+        )
         tokenizer = load_tokenizer(source, settings)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
@@ -117,6 +119,11 @@ def pick_device(settings: Settings) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def pick_dtype(settings: Settings, device: str) -> str:
+    """auto is the checkpoint's dtype; on a CPU float32, because half precision is slower there and no smaller in effect."""
+    return "float32" if settings.dtype == "auto" and device == "cpu" and settings.device_map is None else settings.dtype
 
 
 def max_tokens(model: Any) -> int | None:

@@ -31,17 +31,17 @@ class Shape:
 
 def render(settings: Settings) -> str:
     """The plan as text."""
-    from sa_eval import runner
+    from sa_eval import prepare
 
     source = models.find(settings.model)
-    runner.check_tasks(settings)
+    prepare.check_tasks(settings)
     arms = arms_from(settings)
     for arm in arms:
         arm.check()
     model = models.empty_model(source, settings)
     limit = models.max_tokens(model)
-    shape = _shape(model, settings)
     device = models.pick_device(settings)
+    shape = _shape(model, models.pick_dtype(settings, device))
     lines = [
         f"model    {settings.model}: {shape.parameters / 1e6:,.1f} M parameters, {shape.layers} layers, on {device}"
     ]
@@ -104,14 +104,14 @@ def _documents(settings: Settings) -> tuple[list[str], list[tuple[int, int]]]:
     return lines, cost
 
 
-def _shape(model: Any, settings: Settings) -> Shape:
+def _shape(model: Any, dtype: str) -> Shape:
     config = model.config.get_text_config()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     experts, chosen = getattr(config, "num_experts", 0) or 0, getattr(config, "num_experts_per_tok", 0) or 0
     inside = sum(parameter.numel() for name, parameter in model.named_parameters() if ".experts." in name)
     active = parameters - inside + (inside * chosen // experts if experts else 0)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    dtype = str(model.dtype if settings.dtype == "auto" else settings.dtype).removeprefix("torch.")
+    dtype = str(model.dtype if dtype == "auto" else dtype).removeprefix("torch.")
     widest = max(config.hidden_size * 4, getattr(config, "intermediate_size", 0) or 0)
     return Shape(
         parameters,

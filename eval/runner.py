@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sa_eval import environment, models
+from sa_eval import environment, models, prepare, rows
 from sa_eval.arms import Arm, arms_from
 from sa_eval.budgets import measured_budget
 from sa_eval.config import Settings, SettingsError, to_yaml
@@ -37,7 +36,7 @@ def run(settings: Settings, *, progress: Progress | None = None) -> RunDirectory
     """Run everything the settings ask for and leave the records in a new directory."""
     progress = progress or Progress()
     source = models.find(settings.model)
-    check_tasks(settings)
+    prepare.check_tasks(settings)
     arms = arms_from(settings)
     for arm in arms:
         arm.check()
@@ -58,18 +57,10 @@ def run_loaded(
     with progress.quiet():
         lm = ExactLM(loaded.model, loaded.tokenizer, batch_size=settings.batch_size)
     this = Run(settings, loaded, lm, arms, [], directory, progress)
-    started = environment.now()
-    prepare_tasks(this)
-    manifest = {
-        "schema": 1,
-        "started": started,
-        "settings": settings.to_dict(),
-        "model": loaded.identity,
-        "versions": environment.versions(),
-        "hardware": environment.hardware(loaded.model.device),
-        "arms": [arm.to_dict() for arm in arms],
-        "tasks": [task.to_dict() for task in this.tasks],
-    }
+    this.tasks += prepare.all_tasks(
+        settings, lm, progress, lambda label, error: record_failure(this, None, label, error)
+    )
+    manifest = _manifest(this, environment.now())
     directory.write_json("manifest.json", manifest)
     if not this.tasks:
         raise SettingsError(
@@ -86,56 +77,18 @@ def run_loaded(
     return directory
 
 
-def check_tasks(settings: Settings) -> None:
-    """Refuse unknown task names before anything is loaded or written."""
-    from sa_eval import lm_tasks
-
-    _, other = lm_tasks.split_names(settings)
-    if other:
-        from sa_eval import lm_eval_tasks
-
-        lm_eval_tasks.check_names(other)
-
-
-def prepare_tasks(this: Run) -> None:
-    """Build every task's documents once; one that cannot be built is recorded and left out."""
-    from sa_eval import lm_tasks
-
-    offline, other = lm_tasks.split_names(this.settings)
-    wanted: list[tuple[str, Callable[[], list[Any]]]] = []
-    for length in this.settings.lengths:
-        for name in offline:
-            wanted.append(
-                (
-                    f"{name}@{length}",
-                    lambda name=name, length=length: [lm_tasks.prepare_offline(name, length, this.settings, this.lm)],
-                )
-            )
-    wanted += _lm_eval_wanted(this, other)
-    with this.progress.bar(len(wanted), "documents", unit="task") as bar:
-        for label, build in wanted:
-            bar.describe(f"documents · {label}", now=True)
-            try:
-                with this.progress.quiet():
-                    this.tasks += build()
-            except Exception as error:
-                record_failure(this, None, label, error)
-            bar.advance(1)
-
-
-def _lm_eval_wanted(this: Run, names: list[str]) -> list[tuple[str, Callable[[], list[Any]]]]:
-    if not names:
-        return []
-    from sa_eval import lm_eval_tasks
-
-    wanted: list[tuple[str, Callable[[], list[Any]]]] = []
-    for name in names:
-        for length in lm_eval_tasks.lengths_of(name, this.settings):
-            label = name if length is None else f"{name}@{length}"
-            wanted.append(
-                (label, lambda name=name, length=length: lm_eval_tasks.prepare(name, length, this.settings, this.lm))
-            )
-    return wanted
+def _manifest(this: Run, started: str) -> dict[str, Any]:
+    """What the records belong to."""
+    return {
+        "schema": 1,
+        "started": started,
+        "settings": this.settings.to_dict(),
+        "model": this.loaded.identity,
+        "versions": environment.versions(),
+        "hardware": environment.hardware(this.loaded.model.device),
+        "arms": [arm.to_dict() for arm in this.arms],
+        "tasks": [task.to_dict() for task in this.tasks],
+    }
 
 
 def measure(this: Run) -> list[Arm]:
@@ -175,14 +128,14 @@ def _measure_speed(this: Run, arms: list[Arm]) -> None:
             bar.describe(f"latency · {name}")
             bar.advance(1)
 
-        rows = speed.measure_prefill(
+        measured = speed.measure_prefill(
             this.loaded.model,
             arms,
             prompts,
             progress=advance,
             refused=lambda arm, error: record_failure(this, arm, "latency", error),
         )
-    for row in rows:
+    for row in measured:
         this.directory.append("speed", row)
 
 
@@ -204,7 +157,10 @@ def evaluate_arms(this: Run, arms: list[Arm]) -> None:
         try:
             for arm in arms:
                 for seed in arm.seeds:
-                    evaluate_arm(this, arm, seed, bar)
+                    try:
+                        evaluate_arm(this, arm, seed, bar)
+                    except Exception as error:
+                        record_failure(this, arm, None, error, seed=seed)
         finally:
             this.lm.on_progress(None)
 
@@ -216,36 +172,28 @@ def evaluate_arm(this: Run, arm: Arm, seed: int, bar: Any) -> None:
     try:
         for task in this.tasks:
             bar.describe(f"{arm.name}{f' seed {seed}' if len(arm.seeds) > 1 else ''} · {task.key}")
-            done = bar.done
-            try:
-                rows = evaluate_task(this, task)
-            except Exception as error:
-                record_failure(this, arm, task.key, error, seed=seed)
-                rows = _failed_rows(task, error)
-                bar.advance(len(task.task.instances) - (bar.done - done))
-            this.directory.append_records(
-                arm.name,
-                seed,
-                (
-                    {"arm": arm.name, "seed": seed, "task": task.key, "name": task.name, "length": task.length, **row}
-                    for row in rows
-                ),
-            )
-        calls = None if patch is None else getattr(patch, "calls", None)
-        describe = "the model's own attention, not patched" if patch is None else str(patch.describe())
+            found = _rows_of(this, arm, seed, task, bar)
+            about = {"arm": arm.name, "seed": seed, "task": task.key, "name": task.name, "length": task.length}
+            this.directory.append_records(arm.name, seed, ({**about, **row} for row in found))
+        seconds = round(time.perf_counter() - start, 3)
+        calls = None if patch is None else patch.calls
+        describe = "the model's own attention, not patched" if patch is None else patch.describe()
     finally:
         if patch is not None:
             patch.restore()
-    this.directory.append(
-        "arm_runs",
-        {
-            "arm": arm.name,
-            "seed": seed,
-            "seconds": round(time.perf_counter() - start, 3),
-            "calls": calls,
-            "describe": describe,
-        },
-    )
+    about = {"arm": arm.name, "seed": seed, "seconds": seconds, "calls": calls, "describe": describe}
+    this.directory.append("arm_runs", about)
+
+
+def _rows_of(this: Run, arm: Arm, seed: int, task: Any, bar: Any) -> list[dict[str, Any]]:
+    """The task's rows, or rows that say why it failed; the bar moves on either way."""
+    done = bar.done
+    try:
+        return evaluate_task(this, task)
+    except Exception as error:
+        record_failure(this, arm, task.key, error, seed=seed)
+        bar.advance(len(task.task.instances) - (bar.done - done))
+        return rows.failed(task, error)
 
 
 def evaluate_task(this: Run, task: Any) -> list[dict[str, Any]]:
@@ -254,72 +202,7 @@ def evaluate_task(this: Run, task: Any) -> list[dict[str, Any]]:
 
     limit = None if this.settings.num_samples == "all" else this.settings.num_samples
     result = evaluate(lm=this.lm, task_dict={task.key: task.task}, limit=limit, bootstrap_iters=0, log_samples=True)
-    return document_rows(task, result["samples"][task.key])
-
-
-def document_rows(task: Any, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per-document records; the first filter's metrics give the score, other filters' are kept beside them."""
-    from sa_eval.lm_eval_tasks import score_of
-
-    by_document: dict[int, list[dict[str, Any]]] = {}
-    for sample in samples:
-        by_document.setdefault(sample["doc_id"], []).append(sample)
-    rows = []
-    for index, doc_id in enumerate(sorted(by_document)):
-        first, *others = by_document[doc_id]
-        metrics = _numbers(first, "")
-        metric, score = score_of(metrics, task.score_metric)
-        for other in others:
-            metrics.update(_numbers(other, f",{other['filter']}"))
-        rows.append(
-            {
-                "index": index,
-                "hash": task.hashes[index],
-                "score": score,
-                "metric": metric,
-                "metrics": {name: value for name, value in metrics.items() if value != -1},
-                "output": _output(first),
-                "expected": str(first["target"]),
-                "depth": task.depths[index],
-                "prompt_tokens": task.prompt_tokens[index],
-            }
-        )
-    return rows
-
-
-def _numbers(sample: dict[str, Any], suffix: str) -> dict[str, float]:
-    return {
-        name + suffix: float(sample[name]) for name in sample["metrics"] if isinstance(sample.get(name), (int, float))
-    }
-
-
-def _output(sample: dict[str, Any]) -> Any:
-    """The generated text, or the log-likelihood of every choice."""
-    answers = [response[0] for response in sample["resps"]]
-    return (
-        answers[0]
-        if len(answers) == 1
-        else [round(answer[0], 4) if isinstance(answer, tuple) else answer for answer in answers]
-    )
-
-
-def _failed_rows(task: Any, error: Exception) -> list[dict[str, Any]]:
-    """A failed document counts as wrong and says why; it is never dropped."""
-    return [
-        {
-            "index": index,
-            "hash": task.hashes[index],
-            "score": 0.0,
-            "metric": None,
-            "metrics": {},
-            "output": None,
-            "expected": None,
-            "depth": task.depths[index],
-            "prompt_tokens": task.prompt_tokens[index],
-            "error": f"{type(error).__name__}: {error}",
-        }
-        for index in range(task.num_documents)
-    ]
+    return rows.scored(task, result["samples"][task.key])
 
 
 def record_failure(this: Run, arm: Arm | None, task: str | None, error: Exception, seed: int | None = None) -> None:

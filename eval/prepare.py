@@ -1,0 +1,66 @@
+"""Owns the documents step of a run: which tasks were asked for, each built once; those that fail are reported.
+
+Imports lm-eval only inside functions: it takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sa_eval.config import Settings
+from sa_eval.progress import Progress
+
+Build = Callable[[], list[Any]]
+
+
+def check_tasks(settings: Settings) -> None:
+    """Refuse unknown task names before anything is loaded or written."""
+    from sa_eval import lm_tasks
+
+    _, other = lm_tasks.split_names(settings)
+    if other:
+        from sa_eval import lm_eval_tasks
+
+        lm_eval_tasks.check_names(other)
+
+
+def all_tasks(settings: Settings, lm: Any, progress: Progress, failed: Callable[[str, Exception], None]) -> list[Any]:
+    """Every task that can be built, each with its documents; the others are handed to `failed` and left out."""
+    tasks: list[Any] = []
+    wanted = [*_offline(settings, lm), *_lm_eval(settings, lm)]
+    with progress.bar(len(wanted), "documents", unit="task") as bar:
+        for label, build in wanted:
+            bar.describe(f"documents · {label}", now=True)
+            try:
+                with progress.quiet():
+                    tasks += build()
+            except Exception as error:
+                failed(label, error)
+            bar.advance(1)
+    return tasks
+
+
+def _offline(settings: Settings, lm: Any) -> list[tuple[str, Build]]:
+    from sa_eval import lm_tasks
+
+    def build(name: str, length: int) -> Build:
+        return lambda: [lm_tasks.prepare_offline(name, length, settings, lm)]
+
+    names, _ = lm_tasks.split_names(settings)
+    return [(f"{name}@{length}", build(name, length)) for length in settings.lengths for name in names]
+
+
+def _lm_eval(settings: Settings, lm: Any) -> list[tuple[str, Build]]:
+    from sa_eval import lm_tasks
+
+    _, names = lm_tasks.split_names(settings)
+    if not names:
+        return []
+    from sa_eval import lm_eval_tasks
+
+    def build(name: str, length: int | None) -> Build:
+        return lambda: lm_eval_tasks.prepare(name, length, settings, lm)
+
+    pairs = [(name, length) for name in names for length in lm_eval_tasks.lengths_of(name, settings)]
+    return [(name if length is None else f"{name}@{length}", build(name, length)) for name, length in pairs]
