@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 from sa_eval.tasks import TASKS
-from sa_eval.tasks.base import Request, Scene, TooShort
+from sa_eval.tasks.base import Question, Request, Scene, TooShort
 from tiny_tokenizer import END, build_tokenizer, word_ids
 from transformers import PreTrainedTokenizerFast
 
 COPY = "copy"
 _SINGLE = ("needle_single", "frequent_words", "majority_topic")  # tasks with one question a scene
+
+_ANY_ORDER = ("needle_multivalue", "frequent_words")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Batch:
     column: torch.Tensor
     weight: torch.Tensor
     question: torch.Tensor  # number of the question a place belongs to, -1 where it does not count for accuracy
-    either: torch.Tensor  # a second id that is right as well, or the id itself
+    fine: torch.Tensor  # [place, 3]: the id itself, and those that would do as well; repeated to fill up
     tasks: list[str]  # by question
 
 
@@ -74,22 +76,22 @@ class Maker:
             name = COPY if rng.random() < recipe.copy_share else rng.choices(names, weights)[0]
             ids, found = self._row(rng, name, recipe)
             share = len(found) ** -0.5  # rows with many answers count more, but not in proportion
-            for column, question, either in found:
+            for column, question, fine in found:
                 number = -1
                 if question >= 0:
                     if not places or places[-1][5] != (row, question):
                         tasks.append(name)
                     number = len(tasks) - 1
-                places.append((row, column, share, number, either, (row, question)))
+                places.append((row, column, share, number, fine, (row, question)))
             rows.append(ids)
-        row, column, share, number, either, _ = zip(*places, strict=True)
+        row, column, share, number, fine, _ = zip(*places, strict=True)
         return Batch(
             torch.tensor(rows),
             torch.tensor(row),
             torch.tensor(column),
             torch.tensor(share),
             torch.tensor(number),
-            torch.tensor(either),
+            torch.tensor(fine),
             tasks,
         )
 
@@ -112,23 +114,37 @@ class Maker:
         questions = list(made.questions)
         rng.shuffle(questions)
         for number, question in enumerate(questions[: recipe.most_questions]):
-            target, swapped = question.target, False
-            if name == "needle_multivalue" and rng.random() < 0.3:  # after the second value the first is right
-                target, swapped = " {1} and {0}".format(*question.answers), True
-            tail, answer = self.encode(question.tail), self.encode(target)
+            tail, answer, fine = self.encode(question.tail), *self._answer(rng, name, question)
             if len(ids) + len(tail) + len(answer) + 1 > recipe.length:
                 break
             ids += tail
-            other = answer[-1] if name == "needle_multivalue" else answer[0]
-            for place, token in enumerate(answer):
-                if not (swapped and place == 0):
-                    places.append((len(ids), number, other if place == 0 else token))
+            for token, right in zip(answer, fine, strict=True):
+                places.append((len(ids), number, right))
                 ids.append(token)
-            places.append((len(ids), -1, self.end))
+            places.append((len(ids), -1, (self.end,) * 3))
             ids.append(self.end)
         if not places:
             raise TooShort(recipe.length)
         return ids + [self.end] * (recipe.length - len(ids)), places
+
+    def _answer(self, rng: random.Random, name: str, question: Question):
+        """(ids of the answer, the ids that are right at each place). Where order does not matter, every answer not
+        given yet is right, and sometimes another order is shown, so that none is needed."""
+        target, words = question.target, list(question.answers)
+        if name not in _ANY_ORDER:
+            return self.encode(target), [(token,) * 3 for token in self.encode(target)]
+        if rng.random() < 0.4:
+            rng.shuffle(words)
+            joined = ", ".join(words[:-1]) + f" and {words[-1]}"
+            target = f" {joined}"
+        open_ = [self.encode(f" {word}")[0] for word in words]
+        ids, fine = self.encode(target), []
+        for token in ids:
+            left = list(open_) if token in open_ else [token]
+            fine.append((token, left[0], left[-1]) if len(left) < 3 else tuple(left))
+            if token in open_:
+                open_.remove(token)
+        return ids, fine
 
     def _copy(self, rng: random.Random, length: int):
         """Random words, then a stretch of them again: what induction heads are made of."""
@@ -137,7 +153,7 @@ class Maker:
         start = rng.randint(0, len(first) - half) if len(first) > half else 0
         stretch = first[start : start + half]
         ids = (first + stretch)[:length]
-        places = [(column, -1, ids[column]) for column in range(len(first) + 1, length)]
+        places = [(column, -1, (ids[column],) * 3) for column in range(len(first) + 1, length)]
         return ids, places
 
 

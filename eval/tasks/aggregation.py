@@ -9,6 +9,7 @@ from .haystack import fill, most_that_fit, tokens
 from .split import partner
 from .words import KEYS, TOPICS
 
+CODES = KEYS[::6]  # the words of the list
 LIST_ANSWER = 24  # new tokens: three words and what joins them
 _SHARES = (0.30, 0.17, 0.10)  # of the three frequent words: falling about as in Zipf's law
 _FEWEST = 24  # words: the third comes twice then, and no other does
@@ -21,7 +22,7 @@ def frequent_words(request: Request) -> Scene:
     head = "Here is a list of words. Some of them are repeated many times. The list:"
     tail = "\nQuestion: Which three words are the most frequent?\nAnswer: The three most frequent words are"
     top = _frequent(rng, request.split)
-    others = rng.sample([key for key in KEYS if key not in top], rng.randint(30, 60))
+    others = rng.sample([word for word in CODES if word not in top], rng.randint(30, 60))
     order = rng.getrandbits(64)
 
     def context(number: int) -> str:
@@ -35,9 +36,9 @@ def frequent_words(request: Request) -> Scene:
 
 def _frequent(rng: random.Random, split: str) -> list[str]:
     """Three words; which comes first and which second is a pair of the split."""
-    first, third = rng.sample(KEYS, 2)
+    first, third = rng.sample(CODES, 2)
     used = {first, third}
-    return [first, partner(rng, split, first, KEYS, used), third]
+    return [first, partner(rng, split, first, CODES, used), third]
 
 
 def _list(rng: random.Random, top: list[str], others: list[str], number: int) -> list[str]:
