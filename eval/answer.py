@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-DENSE_ENOUGH = 0.9
+DENSE_ENOUGH = 0.9  # at this density equality with full says nothing
+FLOOR = 0.5  # below this, full attention itself cannot do the task
 RIVALS = ("swa", "moba")  # what the paper compares sa with; all pairs are in the report's table
 FOCUS = ("sa", "sa-bucket", "sa-circular", "sa+swa")
 
@@ -30,9 +31,12 @@ def answer(results: dict[str, Any]) -> list[str]:
 
 def _overall(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Each arm's overall cell, lengths pooled."""
-    cells = [cell for cell in results["cells"] if cell["scope"] == "overall"]
-    pooled = [cell for cell in cells if cell["length"] == "all"] or cells
-    return {cell["arm"]: cell for cell in pooled}
+    return {cell["arm"]: cell for cell in _pooled(results, ("overall",))}
+
+
+def _pooled(results: dict[str, Any], scopes: tuple[str, ...]) -> list[dict[str, Any]]:
+    cells = [cell for cell in results["cells"] if cell["scope"] in scopes]
+    return [cell for cell in cells if cell["length"] == "all"] or cells
 
 
 def _sentence(results: dict[str, Any], arm: dict[str, Any], cells: dict[str, dict[str, Any]]) -> str:
@@ -53,13 +57,14 @@ def _sentence(results: dict[str, Any], arm: dict[str, Any], cells: dict[str, dic
 
 def _by_family(rows: list[dict[str, Any]], others: dict[str, str]) -> str:
     """Where the winner depends on the family, say so: that is the point of having families."""
-    grouped: dict[str, list[str]] = {}
+    grouped: dict[tuple[bool, bool, str], list[str]] = {}
     for family in dict.fromkeys(row["name"] for row in rows if row["scope"] == "family"):
         lost, won, _ = _sorted_out([row for row in rows if row["scope"] == "family" and row["name"] == family])
         found = [f"loses to {_names(lost, others)}"] if lost else []
         found += [f"beats {_names(won, others)}"] if won else []
-        grouped.setdefault(" and ".join(found) or "shows no difference", []).append(family)
-    clauses = [f"on {_joined(families)} it {found}" for found, families in sorted(grouped.items(), reverse=True)]
+        order = (not lost, not won, " and ".join(found) or "shows no difference")
+        grouped.setdefault(order, []).append(family)
+    clauses = [f"on {_joined(families)} it {found}" for (_, _, found), families in sorted(grouped.items())]
     text = "; ".join(clauses)
     return f" {text[0].upper()}{text[1:]}." if len(clauses) > 1 else ""
 
@@ -118,10 +123,14 @@ def notes(results: dict[str, Any]) -> list[str]:
             f"Nearly full attention (density at least {DENSE_ENOUGH}), so equality means nothing: {', '.join(dense)}."
         )
     cells = _overall(results)
-    if "full" in cells and cells["full"]["accuracy"] < 0.5:
+    weak = [
+        f"{cell['name']} {points(cell['accuracy'], sign=False)} %"
+        for cell in _pooled(results, ("overall", "family"))
+        if cell["arm"] == "full" and cell["accuracy"] < FLOOR
+    ]
+    if weak:
         found.append(
-            f"Full attention itself scores only {points(cells['full']['accuracy'], sign=False)} %: "
-            "this model cannot show what an attention variant costs on these tasks."
+            f"Full attention itself is weak here, so nothing is learned about what a variant costs: {', '.join(weak)}."
         )
     better = [name for name, cell in cells.items() if cell.get("difference_low", -1) > 0]
     if better:

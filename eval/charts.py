@@ -37,7 +37,8 @@ def panel(title: str, points: Sequence[Point], full: Point | None, x_range: tupl
         y, top, bottom = _y(full.y), _y(full.high), _y(full.low)
         parts.append(
             f'<g class="full"><title>{escape(_tip(full))}</title>'
-            f'<rect class="band" x="{LEFT}" y="{top:.1f}" width="{WIDTH - LEFT - RIGHT}" height="{max(bottom - top, 1):.1f}"/>'
+            f'<rect class="band" x="{LEFT}" y="{top:.1f}" width="{WIDTH - LEFT - RIGHT}" '
+            f'height="{max(bottom - top, 1):.1f}"/>'
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/></g>'
         )
     labels = list(dict.fromkeys(point.label for point in points))

@@ -14,10 +14,10 @@ from sa_eval.config import ARM_MODES, MODE_HELP, SETTINGS, Settings, SettingsErr
 
 EXAMPLES = """\
 examples
-  sa-eval                                          bundled model, offline suite, full/swa/sa/moba, two windows, two lengths
+  sa-eval                             bundled model, offline suite, full/swa/sa/moba, two windows, two lengths
   sa-eval --modes sa,sa-bucket,sa+swa,moba --window 32,64,128 --lengths 512,1024,2048 --seeds 0,1,2
   sa-eval --tasks needle_single,majority_topic --num-samples 50 --dense-tail 0,32
-  sa-eval --tasks niah_single_1,niah_multikey_2 --lengths 1024          RULER, through lm-eval
+  sa-eval --tasks niah_single_1,niah_multikey_2 --lengths 2048     RULER, through lm-eval
   sa-eval --model Qwen/Qwen3-8B --device cuda --dtype bfloat16 --window 128,512 --lengths 4096 --dry-run
   sa-eval --config configs/smoke.yaml --out runs/smoke
 """

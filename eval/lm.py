@@ -163,8 +163,8 @@ class ExactLM(HFLM):
         limit = self._max_length
         if limit is not None and tokens > limit:
             raise TruncationError(
-                f"document {request.doc_id} of {request.task_name}: {what} take {tokens} tokens, the model holds {limit}; "
-                "nothing is truncated here: use a shorter length or a model with more positions"
+                f"document {request.doc_id} of {request.task_name}: {what} take {tokens} tokens, the model holds "
+                f"{limit}; nothing is truncated here: use a shorter length or a model with more positions"
             )
 
 

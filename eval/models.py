@@ -122,7 +122,7 @@ def pick_device(settings: Settings) -> str:
 
 
 def pick_dtype(settings: Settings, device: str) -> str:
-    """auto is the checkpoint's dtype; on a CPU float32, because half precision is slower there and no smaller in effect."""
+    """auto is the checkpoint's dtype; on a CPU float32, because half precision is slow there."""
     return "float32" if settings.dtype == "auto" and device == "cpu" and settings.device_map is None else settings.dtype
 
 

@@ -42,8 +42,9 @@ def _lead(title: str, results: dict[str, Any]) -> str:
     documents = sum(task["documents"] for task in tasks)
     lengths = sorted({task["length"] for task in tasks if task["length"] is not None})
     hardware = results["hardware"]
+    model = results["model"]
     facts = {
-        "model": f"{results['model']['name']}, {results['model']['parameters'] / 1e6:,.1f} M parameters, {results['model']['dtype']}",
+        "model": f"{model['name']}, {model['parameters'] / 1e6:,.1f} M parameters, {model['dtype']}",
         "documents": f"{documents} per arm, {len({task['name'] for task in tasks})} tasks",
         "lengths": ", ".join(str(length) for length in lengths) or "the tasks' own",
         "hardware": hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads",
@@ -51,7 +52,8 @@ def _lead(title: str, results: dict[str, Any]) -> str:
     }
     chips = "".join(f"<span>{name} <b>{escape(str(value))}</b></span>" for name, value in facts.items())
     trouble = (
-        '<div class="bad">This run has failures: see <a href="#failures">below</a>. Failed documents count as wrong.</div>'
+        '<div class="bad">This run has failures: see <a href="#failures">below</a>. Failed documents count as wrong.'
+        "</div>"
         if results["failures"]
         else ""
     )
@@ -127,8 +129,8 @@ def _setup(results: dict[str, Any]) -> str:
         f"{run['arm']} seed {run['seed']} ({run['seconds']:.1f} s): {run['describe']}" for run in results["arm_runs"]
     )
     return (
-        '<h2>Set-up</h2><p class="soft">Save the settings as a YAML file and run <code>sa-eval --config FILE</code> to repeat '
-        "this run. Hashes of all documents are in results.json; every arm was checked against them.</p>"
+        '<h2>Set-up</h2><p class="soft">Save the settings as a YAML file and run <code>sa-eval --config FILE</code> to '
+        "repeat this run. Hashes of all documents are in results.json; every arm was checked against them.</p>"
         f"<h3>Effective settings</h3><pre>{escape(settings)}</pre>"
         f"<h3>Model, versions, hardware</h3><pre>{escape(json.dumps(about, indent=1, ensure_ascii=False))}</pre>"
         f"<details><summary>What ran in each arm</summary><pre>{escape(described)}</pre></details>"

@@ -125,9 +125,9 @@ def budgets(results: dict[str, Any]) -> str:
             ]
         )
     return (
-        '<h2>Budgets: asked and measured</h2><p class="soft">Prefill, over the prompts of each length. Decode reads the whole '
-        f"cache when decode is full (here: {escape(results['settings']['decode'])}). Router: work spent on choosing keys, "
-        "in score computations per query.</p><details><summary>Table</summary>"
+        '<h2>Budgets: asked and measured</h2><p class="soft">Prefill, over the prompts of each length. Decode reads '
+        f"the whole cache when decode is full (here: {escape(results['settings']['decode'])}). Router: work spent on "
+        "choosing keys, in score computations per query.</p><details><summary>Table</summary>"
         + _table(["arm", "length", "window asked", "keys per query", "density", "router"], rows)
         + "</details>"
     )
@@ -150,8 +150,8 @@ def depths(results: dict[str, Any], records: list[dict[str, Any]]) -> str:
                 [_arm(arm), *[_tint(sum(cell) / len(cell), f"{len(cell)} answers") if cell else "" for cell in cells]]
             )
     return (
-        '<h2>By depth of the evidence</h2><p class="soft">Accuracy in % by the position of the asked fact in the prompt '
-        "(0 % is the start), all lengths and tasks that have such a position.</p>" + _table(head, rows)
+        '<h2>By depth of the evidence</h2><p class="soft">Accuracy in % by the position of the asked fact in the '
+        "prompt (0 % is the start), all lengths and tasks that have such a position.</p>" + _table(head, rows)
     )
 
 

@@ -2,11 +2,12 @@
 
 What lm-eval's generators do by themselves: draw from the global generators (so task order changes the data), build 500
 documents whatever the limit, load the tokenizer with trust_remote_code=True, and retry forever inside a bare `except`
-when a document cannot fit. So they run in a child process that is seeded, gets our tokenizer, and is ended when it is late.
+when a document cannot fit. So they run in a child process that is seeded, gets our tokenizer, and is ended when late.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 import random
@@ -73,7 +74,7 @@ def load(name: str, length: int, settings: Settings, tokenizer: Any) -> Any:
     def hold(task: Any, *args: Any, **kwargs: Any) -> None:
         task.dataset = {"test": Dataset.from_list(rows)}
 
-    with mock.patch.object(ConfigurableTask, "download", hold):
+    with mock.patch.object(ConfigurableTask, "download", hold), _no_nltk_download(True):
         return _manager(length).load([name])["tasks"][name]
 
 
@@ -85,8 +86,14 @@ def _build(name: str, length: int, doc_seed: int, tokenizer: Any) -> Any:
     digest = hashlib.sha256(f"{name}|{length}|{doc_seed}".encode()).digest()
     random.seed(int.from_bytes(digest[:8], "big"))
     np.random.seed(int.from_bytes(digest[:4], "big"))
-    with mock.patch.object(AutoTokenizer, "from_pretrained", lambda *args, **kwargs: tokenizer):
+    loaded_tokenizer = mock.patch.object(AutoTokenizer, "from_pretrained", lambda *args, **kwargs: tokenizer)
+    with loaded_tokenizer, _no_nltk_download(name in OFFLINE):
         return _manager(length).load([name])["tasks"][name]
+
+
+def _no_nltk_download(wanted: bool) -> Any:
+    """RULER's module fetches a sentence splitter on import; only its essay tasks use it."""
+    return mock.patch("nltk.download", lambda *args, **kwargs: False) if wanted else contextlib.nullcontext()
 
 
 def _manager(length: int) -> Any:

@@ -40,11 +40,12 @@ def run(settings: Settings, *, progress: Progress | None = None) -> RunDirectory
     arms = arms_from(settings)
     for arm in arms:
         arm.check()
+    RunDirectory.refuse_used(settings.out)
+    with progress.step(f"loading {settings.model}"):
+        loaded = models.load(source, settings)
     directory = RunDirectory.create(settings.out, source.name)
     directory.write_text("config.yaml", to_yaml(settings))
     progress.say(f"run directory: {directory.path}")
-    with progress.step(f"loading {settings.model}"):
-        loaded = models.load(source, settings)
     return run_loaded(settings, loaded, arms, directory, progress)
 
 

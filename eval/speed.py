@@ -1,6 +1,6 @@
-"""Owns the latency measurement: prefill of one prompt per arm and length, interleaved so that drift hits all arms alike.
+"""Owns the latency measurement: prefill of one prompt per arm and length, interleaved so that drift hits all alike.
 
-One row, real prompt tokens, the cache is filled and one position gets logits: what `generate` does before its first token.
+One row of real prompt tokens; the cache is filled and one position gets logits, as before `generate`'s first token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def measure_prefill(
     progress: Callable[[str], None] = lambda text: None,
     refused: Callable[[Arm, Exception], None] = lambda arm, error: None,
 ) -> list[dict[str, Any]]:
-    """Median prefill latency in ms of every arm at every length; an arm that fails is handed to `refused` and skipped."""
+    """Median prefill latency in ms per arm and length; an arm that fails is handed to `refused` and skipped."""
     rows = []
     for length, prompt in prompts.items():
         ids = torch.tensor([prompt], device=model.device)

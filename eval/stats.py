@@ -1,8 +1,8 @@
 """Owns the statistics: intervals of an accuracy and of a paired difference. Pure numpy and scipy, no files, no torch.
 
 Documents are the unit: seeds are averaged per document before anything else. Tasks are strata: documents are drawn anew
-within each task, and a family's accuracy is the mean of its tasks. One set of draws serves every arm, so a difference is
-paired by construction and every arm's interval rests on the same documents.
+within each task, and a family's accuracy is the mean of its tasks. One set of draws serves every arm, so a difference
+is paired by construction and every arm's interval rests on the same documents.
 """
 
 from __future__ import annotations

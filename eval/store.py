@@ -1,4 +1,4 @@
-"""Owns the run directory: what is written where, appended and flushed to disk. Imports nothing but the standard library.
+"""Owns the run directory: what is written where, appended and flushed to disk. Imports no torch, no lm-eval.
 
 config.yaml              effective settings
 manifest.json            model, versions, hardware, arms, tasks and document hashes
@@ -30,13 +30,19 @@ class RunDirectory:
     @classmethod
     def create(cls, out: str | None, model_name: str) -> RunDirectory:
         """A new run directory; one that already holds a run is refused, never overwritten."""
+        cls.refuse_used(out)
         path = Path(out) if out else _fresh(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{model_name}")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        (path / "records").mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @staticmethod
+    def refuse_used(out: str | None) -> None:
+        """Raise when --out names something that is not a new or empty directory."""
+        path = Path(out) if out else None
+        if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise SettingsError(
                 f"{path} already holds something: --out must name a new or empty directory, so that two runs never mix"
             )
-        (path / "records").mkdir(parents=True, exist_ok=True)
-        return cls(path)
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a whole file in one step: a reader never sees half of it."""

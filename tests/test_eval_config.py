@@ -1,5 +1,7 @@
 """Laws of settings and arms: flags and YAML are one thing, and nothing unknown gets through."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from sa_eval.arms import arms_from
@@ -102,4 +104,12 @@ def test_every_built_in_arm_can_be_made():
 def test_an_impossible_arm_is_refused_before_a_model_is_loaded():
     (_, arm) = arms_from(settings_from({"modes": "sa", "window": 8, "sinks": 64}))
     with pytest.raises(SettingsError, match="sa-w8 cannot run"):
+        arm.check()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_every_config_we_ship_can_run(path):
+    for arm in arms_from(from_flags("--config", str(path))):
         arm.check()

@@ -9,7 +9,8 @@ from sa_eval.lm import ExactLM, TruncationError, generation_options
 
 import sa_patch
 
-WORDS = ["The", "magic", "number", "for", "banjo", "is", "554.", "Then", "the", "clerk", "examined", "the", "clever", "bundle", "yesterday."]
+TEXT = "The magic number for banjo is 554. Then the clerk examined the clever bundle yesterday."
+WORDS = TEXT.split()
 STOP = {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}
 SPARSE = [("swa", {}), ("sa", {}), ("sa", {"form": "bucket"}), ("sa+swa", {}), ("moba", {})]
 

@@ -150,7 +150,7 @@ def test_the_sentence_turns_when_sa_wins(tmp_path):
 
 
 def test_arms_that_are_alike_are_called_alike(tmp_path):
-    alike = dict.fromkeys(PLANTED, {"retrieval": 0.6, "aggregation": 0.6, "cloze": 0.6})
+    alike = {label: {"retrieval": 0.6, "aggregation": 0.6, "cloze": 0.6} for label in PLANTED}
     first = summary.summarise(planted_run(tmp_path / "run", planted=alike))["answer"][0]
     assert "cannot be told apart from swa" in first and "beats" not in first
 
