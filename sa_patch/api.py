@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sa_patch import integration, kernels
 from sa_patch.errors import unknown
-from sa_patch.forward import Layer, attend_prompt
+from sa_patch.forward import Layer, attend_rows
 from sa_patch.geometry import Geometry
 from sa_patch.patch import CONFIG_VERSION, Patch
 from sa_patch.variants import VARIANTS
@@ -79,16 +79,14 @@ def apply(
     elif not isinstance(variant, Variant):
         raise ValueError(f"variant must be a sa_patch Variant, got {type(variant).__name__}: see sa_patch.variant(...)")
     else:
-        _refuse_beside_a_variant(options)
+        _refuse_beside_a_variant({"mode": mode, "window": window, **options})
     kernels.check_name(kernel)
-    held = integration.state(model) if isinstance(model, nn.Module) else None
-    before = None if held is None else (held.variant, held.kernel)
-    integration.bind(model, variant, kernel)
-    return Patch(model, variant, kernel, integration.num_layers(model), before)
+    before = integration.state(model) if isinstance(model, nn.Module) else None
+    return Patch(model, integration.bind(model, variant, kernel), before)
 
 
 def _refuse_beside_a_variant(options: dict) -> None:
-    defaults = make_variant("full").options()
+    defaults = {**make_variant("full").options(), "mode": "sa"}
     ignored = [name for name, value in options.items() if name not in defaults or value not in (defaults[name], ())]
     if ignored:
         raise ValueError(
@@ -102,8 +100,9 @@ def restore(model: nn.Module) -> None:
 
 
 def is_patched(model: nn.Module) -> bool:
-    """True while the model runs a patch."""
-    return integration.state(model) is not None
+    """True while the model runs a patch; False too when its attention implementation was set behind the patch."""
+    held = integration.state(model)
+    return held is not None and held.overridden is None
 
 
 def load(model: nn.Module, path: str | Path) -> Patch:
@@ -132,6 +131,7 @@ def attention(
     variant: Variant,
     *,
     layer_idx: int = 0,
+    num_layers: int | None = None,
     kernel: str = "auto",
     scaling: float | None = None,
     attention_mask: Tensor | None = None,
@@ -142,7 +142,8 @@ def attention(
         query: [batch, heads, query_len, head_dim], after position embedding; the last query_len positions.
         key, value: [batch, kv_heads, length, head_dim]; heads is a multiple of kv_heads.
         variant: see `sa_patch.variant`.
-        layer_idx: chooses the permutation of the stochastic variants.
+        layer_idx: chooses the permutation of the stochastic variants, and whether the layer is a dense one.
+        num_layers: what negative `dense_layers` count from; needed only for those.
         scaling: factor on the scores, head_dim ** -0.5 when None.
         attention_mask: [batch, length], True or 1 at real tokens; rows are computed as if padding did not exist.
 
@@ -153,12 +154,16 @@ def attention(
         ValueError: for shapes that don't fit together.
         NotImplementedError: when the kernel can't run the variant.
     """
+    if not isinstance(variant, Variant):
+        raise ValueError(f"variant must be a sa_patch Variant, got {type(variant).__name__}: see sa_patch.variant(...)")
+    if num_layers is None and any(layer < 0 for layer in variant.dense_layers):
+        raise ValueError(f"dense_layers={variant.dense_layers} counts from the end: pass num_layers")
     _check_shapes(query, key, value)
     kernels.check_name(kernel)
     mask = None if attention_mask is None else attention_mask.to(device=query.device, dtype=torch.bool)
     geometry = Geometry.build(query.shape[0], query.shape[2], key.shape[2], mask, query.device)
-    layer = Layer(variant, kernel, layer_idx, num_layers=layer_idx + 1)
-    return attend_prompt(query, key, value, geometry, layer, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    layer = Layer(variant, kernel, layer_idx, num_layers or layer_idx + 1)
+    return attend_rows(query, key, value, geometry, layer, query.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

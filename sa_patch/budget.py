@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sa_patch.patterns import extra_pairs, triangle, window_pairs
+from sa_patch.patterns import extra_pairs, triangle
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,16 @@ def expected_union_pairs(length: int, own: int, sinks: int, local: int) -> float
 
 @lru_cache(maxsize=4096)
 def matched_width(own_pairs: Callable[[int, int], int], length: int, window: int, sinks: int, local: int) -> int:
-    """The width whose randomly placed pairs, together with the extras, come closest to the pairs of swa at `window`.
+    """The width at which a variant with sinks and a local window has the pairs it has without them at `window`.
 
     Args:
-        own_pairs: (length, width) -> pairs of the variant's own part, growing with the width.
+        own_pairs: (length, width) -> pairs of the variant's own part, randomly placed, growing with the width.
     """
-    target = window_pairs(length, window)
+    target = own_pairs(length, window)
+    return closest(lambda width: expected_union_pairs(length, own_pairs(length, width), sinks, local) - target, window)
 
-    def excess(width: int) -> float:
-        return expected_union_pairs(length, own_pairs(length, width), sinks, local) - target
 
-    above = bisect_left(range(1, window), 0, key=excess) + 1
+def closest(excess: Callable[[int], float], upper: int) -> int:
+    """The argument in 1..upper at which a growing function comes closest to 0."""
+    above = bisect_left(range(1, upper), 0, key=excess) + 1
     return above - 1 if above > 1 and -excess(above - 1) <= excess(above) else above

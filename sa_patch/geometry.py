@@ -58,7 +58,8 @@ class Geometry:
 
     Attributes:
         columns: the call's columns, padding included, as one group.
-        parts: None when there is no padding; else every row with a real query is in exactly one part.
+        parts: None when there is no padding; else every row with a real query is in exactly one part. Empty while
+            decoding, where rows run together under `key_mask`.
         key_mask: bool [batch, columns.length], True at real tokens; None when there is no padding.
     """
 
@@ -88,6 +89,8 @@ class Geometry:
             )
         if bool(key_mask.all()):
             return cls(columns)
+        if query_len == 1 < key_len:
+            return cls(columns, (), key_mask)  # decoding needs the mask alone
         counts = torch.stack([key_mask.sum(1), key_mask[:, key_len - query_len :].sum(1)], dim=1).tolist()
         members: dict[tuple[int, int], list[int]] = {}
         for row, (keys, queries) in enumerate(counts):

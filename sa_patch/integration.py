@@ -5,18 +5,22 @@ so that models differ freely; the implementation name lives in a copy of the con
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, GenerationMixin, PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
-from sa_patch.forward import Layer, attend_cached, attend_prompt
+from sa_patch.forward import Layer, attend
 from sa_patch.geometry import Geometry
+from sa_patch.kernels import crossover
 from sa_patch.variants.base import Variant
 
 NAME = "sa_patch"
+_IMPLEMENTATION = "_attn_implementation_internal"  # where a config keeps the name
 VERIFIED = ("qwen3", "qwen3_moe")
 TESTED = ("llama", "mistral", "qwen2")
 # Arguments of attention functions that change the result in ways no pattern expresses.
@@ -25,12 +29,20 @@ _FOREIGN = ("softcap", "s_aux", "position_bias", "cache", "cu_seq_lens_q", "cu_s
 
 @dataclass(eq=False)
 class State:
-    """What `unbind` needs; lives on the model."""
+    """One patch of one model. Its layers hold it, so every wrapper and copy of the model finds it there."""
 
     variant: Variant
     kernel: str
-    original_config: object
-    patched_config: object
+    layers: tuple[Layer, ...]
+    original_config: Any = None
+    patched_config: Any = None
+    snapshot: dict[str, Any] = field(default_factory=dict)  # the original config's values when it was copied
+
+    @property
+    def overridden(self) -> str | None:
+        """The attention implementation that somebody set behind the patch, or None."""
+        found = self.patched_config._attn_implementation
+        return None if found == NAME else str(found)
 
 
 def attention_modules(model: nn.Module) -> list[nn.Module]:
@@ -47,16 +59,17 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
             f"{type(model).__name__} holds no transformers model: sa_patch patches transformers models only"
         )
     backbone = backbones[0]
-    found = [module for module in model.modules() if _is_attention(module)]
-    found.sort(key=lambda module: module.__dict__["layer_idx"])
+    found = _attention_modules(model)
     reason = _refusal(backbone, found)
     if reason:
         raise ValueError(f"{type(backbone).__name__} can't be patched: {reason}")
     return found
 
 
-def _is_attention(module: nn.Module) -> bool:
-    return all(name in module.__dict__ for name in ("layer_idx", "is_causal", "config"))
+def _attention_modules(model: nn.Module) -> list[nn.Module]:
+    marks = ("layer_idx", "is_causal", "config")
+    found = [module for module in model.modules() if all(mark in module.__dict__ for mark in marks)]
+    return sorted(found, key=lambda module: module.__dict__["layer_idx"])
 
 
 def _refusal(backbone: PreTrainedModel, modules: list[nn.Module]) -> str | None:
@@ -72,6 +85,8 @@ def _refusal(backbone: PreTrainedModel, modules: list[nn.Module]) -> str | None:
         return "its attention layers are not numbered 0, 1, 2, ..."
     if any(module.config is not modules[0].config for module in modules):
         return "its layers hold different configs"
+    if getattr(config, "v_head_dim", None) not in (None, getattr(config, "qk_head_dim", None)):
+        return "its values are not as wide as its queries and keys"
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         return (
@@ -84,58 +99,95 @@ def _refusal(backbone: PreTrainedModel, modules: list[nn.Module]) -> str | None:
     return None
 
 
-def num_layers(model: nn.Module) -> int:
-    """Number of attention layers of a model that can be patched."""
-    return len(attention_modules(model))
-
-
 def state(model: nn.Module) -> State | None:
-    """The patch a model carries, or None."""
-    return model.__dict__.get("_sa_patch")
+    """The patch that a model, or what a wrapper holds, carries; None when there is none."""
+    return next((module.__dict__["_sa_patch"] for module in model.modules() if "_sa_patch" in module.__dict__), None)
 
 
-def layers(model: nn.Module) -> list[Layer]:
-    """What a patched model runs, layer by layer; empty when it is not patched."""
-    if state(model) is None:
-        return []
-    return [module.__dict__["_sa_patch_layer"] for module in attention_modules(model)]
+def device(model: nn.Module) -> torch.device:
+    """Where attention runs: the first device that holds weights (offloaded ones are brought to it)."""
+    kinds = (parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
+    return next(kinds, torch.device("cpu"))
 
 
-def bind(model: nn.Module, variant: Variant, kernel: str) -> None:
+def bind(model: nn.Module, variant: Variant, kernel: str) -> State:
     """Make the model run a variant. Replaces an earlier patch; on error the model is as it was.
 
     Raises:
         ValueError: when the model can't be patched or the variant doesn't fit it.
+        NotImplementedError: when an option isn't available on the model's device.
     """
     modules = attention_modules(model)
+    count = len(modules)
     for layer in variant.dense_layers:
-        if not -len(modules) <= layer < len(modules):
-            raise ValueError(f"dense_layers has {layer}, but the model has layers 0..{len(modules) - 1}")
+        if not -count <= layer < count:
+            raise ValueError(f"dense_layers has {layer}, but the model has layers 0..{count - 1}")
+    if variant.dense_below == "crossover":
+        crossover(variant.layout, 1, device(model))
+    if state(model) is None and modules[0].__dict__["config"]._attn_implementation == NAME:
+        raise ValueError(
+            "the model's config says it is patched, but it carries no patch (it was built from a patched model's "
+            "config): set model.config._attn_implementation to 'sdpa' first"
+        )
+    made = State(variant, kernel, tuple(Layer(variant, kernel, layer, count) for layer in range(count)))
+    attach(model, made)
+    return made
+
+
+def attach(model: nn.Module, patch: State) -> None:
+    """Make the model run a patch that was bound to it before; its counters go on."""
     unbind(model)
-    original = modules[0].__dict__["config"]
-    patched = copy.deepcopy(original)
-    patched._attn_implementation = NAME
-    _swap_config(model, original, patched)
-    for module in modules:
-        module.__dict__["_sa_patch_layer"] = Layer(variant, kernel, module.__dict__["layer_idx"], len(modules))
-    model.__dict__["_sa_patch"] = State(variant, kernel, original, patched)
+    modules = attention_modules(model)
+    patch.original_config = modules[0].__dict__["config"]
+    patch.snapshot = copy.deepcopy(patch.original_config.__dict__)
+    patch.patched_config = copy.deepcopy(patch.original_config)
+    patch.patched_config._attn_implementation = NAME
+    _swap_config(model, patch.original_config, patch.patched_config)
+    for module, layer in zip(modules, patch.layers, strict=True):
+        module.__dict__.update(_sa_patch=patch, _sa_patch_layer=layer)
+    for module in model.modules():
+        if isinstance(module, GenerationMixin):
+            module.__dict__["_validate_generation_mode"] = partial(_check_generation, module)
 
 
 def unbind(model: nn.Module) -> None:
-    """Undo `bind`; nothing happens when the model is not patched."""
+    """Undo `bind`; nothing happens when the model is not patched. Other edits of the config are kept."""
     held = state(model)
     if held is None:
         return
+    for name, value in held.patched_config.__dict__.items():
+        if name != _IMPLEMENTATION and (name not in held.snapshot or held.snapshot[name] != value):
+            held.original_config.__dict__[name] = value
+    # A wrapper outside `model` may still hold the copy: let it say what the original says.
+    held.patched_config._attn_implementation = held.original_config._attn_implementation
     _swap_config(model, held.patched_config, held.original_config)
     for module in model.modules():
-        module.__dict__.pop("_sa_patch_layer", None)
-    del model.__dict__["_sa_patch"]
+        for name in ("_sa_patch", "_sa_patch_layer", "_validate_generation_mode"):
+            module.__dict__.pop(name, None)
 
 
 def _swap_config(model: nn.Module, old: object, new: object) -> None:
     for module in model.modules():
         if module.__dict__.get("config") is old:
             module.__dict__["config"] = new
+
+
+def _check_generation(model: Any, mode: Any, config: Any, options: Any) -> None:
+    """`generate`'s own check, and ours: some modes look like a prompt or like decoding from inside a layer."""
+    held = state(model)
+    if held is not None and held.overridden is None and not held.variant.continues:
+        name = getattr(mode, "value", mode)
+        if name in ("assisted_generation", "dola_generation"):
+            raise NotImplementedError(
+                f"{name} (assistant models, prompt lookup) is not supported with mode {held.variant.name!r}: it reads "
+                "guesses as part of the prompt. Generate without it, or restore the patch"
+            )
+        if getattr(config, "prefill_chunk_size", None):
+            raise NotImplementedError(
+                f"prefill_chunk_size={config.prefill_chunk_size} is not supported with mode {held.variant.name!r}: the "
+                "whole prompt must come in one call. Leave it out, or restore the patch"
+            )
+    type(model)._validate_generation_mode(model, mode, config, options)
 
 
 def _mask(
@@ -153,7 +205,7 @@ def _mask(
     """transformers' mask factory: called once per forward, what it returns reaches every layer unchanged."""
     if mask_function is not causal_mask_function or use_vmap:
         raise NotImplementedError(
-            "packed rows (position_ids that restart) and custom mask functions are not supported by sa_patch: "
+            "packed documents (position_ids that restart) and custom mask functions are not supported by sa_patch: "
             "run one document per row with padding and an attention_mask, or restore the patch"
         )
     if isinstance(q_offset, Tensor) or kv_offset or kv_length != q_offset + q_length:
@@ -192,11 +244,28 @@ def _attention(
     foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
     if foreign:
         raise NotImplementedError(f"the model or caller passes {', '.join(foreign)}, which sa_patch can't honour")
+    if key.shape != value.shape or query.shape[-1] != key.shape[-1]:
+        raise NotImplementedError(f"keys {tuple(key.shape)} and values {tuple(value.shape)} must have one shape")
+    if layer.layer_idx == 0:
+        _refuse_restarts(kwargs.get("position_ids"), attention_mask)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    columns = attention_mask.columns
-    run = attend_cached if columns.query_len < columns.length else attend_prompt
-    output = run(query, key, value, attention_mask, layer, factor)
-    return output.transpose(1, 2).contiguous(), None
+    return attend(query, key, value, attention_mask, layer, factor).transpose(1, 2).contiguous(), None
+
+
+def _refuse_restarts(position_ids: object, geometry: Geometry) -> None:
+    """Packed documents restart their positions; transformers itself sees them only without mask and cache."""
+    if not isinstance(position_ids, Tensor) or position_ids.dim() != 2 or geometry.columns.query_len == 1:
+        return
+    if geometry.parts is None or geometry.key_mask is None:
+        runs = [position_ids]
+    else:
+        position_ids = position_ids.expand(geometry.key_mask.shape[0], -1)
+        runs = [position_ids[part.rows[:, None], part.query_index] for part in geometry.parts]
+    if not all(bool((run.diff(dim=1) == 1).all()) for run in runs):
+        raise NotImplementedError(
+            "position_ids restart or skip inside a row (packed documents): not supported by sa_patch. Run one document "
+            "per row with padding and an attention_mask, or restore the patch"
+        )
 
 
 AttentionInterface.register(NAME, _attention)

@@ -1,7 +1,8 @@
 """Patch: the handle of one patched model, and what it tells about itself."""
 
 import json
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, fields
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from sa_patch import integration, kernels
 from sa_patch.budget import Budget
+from sa_patch.forward import is_dense, layer_budget
 from sa_patch.geometry import Group
 from sa_patch.patterns import window_pairs
+from sa_patch.variants import VARIANTS
 from sa_patch.variants.base import CPU, Variant
 
 CONFIG_VERSION = 1
@@ -25,34 +28,51 @@ class Patch:
     """
 
     model: nn.Module
-    variant: Variant
-    kernel: str
-    num_layers: int
-    _before: tuple[Variant, str] | None = field(default=None)
+    _state: integration.State
+    _before: integration.State | None
+    _entered: list[integration.State | None] = field(default_factory=list)
+
+    @property
+    def variant(self) -> Variant:
+        """The variant with its options."""
+        return self._state.variant
+
+    @property
+    def kernel(self) -> str:
+        """The kernel that was asked for."""
+        return self._state.kernel
+
+    @property
+    def num_layers(self) -> int:
+        """Attention layers of the model."""
+        return len(self._state.layers)
 
     @property
     def active(self) -> bool:
         """True while this is the patch the model runs."""
-        held = integration.state(self.model)
-        return held is not None and held.variant is self.variant and held.kernel == self.kernel
+        return integration.state(self.model) is self._state and self._state.overridden is None
 
     def restore(self) -> None:
-        """Undo every patch of the model; logits are bit-identical to before. Calling it again does nothing."""
+        """Undo every patch of the model, a later one too: logits are bit-identical to before. Repeating it is fine."""
         integration.unbind(self.model)
 
     def __enter__(self) -> "Patch":
-        if not self.active:
-            held = integration.state(self.model)
-            self._before = None if held is None else (held.variant, held.kernel)
-            integration.bind(self.model, self.variant, self.kernel)
+        held = integration.state(self.model)
+        # `with apply(...)`: what was there on entry is what was there before apply.
+        fresh = held is self._state and not self._entered
+        self._entered.append(self._before if fresh else held)
+        if held is not self._state:
+            integration.attach(self.model, self._state)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        integration.unbind(self.model)
-        if self._before is not None:
-            integration.bind(self.model, *self._before)
+        before = self._entered.pop()
+        if before is None:
+            integration.unbind(self.model)
+        elif before is not integration.state(self.model):
+            integration.attach(self.model, before)
 
     @property
     def config(self) -> dict:
@@ -60,15 +80,23 @@ class Patch:
         return {"version": CONFIG_VERSION, "mode": self.variant.name, "kernel": self.kernel, **self.variant.options()}
 
     def save(self, path: str | Path) -> None:
-        """Write `config` as JSON; `sa_patch.load(model, path)` applies it."""
+        """Write `config` as JSON; `sa_patch.load(model, path)` applies it.
+
+        Raises:
+            ValueError: for a variant of your own, which `load` would not know.
+        """
+        if VARIANTS.get(self.variant.name) is not type(self.variant):
+            raise ValueError(
+                f"{type(self.variant).__name__} is no built-in variant, so its config can't be loaded by name: "
+                "keep the code that makes it, or add it to sa_patch.VARIANTS"
+            )
         Path(path).write_text(json.dumps(self.config, indent=2) + "\n")
 
     @property
     def calls(self) -> tuple[dict[str, int], ...]:
         """Per layer, how often it ran since the patch was applied: sparse_prefill, dense_prefill, decode."""
         kinds = ("sparse_prefill", "dense_prefill", "decode")
-        counts = [layer.calls for layer in integration.layers(self.model)] if self.active else []
-        return tuple({kind: count[kind] for kind in kinds} for count in counts)
+        return tuple({kind: layer.calls[kind] for kind in kinds} for layer in self._state.layers)
 
     def mask(self, length: int, layer_idx: int = 0) -> Tensor:
         """Who sees whom in one layer while a prompt of `length` tokens is read: bool [length, length], [query, key].
@@ -80,17 +108,16 @@ class Patch:
         if not 0 <= layer_idx < self.num_layers:
             raise ValueError(f"layer_idx={layer_idx} is out of range: the model has layers 0..{self.num_layers - 1}")
         group = Group(length, length, CPU)
-        if self.variant.is_dense(length, layer_idx, self.num_layers, next(self.model.parameters()).device):
+        if is_dense(self.variant, length, layer_idx, self.num_layers, integration.device(self.model)):
             return self.variant.dense(group).visible()
         return self.variant.sparse_pattern(group, layer_idx, None, None).visible()
 
     def budget(self, length: int) -> Budget:
         """What reading a prompt of `length` tokens costs, counted from the patterns: total and per layer."""
         _check_length(length)
-        window = self.variant.sizes(length).window
-        device = next(self.model.parameters()).device
-        layers = tuple(self.variant.count(length, layer, self.num_layers, device) for layer in range(self.num_layers))
-        return Budget(length, window_pairs(length, window) / length, layers)
+        place, count = integration.device(self.model), self.num_layers
+        layers = tuple(layer_budget(self.variant, length, layer, count, place) for layer in range(count))
+        return Budget(length, window_pairs(length, self.variant.window_at(length)) / length, layers)
 
     def describe(self) -> str:
         """What runs where and why, for people."""
@@ -98,41 +125,56 @@ class Patch:
 
     def _facts(self) -> list[tuple[str, str]]:
         model, variant = self.model, self.variant
-        status = "active" if self.active else "restored, not running"
         kind = getattr(getattr(model, "config", None), "model_type", "unknown")
         known = "verified" if kind in integration.VERIFIED else "tested" if kind in integration.TESTED else "untested"
-        defaults = type(variant)().options()
-        changed = {name: value for name, value in variant.options().items() if value != defaults[name]}
-        changed.pop("window", None)
         dense = sorted({layer % self.num_layers for layer in variant.dense_layers})
+        reads = kernels.describe(self.kernel, merged=bool(variant.sinks or variant.local))
         facts = [
-            ("patch", f"{variant.name} ({variant.label}), window={variant.window}, {status}"),
-            ("options", ", ".join(f"{name}={value!r}" for name, value in changed.items()) or "all defaults"),
+            ("patch", f"{variant.name} ({variant.label}), window={variant.window}, {self._status()}"),
+            ("options", self._changed_options() or "all defaults"),
             ("model", f"{type(model).__name__} ({kind}, {known} architecture), {self.num_layers} layers"),
             ("layers", f"full: {dense}; all others {variant.name}" if dense else f"all {variant.name}"),
-            ("prefill", kernels.describe(self.kernel)),
+            ("prefill", "sdpa, plain causal" if variant.always_dense else reads),
             ("decode", "full: every generated token reads the whole cache"),
         ]
         facts += [("budget", self._budget_line(length)) for length in (1024, 8192, 32768)]
         if variant.note():
             facts.append(("note", variant.note()))
-        total = {kind: sum(layer[kind] for layer in self.calls) for kind in (self.calls[0] if self.calls else ())}
-        if total:
-            facts.append(
-                ("calls", ", ".join(f"{kind} {count}" for kind, count in total.items()) + " (over all layers)")
-            )
-        return facts
+        total = Counter()
+        for layer in self.calls:
+            total.update(layer)
+        calls = ", ".join(f"{name} {count}" for name, count in total.items())
+        return [*facts, ("calls", f"{calls} (over all layers)")]
+
+    def _status(self) -> str:
+        if integration.state(self.model) is not self._state:
+            return "restored, not running"
+        other = self._state.overridden
+        return f"NOT RUNNING: the attention implementation was set to {other!r} behind it" if other else "active"
+
+    def _changed_options(self) -> str:
+        defaults = {item.name: item.default for item in fields(self.variant)}
+        changed = {
+            name: getattr(self.variant, name)
+            for name, default in defaults.items()
+            if name != "window" and getattr(self.variant, name) != default
+        }
+        return ", ".join(f"{name}={value!r}" for name, value in changed.items())
 
     def _budget_line(self, length: int) -> str:
+        """The first sparse layer's budget: counting every layer would take seconds on deep models."""
+        place, count = integration.device(self.model), self.num_layers
+        sparse = [idx for idx in range(count) if not is_dense(self.variant, length, idx, count, place)]
         try:
-            budget = self.budget(length)
+            layer = layer_budget(self.variant, length, sparse[0] if sparse else 0, count, place)
         except ValueError as error:
             return f"{length:,} tokens: {error}"
+        budget = Budget(length, window_pairs(length, self.variant.window_at(length)) / length, (layer,))
         bound = "" if budget.exact else "at most "
         line = f"{length:,} tokens: {bound}{budget.keys_per_query:,.1f} keys per query, density {budget.density:.1%}"
         if abs(budget.off_target) > 0.05:
             line += f" ({budget.off_target:+.0%} of the {budget.target_keys_per_query:,.1f} asked for)"
-        return line
+        return line + (f", in {len(sparse)} layers" if sparse and len(sparse) < count else "")
 
     def __repr__(self) -> str:
         return self.describe()

@@ -144,10 +144,10 @@ def test_parts_merge_to_the_whole():
 
 def test_an_explicit_kernel_never_falls_back():
     query, key, value = random_heads(40)
-    with pytest.raises(NotImplementedError, match="torch.*as many queries as keys"):
+    with pytest.raises(NotImplementedError, match=r"torch.*as many queries as keys"):
         sa_patch.attention(query[:, :, -5:], key, value, make_variant("sa"), kernel="torch")
     long = random_heads(4097, heads=1, kv_heads=1, batch=1, head_dim=8)
-    with pytest.raises(NotImplementedError, match="sdpa.*over the limit"):
+    with pytest.raises(NotImplementedError, match=r"sdpa.*over the limit"):
         sa_patch.attention(*long, make_variant("sa"), kernel="sdpa")
     with pytest.raises(ValueError, match=r"unknown kernel 'torhc'.*did you mean 'torch'"):
         sa_patch.attention(query, key, value, make_variant("sa"), kernel="torhc")

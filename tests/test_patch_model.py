@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from conftest import make_model
-from patch_cases import CASES, make_variant
+from patch_cases import CASES, make_variant, random_heads
 
 import sa_patch
 
@@ -74,6 +74,56 @@ def test_applying_again_replaces_the_patch(qwen3, tokens):
     torch.testing.assert_close(logits(qwen3, tokens), expected)
     last.restore()
     assert torch.equal(logits(qwen3, tokens), before)
+
+
+def test_entering_an_active_patch_again_changes_nothing(qwen3, tokens):
+    patch = sa_patch.apply(qwen3, "sa", 12)
+    expected = logits(qwen3, tokens)
+    with patch:
+        with patch:
+            pass
+        assert patch.active and torch.equal(logits(qwen3, tokens), expected)
+    assert not sa_patch.is_patched(qwen3)
+
+
+def test_a_nested_patch_keeps_the_outer_counters(qwen3, tokens):
+    outer = sa_patch.apply(qwen3, "sa", 12)
+    logits(qwen3, tokens)
+    with sa_patch.apply(qwen3, "swa", 12):
+        logits(qwen3, tokens)
+    logits(qwen3, tokens)
+    assert outer.calls[0]["sparse_prefill"] == 2
+
+
+def test_other_edits_of_the_config_survive_the_patch(qwen3, tmp_path):
+    config = qwen3.config
+    with sa_patch.apply(qwen3, "sa", 12):
+        qwen3.resize_token_embeddings(120)
+        qwen3.config.use_cache = False
+    assert qwen3.config is config and config.vocab_size == 120 and config.use_cache is False
+    qwen3.save_pretrained(tmp_path)
+    assert type(qwen3).from_pretrained(tmp_path).config.vocab_size == 120
+
+
+def test_a_patch_is_found_through_every_wrapper(qwen3, tokens):
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    before = logits(qwen3, tokens)
+    sa_patch.apply(qwen3.model, "sa", 12)  # the backbone alone
+    sparse = logits(qwen3, tokens)
+    wrapper = Wrapper(qwen3)
+    assert sa_patch.is_patched(wrapper) and sa_patch.is_patched(qwen3)
+    sa_patch.apply(wrapper, "swa", 12)
+    assert not torch.equal(logits(wrapper, tokens), sparse)
+    sa_patch.restore(qwen3)
+    assert torch.equal(logits(wrapper, tokens), before)
+    assert wrapper.config._attn_implementation == "sdpa"
 
 
 # Isolation
@@ -245,3 +295,31 @@ def test_gradients_flow_through_a_patched_model(qwen3, tokens):
             qwen3(tokens, labels=tokens).loss.backward()
             grads.append(qwen3.model.layers[0].self_attn.k_proj.weight.grad.clone())
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["sa", "sa-sinks-local", "sa+swa", "moba"])
+@pytest.mark.parametrize("kernel", ["torch", "sdpa"])
+def test_autocast_runs_every_kernel_in_its_dtype(qwen3, tokens, case, kernel):
+    variant = make_variant(case)
+    with torch.autocast("cpu", torch.bfloat16):
+        with sa_patch.apply(qwen3, variant=variant, kernel="reference"):
+            expected = logits(qwen3, tokens)
+        with sa_patch.apply(qwen3, variant=variant, kernel=kernel):
+            for use_cache in (False, True):
+                found = logits(qwen3, tokens, use_cache=use_cache)
+                assert found.dtype == torch.bfloat16
+                # On average: rounding may flip a route of moba, and with it single tokens.
+                assert (found - expected).abs().mean() < 0.02 * expected.abs().max()
+
+
+def test_dense_layers_of_the_function_are_the_layers_named():
+    query, key, value = random_heads(40)
+    variant = sa_patch.variant("sa", 8, dense_layers=(5,))
+    sparse = sa_patch.attention(query, key, value, sa_patch.variant("sa", 8), layer_idx=2)
+    assert torch.equal(sa_patch.attention(query, key, value, variant, layer_idx=2), sparse)
+    full = sa_patch.attention(query, key, value, sa_patch.variant("full"))
+    assert torch.equal(sa_patch.attention(query, key, value, variant, layer_idx=5), full)
+    last = sa_patch.variant("sa", 8, dense_layers=(-1,))
+    assert torch.equal(sa_patch.attention(query, key, value, last, layer_idx=2, num_layers=3), full)
+    with pytest.raises(ValueError, match="pass num_layers"):
+        sa_patch.attention(query, key, value, last, layer_idx=2)

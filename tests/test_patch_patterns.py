@@ -50,7 +50,7 @@ def test_moba_sees_its_own_block_and_the_best_earlier_blocks(length):
             for block in range(i // size):
                 mean = key[0, head // 2, block * size : (block + 1) * size].mean(0)
                 scores[block] = float(query[0, head, i] @ mean)
-            chosen = sorted(scores, key=scores.get, reverse=True)[:2] + [i // size]
+            chosen = [*sorted(scores, key=scores.get, reverse=True)[:2], i // size]
             expected = [j <= i and j // size in chosen for j in range(length)]
             assert mask[0, head, i].tolist() == expected
 
@@ -120,7 +120,7 @@ def test_ranks_are_uniform():
     assert chi_square < 92.0  # 49 degrees of freedom, p = 0.0002
 
 
-@pytest.mark.parametrize("case", ["swa-sinks", "sa-sinks-local", "sa+swa", "sa-circular-local"])
+@pytest.mark.parametrize("case", ["swa-sinks", "sa-sinks-local", "sa+swa"])
 @pytest.mark.parametrize("length", [200, 777, 4000])
 def test_sinks_and_local_are_charged_to_the_budget(case, length):
     variant = make_variant(case, 48)
@@ -128,6 +128,13 @@ def test_sinks_and_local_are_charged_to_the_budget(case, length):
     assert abs(counted / window_pairs(length, 48) - 1) < 0.02
     if case == "swa-sinks":
         assert counted == window_pairs(length, 48)
+
+
+@pytest.mark.parametrize("options", [{"circular": True}, {"form": "bucket"}], ids=str)
+def test_sinks_and_local_keep_the_total_of_every_form(options):
+    bare = make_pattern(sa_patch.variant("sa", 48, **options), 1000).count()
+    charged = make_pattern(sa_patch.variant("sa", 48, sinks=3, local=8, **options), 1000).count()
+    assert abs(charged / bare - 1) < 0.02
 
 
 def test_nominal_sinks_come_on_top():

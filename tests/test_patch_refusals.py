@@ -103,7 +103,7 @@ def test_models_that_can_not_be_patched_are_refused_with_the_reason(make, messag
 
 def test_what_is_not_supported_yet_is_refused_not_miscomputed(qwen3, tokens):
     sa_patch.apply(qwen3, "sa", 12)
-    with pytest.raises(NotImplementedError, match="packed rows"):
+    with pytest.raises(NotImplementedError, match="packed documents"):
         positions = torch.cat([torch.arange(20), torch.arange(28)])[None]
         logits(qwen3, tokens, position_ids=positions, use_cache=False)
     with pytest.raises(NotImplementedError, match="cu_seq_lens_q"):
@@ -113,7 +113,7 @@ def test_what_is_not_supported_yet_is_refused_not_miscomputed(qwen3, tokens):
         logits(qwen3, tokens, attention_mask=torch.ones(1, 1, 48, 48, dtype=torch.bool).tril())
     with pytest.raises(NotImplementedError, match="DynamicCache"):
         qwen3.generate(tokens, max_new_tokens=3, do_sample=False, cache_implementation="static")
-    with pytest.raises(NotImplementedError, match="8 new tokens after 40 cached ones.*whole prompt in one call"):
+    with pytest.raises(NotImplementedError, match=r"8 new tokens after 40 cached ones.*whole prompt in one call"):
         cache = DynamicCache(config=qwen3.config)
         logits(qwen3, tokens[:, :40], past_key_values=cache, use_cache=True)
         logits(qwen3, tokens[:, 40:], past_key_values=cache, use_cache=True)
@@ -123,8 +123,50 @@ def test_what_is_not_supported_yet_is_refused_not_miscomputed(qwen3, tokens):
     qwen3.config.attention_dropout = 0.1
     for layer in qwen3.model.layers:
         layer.self_attn.attention_dropout = 0.1
-    with pytest.raises(NotImplementedError, match="dropout 0.1"):
+    with pytest.raises(NotImplementedError, match=r"dropout 0\.1"):
         qwen3(tokens)
+
+
+def test_packed_positions_are_refused_with_a_cache_or_a_mask_too(qwen3, tokens):
+    positions = torch.cat([torch.arange(20), torch.arange(28)])[None]
+    mask = torch.ones_like(tokens)
+    padded = mask.clone()
+    padded[0, :5] = 0
+    with sa_patch.apply(qwen3, "sa", 12):
+        for extras in ({"use_cache": True}, {"attention_mask": mask}, {"attention_mask": padded}):
+            with pytest.raises(NotImplementedError, match="position_ids restart"):
+                logits(qwen3, tokens, position_ids=positions, **extras)
+        logits(qwen3, tokens, position_ids=torch.arange(48)[None] + 3)  # shifted is no restart
+
+
+@pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 4}, {"assistant_model": True}], ids=str)
+def test_assisted_generation_is_refused_before_it_starts(qwen3, options):
+    if "assistant_model" in options:
+        options = {"assistant_model": make_model()}
+    prompt = torch.arange(1, 16).repeat(3)[None]
+    expected = qwen3.generate(prompt, max_new_tokens=8, do_sample=False)
+    with sa_patch.apply(qwen3, "sa", 12):
+        with pytest.raises(NotImplementedError, match=r"assisted_generation .* is not supported with mode 'sa'"):
+            qwen3.generate(prompt, max_new_tokens=8, do_sample=False, **options)
+        qwen3.generate(prompt, max_new_tokens=2, do_sample=False)
+    assert torch.equal(qwen3.generate(prompt, max_new_tokens=8, do_sample=False, **options), expected)
+
+
+@pytest.mark.parametrize("chunk", [8, 47])
+def test_chunked_prefill_is_refused_even_when_the_last_chunk_is_one_token(qwen3, tokens, chunk):
+    with sa_patch.apply(qwen3, "sa", 12), pytest.raises(NotImplementedError, match=f"prefill_chunk_size={chunk}"):
+        qwen3.generate(tokens, max_new_tokens=3, do_sample=False, prefill_chunk_size=chunk)
+
+
+def test_a_model_built_from_a_patched_config_is_refused(qwen3):
+    sa_patch.apply(qwen3, "sa", 12)
+    with pytest.raises(ValueError, match="says it is patched, but it carries no patch"):
+        sa_patch.apply(type(qwen3)(qwen3.config), "sa", 12)
+
+
+def test_mode_and_window_beside_a_variant_are_refused(qwen3):
+    with pytest.raises(ValueError, match="mode, window would be ignored"):
+        sa_patch.apply(qwen3, "swa", 64, variant=sa_patch.variant("sa", 8))
 
 
 def test_full_attention_continues_a_cache(qwen3, tokens):
@@ -138,6 +180,8 @@ def test_full_attention_continues_a_cache(qwen3, tokens):
 def test_moba_has_no_mask_without_content(qwen3):
     with pytest.raises(ValueError, match="depend on the content"):
         sa_patch.apply(qwen3, "moba", 12).mask(100)
+    assert sa_patch.apply(qwen3, "moba", 12, top_k=1).mask(100).sum() == 24 * 25 // 2 * 4 + 10
+    assert sa_patch.apply(qwen3, "moba", 100).mask(100).all() == torch.tensor(False)
 
 
 @pytest.mark.parametrize("length", [0, -1, 2.0, True])

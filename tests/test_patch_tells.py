@@ -14,7 +14,7 @@ def test_describe_says_what_runs(qwen3, tokens):
     for part in (
         "sa (stochastic attention), window=12, active",
         "seed=3",
-        "dense_layers=[-1]",
+        "dense_layers=(-1,)",
         "verified architecture",
     ):
         assert part in text
@@ -65,6 +65,17 @@ def test_mask_and_budget_agree_layer_by_layer(qwen3):
         assert pairs == [layer.pairs for layer in patch.budget(100).per_layer]
 
 
+def test_a_patch_says_when_it_was_overridden(qwen3, tokens):
+    with torch.no_grad():
+        before = qwen3(tokens).logits
+        patch = sa_patch.apply(qwen3, "sa", 12)
+        qwen3.set_attn_implementation("eager")
+        assert not patch.active and not sa_patch.is_patched(qwen3)
+        assert "NOT RUNNING: the attention implementation was set to 'eager' behind it" in repr(patch)
+        patch.restore()
+        assert torch.equal(qwen3(tokens).logits, before)
+
+
 def test_variants_of_ones_own_run_at_once(qwen3, tokens):
     class EveryOther(type(sa_patch.variant("swa"))):
         name = "every-other"
@@ -78,3 +89,6 @@ def test_variants_of_ones_own_run_at_once(qwen3, tokens):
     assert patch.budget(48).per_layer[0].pairs == 48 * 49 // 2
     assert patch.budget(48).per_layer[1].pairs < 48 * 12
     assert patch.config["mode"] == "every-other"
+    assert "every-other" in repr(patch)
+    with pytest.raises(ValueError, match="EveryOther is no built-in variant"):
+        patch.save("never-written.json")

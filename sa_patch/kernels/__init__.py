@@ -86,11 +86,13 @@ def crossover(layout: str, window: int, device: torch.device) -> int:
     return max(windows * window, tokens)
 
 
-def describe(requested: str) -> str:
-    """Which kernel runs at which prompt length, in one line."""
+def describe(requested: str, merged: bool) -> str:
+    """Which kernel runs at which prompt length, in one line.
+
+    Args:
+        merged: the patterns have sinks or a local window.
+    """
     if requested != "auto":
         return f"kernel {requested}, as asked for"
-    return (
-        f"kernel auto: sdpa with a mask up to {MASKED_BELOW} tokens ({MASKED_BELOW_MERGED} with sinks or local), "
-        "torch, O(n w), beyond"
-    )
+    limit = MASKED_BELOW_MERGED if merged else MASKED_BELOW
+    return f"kernel auto: sdpa with a mask up to {limit} tokens, torch, O(n w), beyond: measured to be faster there"

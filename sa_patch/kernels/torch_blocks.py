@@ -76,12 +76,13 @@ def _own_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling
     num_runs = position.shape[0]
     step = max(1, CHUNK_ENTRIES // (heads * size * size))
     outputs, lses = [], []
-    for index in torch.arange(batch * num_runs, device=query.device).split(step):
+    for start in range(0, batch * num_runs, step):
+        here = slice(start, min(start + step, batch * num_runs))
+        index = torch.arange(here.start, here.stop, device=query.device)
         row, column = position[index % num_runs, :, None], position[index % num_runs, None]
         mask = column <= row
         if part:
             mask &= (column >= blocks.sinks) & (row - column >= blocks.local)
-        here = slice(int(index[0]), int(index[-1]) + 1)
         output, lse = attend(queries[here], keys[here], values[here], mask[:, None], scaling)
         outputs.append(output)
         lses.append(lse)

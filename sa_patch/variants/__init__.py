@@ -26,7 +26,7 @@ def variant(mode: str, window: int | float = 512, **options) -> Variant:
         ValueError: for an unknown mode or option, or a value that is out of range.
         NotImplementedError: for an option that is not available yet.
     """
-    if mode not in VARIANTS:
+    if not isinstance(mode, str) or mode not in VARIANTS:
         raise unknown("mode", mode, VARIANTS)
     kind = VARIANTS[mode]
     known = [item.name for item in fields(kind)]

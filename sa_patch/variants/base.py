@@ -14,8 +14,7 @@ from torch import Tensor
 from sa_patch.budget import LayerBudget
 from sa_patch.errors import unknown
 from sa_patch.geometry import Group
-from sa_patch.kernels import crossover
-from sa_patch.patterns import Dense, Pattern, triangle
+from sa_patch.patterns import Dense, Pattern
 
 CPU = torch.device("cpu")
 
@@ -40,7 +39,7 @@ class Variant(ABC):
 
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
-    depends_on_content: ClassVar[bool] = False
+    always_dense: ClassVar[bool] = False
     layout: ClassVar[str] = "merged"  # how the visible keys lie in memory, see kernels.CROSSOVER
     continues: ClassVar[bool] = False  # True where several new tokens after cached ones are defined
 
@@ -85,6 +84,10 @@ class Variant(ABC):
                 "keys per query: raise window, lower them, or use budget='nominal'"
             )
 
+    def window_at(self, length: int) -> int:
+        """The window in tokens for a sequence of `length` tokens."""
+        return _tokens(self.window, length, 1)
+
     def sizes(self, length: int) -> Sizes:
         """Options in tokens for a sequence of `length` tokens.
 
@@ -92,25 +95,13 @@ class Variant(ABC):
             ValueError: when sinks and local leave no room in the window at this length.
         """
 
-        def tokens(value: int | float, least: int) -> int:
-            return max(least, round(value * length)) if isinstance(value, float) else value
-
-        sizes = Sizes(tokens(self.window, 1), tokens(self.sinks, 0), tokens(self.local, 0))
+        sizes = Sizes(self.window_at(length), _tokens(self.sinks, length, 0), _tokens(self.local, length, 0))
         if self.budget == "pairs" and sizes.window < length and sizes.sinks + max(sizes.local, 1) > sizes.window:
             raise ValueError(
                 f"at {length} tokens, sinks={self.sinks} ({sizes.sinks} tokens) and local={self.local} ({sizes.local}) "
                 f"leave nothing of window={self.window} ({sizes.window}): raise window, lower them, or budget='nominal'"
             )
         return sizes
-
-    def is_dense(self, length: int, layer_idx: int, num_layers: int, device: torch.device) -> bool:
-        """True where options leave full attention: a dense layer or a short prompt."""
-        if any(layer % num_layers == layer_idx for layer in self.dense_layers):
-            return True
-        if self.dense_below == "crossover":
-            layout = "merged" if self.sinks or self.local else self.layout
-            return length <= crossover(layout, self.sizes(length).window, device)
-        return length <= int(self.dense_below)
 
     @abstractmethod
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
@@ -125,12 +116,6 @@ class Variant(ABC):
     @abstractmethod
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
         """What one sparse layer of this variant costs on a prompt of `length` tokens."""
-
-    def count(self, length: int, layer_idx: int, num_layers: int, device: torch.device) -> LayerBudget:
-        """The budget of one layer, with dense layers and short prompts counted as what they are."""
-        if self.is_dense(length, layer_idx, num_layers, device):
-            return LayerBudget(layer_idx, "dense", triangle(length))
-        return self.sparse_budget(length, layer_idx)
 
     def counted(self, length: int, layer_idx: int) -> LayerBudget:
         """`sparse_budget` for variants whose pattern doesn't depend on content: count the pattern itself."""
@@ -159,6 +144,10 @@ class Variant(ABC):
     def note(self) -> str:
         """What a reader of results must know about this variant; empty when there is nothing."""
         return ""
+
+
+def _tokens(value: int | float, length: int, least: int) -> int:
+    return max(least, round(value * length)) if isinstance(value, float) else value
 
 
 def check_integer(name: str, value: object, at_least: int | None = None, otherwise: str = "") -> None:

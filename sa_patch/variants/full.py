@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from sa_patch.budget import LayerBudget
@@ -18,13 +17,11 @@ class Full(Variant):
 
     name: ClassVar[str] = "full"
     label: ClassVar[str] = "full attention"
+    always_dense: ClassVar[bool] = True
     continues: ClassVar[bool] = True
 
     def _check_extras(self) -> None:
         return
-
-    def is_dense(self, length: int, layer_idx: int, num_layers: int, device: torch.device) -> bool:
-        return True
 
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
         return self.dense(group)

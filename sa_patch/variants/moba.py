@@ -1,12 +1,13 @@
 """`moba`: block attention routed by mean keys, as in the official code (arXiv 2502.13189), untrained."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sa_patch.budget import LayerBudget
+from sa_patch.budget import LayerBudget, closest
 from sa_patch.geometry import Group
 from sa_patch.patterns import Blocks, Pattern, triangle
 from sa_patch.variants.base import CPU, Sizes, Variant, check_integer, option
@@ -30,7 +31,6 @@ class Moba(Variant):
 
     name: ClassVar[str] = "moba"
     label: ClassVar[str] = "block attention (MoBA), untrained"
-    depends_on_content: ClassVar[bool] = True
     layout: ClassVar[str] = "routed"
 
     top_k: int | None = option(None, "blocks per query, the own one included (2, or what fits block_size)")
@@ -67,27 +67,27 @@ class Moba(Variant):
             return size, top_k
         if self.block_size is None:
             top_k = self.top_k or 2
-            return min(range(1, 2 * window + 1), key=lambda size: abs(_keys(size, top_k, sizes) - window)), top_k
+            return matched_block_size(window, top_k, sizes.sinks, sizes.local), top_k
         size = self.block_size
         top_k = self.top_k or max(1, round(window / size + 0.5))
-        found = _keys(size, top_k, sizes)
+        found = keys_per_query(size, top_k, sizes.sinks, sizes.local)
         if abs(found - window) > max(1, _TOLERANCE * window):
-            fitting = min(range(1, 2 * window + 1), key=lambda size: abs(_keys(size, top_k, sizes) - window))
+            fitting = matched_block_size(window, top_k, sizes.sinks, sizes.local)
             raise ValueError(
                 f"block_size={size} with top_k={top_k} gives about {found:.0f} keys per query, not window={window}: "
-                f"use block_size={fitting}, a window of {round(found)}, or leave block_size out"
+                f"use block_size={fitting}, another top_k, or leave block_size out"
             )
         return size, top_k
 
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
-        if query is None or key is None:
-            raise ValueError("the keys moba selects depend on the content: its mask exists only inside a forward pass")
         sizes = self.sizes(group.length)
         size, top_k = self._blocks(sizes)
         if size * top_k >= group.length:
             return self.dense(group)
         selected = None
         if top_k > 1:
+            if query is None or key is None:
+                raise ValueError("the keys moba selects depend on the content: its mask exists only in a forward pass")
             with torch.no_grad():
                 selected = select_blocks(query, key, size, top_k - 1)
         return Blocks(block_size=size, selected=selected, **self.common(group, sizes))
@@ -109,10 +109,16 @@ class Moba(Variant):
         return "untrained: MoBA's authors require continued training"
 
 
-def _keys(block_size: int, top_k: int, sizes: Sizes) -> float:
+def keys_per_query(block_size: int, top_k: int, sinks: int, local: int) -> float:
     """Keys per query of long prompts: (k - 1/2) B, sinks, and what the local window adds to the own block."""
-    beyond_own = sum(max(0, sizes.local - row - 1) for row in range(min(block_size, sizes.local))) / block_size
-    return (top_k - 0.5) * block_size + sizes.sinks + beyond_own
+    rows = min(block_size, local)  # the block's first rows, whose own keys are fewer than `local`
+    return (top_k - 0.5) * block_size + sinks + (rows * local - triangle(rows)) / block_size
+
+
+@lru_cache(maxsize=4096)
+def matched_block_size(window: int, top_k: int, sinks: int, local: int) -> int:
+    """The block size whose keys per query come closest to the window; round(w / (k - 1/2)) without extras."""
+    return closest(lambda size: keys_per_query(size, top_k, sinks, local) - window, 2 * window)
 
 
 def select_blocks(query: Tensor, key: Tensor, block_size: int, count: int) -> Tensor:
