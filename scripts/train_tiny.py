@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 LENGTHS = (96, 160, 256, 512, 1024, 2176)
 TOKENS = (6144, 6144, 6144, 6144, 6144, 6528)  # a step
+_MOE_LEVELS = (1, 3, 5)  # the sparse model continues at a few of the lengths: each is compiled for minutes
 PATIENCE = (700, 300, 300, 300, 300)  # steps at a length at most
 UNRATED = ("variable_tracking",)  # hard for a model this small: trained, but no step waits for it
 
@@ -67,7 +68,8 @@ class Progress:
 
 def recipe(progress: Progress, step: int, options: argparse.Namespace) -> Recipe:
     rng = random.Random(f"{options.seed}|{step}")
-    level = progress.level if rng.random() < options.longest_share else rng.randint(0, progress.level)
+    lower = range(progress.level + 1) if options.arch == "qwen3" else _MOE_LEVELS
+    level = progress.level if rng.random() < options.longest_share else rng.choice(lower)
     copy_share = (0.5, 0.3, 0.15, 0.1, 0.05, 0.05)[level]
     length = LENGTHS[level]
     return Recipe(options.seed, step, length, TOKENS[level] // length, copy_share, progress.weights(length))
@@ -93,7 +95,7 @@ def train(options: argparse.Namespace) -> None:
     if (out / "checkpoint.pt").exists():
         saved = torch.load(out / "checkpoint.pt", weights_only=False)
         progress = Progress(**saved["progress"])
-        if progress.grown_since is not None:
+        if options.arch == "qwen3" and progress.grown_since is not None:
             model = grown(model)
             optimizer = _optimizer(model, options)
         model.load_state_dict(saved["model"])
@@ -123,7 +125,7 @@ def _beginning(options: argparse.Namespace, maker: Maker):
     if options.arch == "qwen3":
         return new_dense(len(maker.tokenizer), maker.end), Progress()
     dense = Qwen3ForCausalLM.from_pretrained(options.dense, dtype=torch.float32)
-    return upcycled(dense), Progress(level=len(LENGTHS) - 1)
+    return upcycled(dense), Progress(level=len(LENGTHS) - 1, grown_since=0)
 
 
 def _loop(model, optimizer, progress, pool, out, options, last: int) -> None:
