@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 DENSE_ENOUGH = 0.9  # at this density equality with full says nothing
+TOLERANCE = 0.05  # a measured budget further off than this is not matched
 FLOOR = 0.5  # below this, full attention itself cannot do the task
 RIVALS = ("swa", "moba")  # what the paper compares sa with; all pairs are in the report's table
 FOCUS = ("sa", "sa-bucket", "sa-circular", "sa+swa")
@@ -22,7 +23,7 @@ def answer(results: dict[str, Any]) -> list[str]:
     cells = _overall(results)
     if not sparse or not cells:
         if "full" in cells:
-            return [f"Only full attention was run to the end: {points(cells['full']['accuracy'], sign=False)} %."]
+            return [f"Only full attention was run to the end: {points(cells['full']['accuracy'], sign=False)}\u00a0%."]
         return ["No arm was run to the end, so there is nothing to compare."]
     labels = [arm["label"] for arm in sparse]
     focus = next((label for label in FOCUS if label in labels), labels[0])
@@ -49,9 +50,11 @@ def _sentence(results: dict[str, Any], arm: dict[str, Any], cells: dict[str, dic
     cell = cells[arm["name"]]
     tail = f" and a dense tail of {arm['dense_tail']}" if arm["dense_tail"] else ""
     head = f"With window {arm['window']}{tail}, {arm['label']} " + (f"{_joined(parts)}; it " if parts else "")
-    head += f"scores {points(cell['accuracy'], sign=False)} %"
+    head += f"scores {points(cell['accuracy'], sign=False)}\u00a0%"
     if "difference" in cell:
-        head += f" against full attention's {points(cells['full']['accuracy'], sign=False)} % (95 % intervals)"
+        head += (
+            f" against full attention's {points(cells['full']['accuracy'], sign=False)}\u00a0% (95\u00a0% intervals)"
+        )
     return head + "." + _by_family(rows, others)
 
 
@@ -109,12 +112,15 @@ def notes(results: dict[str, Any]) -> list[str]:
             f"Generated answers: prefill is sparse, decode is {decode}"
             + (" (new tokens read the whole cache)." if decode == "full" else ".")
         )
+    seeds = next((arm["seeds"] for arm in results["arms"] if len(arm["seeds"]) > 1), None)
+    if seeds:
+        found.append(f"Stochastic arms: a document's score is its mean over seeds {_joined(list(map(str, seeds)))}.")
     if any(arm["label"] == "moba" for arm in results["arms"]):
         found.append("moba is untrained here: its authors made it for continued training.")
     if any(arm["label"] == "sa+swa" for arm in results["arms"]):
         found.append("sa+swa is the training-free union of both patterns, not the paper's trained gate.")
     dense = [
-        f"{row['arm']} at {row['length'] or 'the tasks own length'} ({row['density']:.2f})"
+        f"{row['arm']} at {row['length'] or 'own lengths'} ({row['density']:.2f})"
         for row in results["budgets"]
         if row["arm"] != "full" and row["density"] >= DENSE_ENOUGH
     ]
@@ -122,9 +128,16 @@ def notes(results: dict[str, Any]) -> list[str]:
         found.append(
             f"Nearly full attention (density at least {DENSE_ENOUGH}), so equality means nothing: {', '.join(dense)}."
         )
+    missed = [
+        f"{row['arm']} at {row['length'] or 'own lengths'} ({row['off_target']:+.0%})"
+        for row in results["budgets"]
+        if abs(row.get("off_target", 0)) > TOLERANCE and row["density"] < DENSE_ENOUGH
+    ]
+    if missed:
+        found.append(f"Measured budget off the window asked for: {', '.join(missed)}.")
     cells = _overall(results)
     weak = [
-        f"{cell['name']} {points(cell['accuracy'], sign=False)} %"
+        f"{cell['name']} {points(cell['accuracy'], sign=False)}\u00a0%"
         for cell in _pooled(results, ("overall", "family"))
         if cell["arm"] == "full" and cell["accuracy"] < FLOOR
     ]

@@ -29,7 +29,7 @@ class Arm:
 
     def apply(self, model: Any, seed: int) -> Any:
         """Patch the model; the caller restores. The full arm runs the model's own attention and returns None."""
-        if self.is_full:
+        if self.window is None:
             return None
         import sa_patch
 
@@ -37,12 +37,13 @@ class Arm:
 
     def check(self) -> None:
         """Refuse an arm that no model can run, before a model is loaded."""
-        if self.is_full:
+        if self.window is None:
             return
         import sa_patch
+        from sa_patch import kernels
 
         try:
-            sa_patch.kernels.check_name(self.kernel)
+            kernels.check_name(self.kernel)
             sa_patch.variant(self.mode, self.window, seed=self.seeds[0], **self.options)
         except (ValueError, NotImplementedError) as error:
             raise SettingsError(f"arm {self.name} cannot run: {error}") from error

@@ -6,6 +6,7 @@ Heavy imports wait until they are needed, so --help and bad arguments answer at 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,8 @@ exit status
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `sa-eval`; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its table
     parser = build_parser()
     try:
         namespace = parser.parse_args(arguments)
@@ -46,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"sa-eval: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("sa-eval: interrupted before anything was evaluated", file=sys.stderr)
+        return 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,7 +102,7 @@ def run(settings: Settings, *, verbose: bool = False) -> int:
     progress = Progress(verbose=verbose)
     with progress.quiet():
         from sa_eval import runner, summary, table
-    directory = runner.run(settings, progress=progress)
+    directory = runner.run(settings, progress)
     with progress.step("statistics"):
         results = summary.summarise(directory)
     print("\n" + table.render(results) + "\n")

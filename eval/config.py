@@ -210,7 +210,7 @@ def _number(name: str, value: Any, *, fraction: bool) -> int | float:
     if isinstance(value, float):
         if fraction and 0 < value < 1:
             return value
-        if not value.is_integer():
+        if fraction or not value.is_integer():  # is 1.0 one key or all of them? ask
             raise SettingsError(f"{name} must be {wanted}, found {value}")
         value = int(value)
     return value

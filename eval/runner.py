@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sa_eval import environment, models, prepare, rows
@@ -32,9 +32,8 @@ class Run:
     progress: Progress
 
 
-def run(settings: Settings, *, progress: Progress | None = None) -> RunDirectory:
+def run(settings: Settings, progress: Progress) -> RunDirectory:
     """Run everything the settings ask for and leave the records in a new directory."""
-    progress = progress or Progress()
     source = models.find(settings.model)
     prepare.check_tasks(settings)
     arms = arms_from(settings)
@@ -44,7 +43,7 @@ def run(settings: Settings, *, progress: Progress | None = None) -> RunDirectory
     with progress.step(f"loading {settings.model}"):
         loaded = models.load(source, settings)
     directory = RunDirectory.create(settings.out, source.name)
-    directory.write_text("config.yaml", to_yaml(settings))
+    directory.write_text("config.yaml", to_yaml(replace(settings, out=None)))
     progress.say(f"run directory: {directory.path}")
     return run_loaded(settings, loaded, arms, directory, progress)
 

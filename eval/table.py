@@ -17,7 +17,7 @@ def render(results: dict[str, Any]) -> str:
     blocks = ["\n".join(textwrap.wrap(sentence, WIDTH)) for sentence in results["answer"][:SENTENCES]]
     lengths = list(dict.fromkeys(task["length"] for task in results["tasks"]))
     blocks += [_block(results, length) for length in lengths]
-    lines = [*results["notes"], "Accuracy in %, 95 % interval in brackets; vs full: points, paired by document."]
+    lines = [*results["notes"], "Accuracy in %, 95\u00a0% interval in brackets; vs full: points, paired by document."]
     blocks.append(
         "\n".join(textwrap.fill(line, WIDTH, initial_indent="  * ", subsequent_indent="    ") for line in lines)
     )

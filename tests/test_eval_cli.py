@@ -60,6 +60,7 @@ def test_one_command_gives_table_records_and_report(model, tmp_path, capsys):
 def test_a_saved_config_runs_again_with_the_same_documents(model, tmp_path, capsys):
     assert main(flags(model, tmp_path / "one", "--tasks", "cloze", "--modes", "swa")) == 0
     config = tmp_path / "one" / "config.yaml"
+    assert "out: null" in config.read_text()  # or it would point at the finished run
     assert main(["--config", str(config), "--out", str(tmp_path / "two")]) == 0
     one, two = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("one", "two"))
     assert one["tasks"] == two["tasks"] and one["cells"] == two["cells"]

@@ -51,6 +51,7 @@ def test_every_setting_has_a_flag_with_help():
         ({"modes": "sa-buckets"}, "did you mean 'sa-bucket'"),
         ({"window": 0}, "at least 1"),
         ({"window": 1.5}, "fraction between 0 and 1"),
+        ({"window": 1.0}, "fraction between 0 and 1"),
         ({"window": "many"}, "whole number"),
         ({"window": -0.5}, "fraction between 0 and 1"),
         ({"lengths": [512, 512]}, "512 twice"),
