@@ -35,6 +35,12 @@ def _overall(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {cell["arm"]: cell for cell in _pooled(results, ("overall",))}
 
 
+def _weak(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where full attention itself fails: what a variant does there says nothing about the variant."""
+    cells = _pooled(results, ("overall", "family"))
+    return [cell for cell in cells if cell["arm"] == "full" and cell["accuracy"] < FLOOR]
+
+
 def _pooled(results: dict[str, Any], scopes: tuple[str, ...]) -> list[dict[str, Any]]:
     cells = [cell for cell in results["cells"] if cell["scope"] in scopes]
     return [cell for cell in cells if cell["length"] == "all"] or cells
@@ -55,7 +61,8 @@ def _sentence(results: dict[str, Any], arm: dict[str, Any], cells: dict[str, dic
         head += (
             f" against full attention's {points(cells['full']['accuracy'], sign=False)}\u00a0% (95\u00a0% intervals)"
         )
-    return head + "." + _by_family(rows, others)
+    weak = [cell["name"] for cell in _weak(results)]
+    return head + "." + _by_family([row for row in rows if row["name"] not in weak], others)
 
 
 def _by_family(rows: list[dict[str, Any]], others: dict[str, str]) -> str:
@@ -126,21 +133,20 @@ def notes(results: dict[str, Any]) -> list[str]:
     ]
     if dense:
         found.append(
-            f"Nearly full attention (density at least {DENSE_ENOUGH}), so equality means nothing: {', '.join(dense)}."
+            f"Nearly full attention (density at least {DENSE_ENOUGH}), so equality means nothing: {_few(dense)}."
         )
+    uncharged = {arm["name"] for arm in results["arms"] if arm["dense_tail"]}
     missed = [
         f"{row['arm']} at {row['length'] or 'own lengths'} ({row['off_target']:+.0%})"
         for row in results["budgets"]
-        if abs(row.get("off_target", 0)) > TOLERANCE and row["density"] < DENSE_ENOUGH
+        if abs(row.get("off_target", 0)) > TOLERANCE and row["density"] < DENSE_ENOUGH and row["arm"] not in uncharged
     ]
     if missed:
-        found.append(f"Measured budget off the window asked for: {', '.join(missed)}.")
+        found.append(f"Measured budget off the window asked for: {_few(missed)}.")
+    if uncharged:
+        found.append("A dense tail comes on top of the window: keys per query are measured with it.")
     cells = _overall(results)
-    weak = [
-        f"{cell['name']} {points(cell['accuracy'], sign=False)}\u00a0%"
-        for cell in _pooled(results, ("overall", "family"))
-        if cell["arm"] == "full" and cell["accuracy"] < FLOOR
-    ]
+    weak = [f"{cell['name']} {points(cell['accuracy'], sign=False)}\u00a0%" for cell in _weak(results)]
     if weak:
         found.append(
             f"Full attention itself is weak here, so nothing is learned about what a variant costs: {', '.join(weak)}."
@@ -149,6 +155,10 @@ def notes(results: dict[str, Any]) -> list[str]:
     if better:
         found.append(f"Significantly above full attention, which deserves suspicion: {', '.join(better)}.")
     return found + _trouble(results)
+
+
+def _few(items: list[str], most: int = 6) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def _trouble(results: dict[str, Any]) -> list[str]:

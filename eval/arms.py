@@ -23,10 +23,6 @@ class Arm:
     kernel: str = "auto"
     options: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def is_full(self) -> bool:
-        return self.mode == "full"
-
     def apply(self, model: Any, seed: int) -> Any:
         """Patch the model; the caller restores. The full arm runs the model's own attention and returns None."""
         if self.window is None:

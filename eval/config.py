@@ -60,7 +60,9 @@ class Settings:
     )
     lengths: tuple[int, ...] = setting((512, 1024), "context lengths in tokens", kind=int, many=True, minimum=16)
     tasks: tuple[str, ...] = setting(
-        ("offline",), "offline (the bundled suite), names from --list-tasks, or any lm-eval task", many=True
+        ("offline",),
+        "offline (the bundled suite), names from --list-tasks, any lm-eval task, or a task's YAML file",
+        many=True,
     )
     num_samples: int | str = setting(
         20, "documents per task and length; `all` runs lm-eval tasks whole", kind="samples", minimum=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks import TaskManager
@@ -22,7 +23,9 @@ def task_manager() -> TaskManager:
 def check_names(names: list[str]) -> None:
     """Refuse unknown names before anything is loaded."""
     for name in names:
-        if name not in ruler.OFFLINE and name not in task_manager().all_tasks:
+        if name in ruler.OFFLINE or (name.endswith((".yaml", ".yml")) and Path(name).is_file()):
+            continue
+        if name not in task_manager().all_tasks:
             raise unknown_task(name, [*task_manager().all_tasks, *offline_names(), "offline"])
 
 

@@ -63,7 +63,7 @@ def planted_run(path, documents=60, planted=PLANTED, lengths="512,1024"):
     rng = np.random.default_rng(0)
     for arm in arms:
         for length in settings.lengths:
-            keys = length / 2 if arm.is_full else 60.0
+            keys = length / 2 if arm.window is None else 60.0
             directory.append(
                 "budgets",
                 {
@@ -76,7 +76,9 @@ def planted_run(path, documents=60, planted=PLANTED, lengths="512,1024"):
                     "off_target": 0.0,
                 },
             )
-            directory.append("speed", {"arm": arm.name, "length": length, "prefill_ms": 10.0 if arm.is_full else 5.0})
+            directory.append(
+                "speed", {"arm": arm.name, "length": length, "prefill_ms": 10.0 if arm.window is None else 5.0}
+            )
         for seed in arm.seeds:
             for task in tasks:
                 scores = rng.random(documents) < planted[arm.label][task["family"]]
@@ -218,6 +220,13 @@ def test_moba_is_called_untrained_and_dense_arms_are_flagged(tmp_path):
     )
     notes = " ".join(summary.summarise(directory)["notes"])
     assert "moba is untrained" in notes and "sa-w64 at 512 (0.99)" in notes
+
+
+def test_families_that_full_attention_fails_decide_nothing(tmp_path):
+    weak = {label: {**shares, "cloze": 0.9 if label == "sa" else 0.1} for label, shares in PLANTED.items()}
+    results = summary.summarise(planted_run(tmp_path / "run", planted=weak))
+    assert "cloze" not in results["answer"][0]
+    assert any("weak here" in note and "cloze" in note for note in results["notes"])
 
 
 def test_a_run_with_nothing_finished_still_gets_a_report(tmp_path):
