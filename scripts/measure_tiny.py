@@ -31,18 +31,25 @@ def points(model, tokenizer, task: str, made: Document) -> float:
         )
         text = tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
         return sum(answer in text for answer in made.answers) / len(made.answers)
-    chance = [_chance(model, tokenizer, prompt, choice) for choice in made.choices]
+    chance = _chances(model, prompt, [tokenizer.encode(choice, add_special_tokens=False) for choice in made.choices])
     if kind == "cloze":
         return float(chance[0][1])
     best = max(range(len(chance)), key=lambda number: chance[number][0])
     return float(best == made.gold)
 
 
-def _chance(model, tokenizer, prompt: torch.Tensor, choice: str) -> tuple[float, bool]:
-    """(log-likelihood of a continuation, whether it is the greedy one)."""
-    ids = torch.tensor(tokenizer.encode(choice, add_special_tokens=False))
-    logits = model(torch.cat([prompt, ids[None, :-1]], 1), use_cache=False, logits_to_keep=len(ids)).logits[0]
-    return logits.log_softmax(-1).gather(1, ids[:, None]).sum().item(), bool((logits.argmax(-1) == ids).all())
+def _chances(model, prompt: torch.Tensor, choices: list[list[int]]) -> list[tuple[float, bool]]:
+    """(log-likelihood, whether it is the greedy continuation) of each choice; one pass serves all of one token."""
+    if all(len(choice) == 1 for choice in choices):
+        last = model(prompt, use_cache=False, logits_to_keep=1).logits[0, -1].log_softmax(-1)
+        return [(last[choice[0]].item(), int(last.argmax()) == choice[0]) for choice in choices]
+    found = []
+    for choice in choices:
+        ids = torch.tensor(choice)
+        logits = model(torch.cat([prompt, ids[None, :-1]], 1), use_cache=False, logits_to_keep=len(ids)).logits[0]
+        chance = logits.log_softmax(-1).gather(1, ids[:, None]).sum().item()
+        found.append((chance, bool((logits.argmax(-1) == ids).all())))
+    return found
 
 
 def measure(

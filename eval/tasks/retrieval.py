@@ -10,6 +10,8 @@ from .words import NUMBERS
 _HEAD = "Some magic numbers are hidden in this text. Remember them."
 SHORT_ANSWER, TWO_ANSWERS, THREE_ANSWERS = 8, 16, 48  # new tokens; enough where every digit is a token of its own
 _MOST_NEEDLES = 240
+_MOST_DOUBLE = 44
+_ROUND = NUMBERS[::10]  # a tiny model tells two summed values apart where there are not too many to choose from
 _TWO = "One of the magic numbers for {} is {}."
 
 
@@ -40,13 +42,13 @@ def needle_multikey(request: Request) -> Scene:
 
 
 def needle_multivalue(request: Request) -> Scene:
-    """Two numbers under every key; the target names them in the order of the text, and either order scores."""
-    rng, used = request.rng, set()
-    number = affordable(request, _TWO.format("harbor", "471"), 1 / 4, 4, _MOST_NEEDLES) // 2
-    stated = []
-    for key, first in key_values(rng, request.split, number):
-        used.add(first)
-        stated += [(key, first), (key, partner(rng, request.split, key, NUMBERS, used))]
+    """Two round numbers under every key; the target names them in the order of the text, and either order scores."""
+    rng = request.rng
+    number = affordable(request, _TWO.format("harbor", "471"), 1 / 4, 4, _MOST_DOUBLE) // 2
+    pairs = key_values(rng, request.split, number, _ROUND)
+    stated, used = [], {value for _, value in pairs}
+    for key, first in pairs:
+        stated += [(key, first), (key, partner(rng, request.split, key, _ROUND, used))]
     asked = list(dict.fromkeys(key for key, _ in stated))
     rng.shuffle(stated)
     questions = [_ask_two(key, [value for other, value in stated if other == key]) for key in asked]

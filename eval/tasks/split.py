@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Sequence
 
 from .words import KEYS, NUMBERS
 
@@ -16,7 +17,7 @@ def in_split(split: str, first: str, second: str) -> bool:
     return held_out != (split == "train")
 
 
-def partner(rng: random.Random, split: str, first: str, pool, used: set[str]) -> str:
+def partner(rng: random.Random, split: str, first: str, pool: Sequence[str], used: set[str]) -> str:
     """A word of the pool, not used yet, that makes a pair of this split with `first`."""
     for _ in range(400):
         second = rng.choice(pool)
@@ -28,8 +29,8 @@ def partner(rng: random.Random, split: str, first: str, pool, used: set[str]) ->
     return second
 
 
-def key_values(rng: random.Random, split: str, number: int) -> list[tuple[str, str]]:
-    """Pairs of distinct keys (two words each, where single ones do not suffice) and numbers, all of one split.
+def key_values(rng: random.Random, split: str, number: int, pool: Sequence[str] = NUMBERS) -> list[tuple[str, str]]:
+    """Pairs of distinct keys (two words each, where single ones do not suffice) and values, all of one split.
 
     Values are distinct while there are enough of them; the first pair's value is unique always, for it may be asked.
     """
@@ -39,10 +40,10 @@ def key_values(rng: random.Random, split: str, number: int) -> list[tuple[str, s
         codes = rng.sample(range(len(KEYS) ** 2), number)
         keys = [f"{KEYS[code // len(KEYS)]} {KEYS[code % len(KEYS)]}" for code in codes]
     used: set[str] = set()
-    pairs = [(keys[0], partner(rng, split, keys[0], NUMBERS, used))]
+    pairs = [(keys[0], partner(rng, split, keys[0], pool, used))]
     answer = pairs[0][1]
     for key in keys[1:]:
-        if len(used) > len(NUMBERS) * 7 // 10:
+        if len(used) > len(pool) * 7 // 10:
             used = {answer}
-        pairs.append((key, partner(rng, split, key, NUMBERS, used)))
+        pairs.append((key, partner(rng, split, key, pool, used)))
     return pairs
