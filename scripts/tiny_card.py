@@ -67,7 +67,7 @@ def card(folder: Path, run: Path, measured: Path, settings: dict) -> str:
     found = json.loads(measured.read_text())
     moe = config.model_type == "qwen3_moe"
     sparse = f", {config.num_experts} experts a layer, {config.num_experts_per_tok} of them active" if moe else ""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    lines = list({(line := json.loads(text))["step"]: line for text in (run / "log.jsonl").open()}.values())
     return _CARD.format(
         name=folder.name,
         kind="Qwen3-MoE" if moe else "Qwen3",

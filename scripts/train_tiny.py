@@ -29,6 +29,11 @@ LENGTHS = (96, 160, 256, 512, 1024, 2176)
 TOKENS = (6144, 6144, 6144, 6144, 6144, 6528)  # a step
 _MOE_LEVELS = (1, 3, 5)  # the sparse model continues at a few of the lengths: each is compiled for minutes
 PATIENCE = (700, 300, 300, 300, 300)  # steps at a length at most
+DEFAULTS = {
+    "qwen3": dict(rate=1.5e-3, decay_at=2500, decay_steps=1100),
+    "qwen3_moe": dict(rate=7e-4, decay_at=60, decay_steps=260),
+}
+WARM_UP = 60
 UNRATED = ("variable_tracking",)  # hard for a model this small: trained, but no step waits for it
 
 
@@ -68,8 +73,9 @@ class Progress:
 
 def recipe(progress: Progress, step: int, options: argparse.Namespace) -> Recipe:
     rng = random.Random(f"{options.seed}|{step}")
+    longest = 0.6 if progress.grown_since is None else 0.1  # first new lengths, then what is still wrong
     lower = range(progress.level + 1) if options.arch == "qwen3" else _MOE_LEVELS
-    level = progress.level if rng.random() < options.longest_share else rng.choice(lower)
+    level = progress.level if rng.random() < longest else rng.choice(lower)
     copy_share = (0.5, 0.3, 0.15, 0.1, 0.05, 0.05)[level]
     length = LENGTHS[level]
     return Recipe(options.seed, step, length, TOKENS[level] // length, copy_share, progress.weights(length))
@@ -79,7 +85,7 @@ def rate(progress: Progress, options: argparse.Namespace) -> float:
     if progress.decay_since is not None:
         left = 1 - (progress.step - progress.decay_since) / options.decay_steps
         return options.rate * max(0.02, left)
-    return options.rate * min(1.0, (progress.step - (progress.grown_since or 0) + 1) / 100)
+    return options.rate * min(1.0, (progress.step - (progress.grown_since or 0) + 1) / WARM_UP)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -87,8 +93,8 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    if options.arch == "qwen3_moe" and not (out / "tokenizer.json").exists():
-        PreTrainedTokenizerFast.from_pretrained(options.dense).save_pretrained(out)
+    if options.tokenizer != "new" and not (out / "tokenizer.json").exists():
+        PreTrainedTokenizerFast.from_pretrained(options.tokenizer).save_pretrained(out)
     maker = Maker(options.out)
     model, progress = _beginning(options, maker)
     optimizer = _optimizer(model, options)
@@ -195,18 +201,22 @@ def _save(model, optimizer, progress, out: Path) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", choices=("qwen3", "qwen3_moe"), default="qwen3")
+    parser.add_argument("--arch", choices=tuple(DEFAULTS), default="qwen3")
     parser.add_argument("--out", required=True)
     parser.add_argument("--dense", default="eval/assets/qwen3-tiny", help="what qwen3_moe starts from")
+    parser.add_argument("--tokenizer", default="eval/assets/qwen3-tiny", help='folder, or "new" to build it again')
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20_000, help="at most so many")
-    parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--grow-at", type=int, default=1800, help="step at which qwen3 gets more heads")
-    parser.add_argument("--longest-share", type=float, default=0.4)
-    parser.add_argument("--decay-at", type=int, default=10_000, help="step at which the rate begins to fall")
-    parser.add_argument("--decay-steps", type=int, default=800)
-    return parser.parse_args()
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--decay-at", type=int, help="step at which the rate begins to fall")
+    parser.add_argument("--decay-steps", type=int)
+    options = parser.parse_args()
+    for name, value in DEFAULTS[options.arch].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
 
 
 if __name__ == "__main__":
