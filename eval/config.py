@@ -65,7 +65,7 @@ class Settings:
         many=True,
     )
     num_samples: int | str = setting(
-        20, "documents per task and length; `all` runs lm-eval tasks whole", kind="samples", minimum=1
+        16, "documents per task and length; `all` runs lm-eval tasks whole", kind="samples", minimum=1
     )
     seeds: tuple[int, ...] = setting(
         (0, 1), "seeds of the stochastic arms; one row, averaged per document", kind=int, many=True, minimum=0
@@ -92,7 +92,7 @@ class Settings:
     batch_size: int = setting(16, "documents per forward pass", kind=int, minimum=1)
     threads: int | None = setting(
         None,
-        "CPU threads of torch; 1 when other jobs keep the machine busy (default: torch's)",
+        "CPU threads of torch; 1 when other jobs keep the machine busy (default: what it may use)",
         kind=int,
         minimum=1,
         optional=True,

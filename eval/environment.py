@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -37,6 +38,17 @@ def hardware(device: Any) -> dict[str, Any]:
         found["gpu_memory_gib"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
         found["cuda"] = torch.version.cuda
     return found
+
+
+def allowed_cpus() -> int:
+    """CPUs this process may use: a container with a quota shows all cores, and threads beyond the quota only wait."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="utf-8") as stream:
+            quota, period = stream.read().split()
+    except (OSError, ValueError):
+        return cpus
+    return cpus if quota == "max" else max(1, min(cpus, math.ceil(int(quota) / int(period))))
 
 
 def now() -> str:

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sa_eval import environment
 from sa_eval.config import Settings, SettingsError, nearest
 
 BUNDLED = ("qwen3-tiny", "qwen3-moe-tiny")
@@ -67,8 +68,7 @@ def load(source: Source, settings: Settings) -> Loaded:
     import torch
     from transformers import AutoModelForCausalLM
 
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or min(torch.get_num_threads(), environment.allowed_cpus()))
     device = pick_device(settings)
     options = _hub_options(source, settings)
     dtype = pick_dtype(settings, device)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from sa_eval.answer import DENSE_ENOUGH, points
+from sa_eval.answer import DENSE_ENOUGH, FOCUS, points
 from sa_eval.summary import by_arm_and_length
 
 DEPTHS = 5
@@ -87,7 +87,8 @@ def comparisons(results: dict[str, Any]) -> str:
     rows, seen = [], set()
     by_place = {(row["arm"], row["base"], row["name"]): row for row in results["comparisons"]}
     names = list(dict.fromkeys(row["name"] for row in results["comparisons"]))
-    for first, second, _ in by_place:
+    labels = {arm["name"]: arm["label"] for arm in results["arms"]}
+    for first, second, _ in sorted(by_place, key=lambda place: labels[place[0]] not in FOCUS):  # sa minus the others
         if frozenset((first, second)) not in seen:
             seen.add(frozenset((first, second)))
             rows.append(
