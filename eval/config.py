@@ -89,7 +89,13 @@ class Settings:
         "pairs", "pairs: variants matched by measured keys per query; nominal: by formula", choices=("pairs", "nominal")
     )
     kernel: str = setting("auto", "sa_patch kernel")
-    batch_size: int = setting(16, "documents per forward pass", kind=int, minimum=1)
+    batch_size: int | None = setting(
+        None,
+        "documents per forward pass (default: 16; 2 on a CPU, where larger batches only leave the caches)",
+        kind=int,
+        minimum=1,
+        optional=True,
+    )
     threads: int | None = setting(
         None,
         "CPU threads of torch; 1 when other jobs keep the machine busy (default: what it may use)",

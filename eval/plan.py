@@ -59,7 +59,7 @@ def render(settings: Settings) -> str:
         lines.append(
             f"{runs} passes (arms and seeds): about {_duration(seconds)} on this machine, within a factor of three"
         )
-    lines += ["", *_memory(shape, settings)]
+    lines += ["", *_memory(shape, settings, models.pick_batch_size(settings, device))]
     if limit is not None and max(settings.lengths) > limit:
         raise SettingsError(
             f"length {max(settings.lengths)} is longer than the model's {limit} positions: "
@@ -129,7 +129,7 @@ def _seconds(shape: Shape, cost: list[tuple[int, int]], settings: Settings, devi
     if not cost:
         return 0.0
     operations = sum(2 * shape.active * (prompt + new) for prompt, new in cost)
-    batch = min(settings.batch_size, int(settings.num_samples))
+    batch = min(models.pick_batch_size(settings, device), int(settings.num_samples))
     steps = sum(new for _, new in cost) / batch
     return operations / (REACHED * _operations_per_second(device)) + steps * shape.layers * STEP_OVERHEAD_MS / 1000
 
@@ -150,14 +150,14 @@ def _operations_per_second(device: str) -> float:
     return turns * 2 * size**3 / (time.perf_counter() - start)
 
 
-def _memory(shape: Shape, settings: Settings) -> list[str]:
-    tokens = settings.batch_size * max(settings.lengths)
+def _memory(shape: Shape, settings: Settings, batch_size: int) -> list[str]:
+    tokens = batch_size * max(settings.lengths)
     weights = shape.parameters * shape.element_bytes
     cache = 2 * shape.layers * shape.kv_width * tokens * shape.element_bytes
-    working = tokens * shape.widest * shape.element_bytes * 4 + settings.batch_size * shape.vocabulary * 8
+    working = tokens * shape.widest * shape.element_bytes * 4 + batch_size * shape.vocabulary * 8
     parts = {"weights": weights, "cache": cache, "working": working}
     text = ", ".join(f"{name} {_size(value)}" for name, value in parts.items())
-    return [f"memory   about {_size(sum(parts.values()))} at batch size {settings.batch_size}: {text}"]
+    return [f"memory   about {_size(sum(parts.values()))} at batch size {batch_size}: {text}"]
 
 
 def _size(count: float) -> str:

@@ -55,7 +55,8 @@ def run_loaded(
     from sa_eval.lm import ExactLM
 
     with progress.quiet():
-        lm = ExactLM(loaded.model, loaded.tokenizer, batch_size=settings.batch_size)
+        batch_size = models.pick_batch_size(settings, loaded.model.device)
+        lm = ExactLM(loaded.model, loaded.tokenizer, batch_size=batch_size)
     this = Run(settings, loaded, lm, arms, [], directory, progress)
     this.tasks += prepare.all_tasks(
         settings, lm, progress, lambda label, error: record_failure(this, None, label, error)
