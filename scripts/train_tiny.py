@@ -30,8 +30,8 @@ TOKENS = (6144, 6144, 6144, 6144, 6144, 6528)  # a step
 _MOE_LEVELS = (1, 3, 5)  # the sparse model continues at a few of the lengths: each is compiled for minutes
 PATIENCE = (700, 300, 300, 300, 300)  # steps at a length at most
 DEFAULTS = {
-    "qwen3": dict(rate=1.5e-3, decay_at=2500, decay_steps=1100),
-    "qwen3_moe": dict(rate=7e-4, decay_at=60, decay_steps=260),
+    "qwen3": dict(rate=1.5e-3, decay_at=2500, decay_steps=1300),
+    "qwen3_moe": dict(rate=1e-3, decay_at=150, decay_steps=350),
 }
 WARM_UP = 60
 UNRATED = ("variable_tracking",)  # hard for a model this small: trained, but no step waits for it
