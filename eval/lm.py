@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from sa_eval import models
 from transformers import StoppingCriteria, StoppingCriteriaList
+
+from sa_eval import models
 
 DEFAULT_NEW_TOKENS = 256
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks import TaskManager
+
 from sa_eval import ruler
 from sa_eval.config import Settings
 from sa_eval.lm_tasks import PreparedTask, build_requests, offline_names, unknown_task

@@ -18,6 +18,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
+
 from sa_eval.config import Settings, SettingsError, nearest
 
 OFFLINE = "offline"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
 from sa_eval.arms import Arm
 
 REPEATS = 3

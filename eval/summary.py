@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from sa_eval import stats
 from sa_eval.store import RunDirectory
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from sa_eval.tasks import TASKS, Document, document
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sa_eval.tasks import TASKS, Document, document
 
 
 def counter(tokenizer) -> Callable[[str], int]:

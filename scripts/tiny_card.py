@@ -10,8 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
-from sa_eval.tasks import TASKS
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from sa_eval.tasks import TASKS
 
 _CARD = """---
 license: apache-2.0

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from sa_eval.tasks import TASKS
-from sa_eval.tasks.base import Question, Request, Scene, TooShort
 from tiny_tokenizer import END, build_tokenizer, word_ids
 from transformers import PreTrainedTokenizerFast
+
+from sa_eval.tasks import TASKS
+from sa_eval.tasks.base import Question, Request, Scene, TooShort
 
 COPY = "copy"
 _SINGLE = ("needle_single", "frequent_words", "majority_topic")  # tasks with one question a scene

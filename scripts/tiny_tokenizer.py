@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
-from sa_eval.tasks import TASKS, scene
-from sa_eval.tasks.words import NUMBERS, vocabulary
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from sa_eval.tasks import TASKS, scene
+from sa_eval.tasks.words import NUMBERS, vocabulary
 
 END = "<|endoftext|>"
 _PIECES = 300  # merges learned for text outside the suite; the bytes behind them cover everything

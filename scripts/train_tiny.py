@@ -19,11 +19,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from sa_eval.tasks import TASKS
 from tiny_data import Maker, Recipe, make_batch, start
 from tiny_model import grown, new_dense, score, upcycled
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from sa_eval.tasks import TASKS
 
 LENGTHS = (96, 160, 256, 512, 1024, 2176)
 TOKENS = (6144, 6144, 6144, 6144, 6144, 6528)  # a step

@@ -6,9 +6,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from sa_eval.tasks import TASKS, document
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from sa_eval.tasks import TASKS, document
 
 
 @cache

@@ -6,11 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import sa_eval
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import sa_eval
 from sa_eval.tasks import TASKS, document, scene
 from sa_eval.tasks.words import NUMBERS, vocabulary
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 _ASSETS = Path(sa_eval.__file__).parent / "assets"
 _NAMES = ("qwen3-tiny", "qwen3-moe-tiny")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from eval_helpers import save_tiny_model
+
 from sa_eval.cli import main
 
 # RULER's documents are made in a forked child; newer Pythons warn about forking a process that has threads.

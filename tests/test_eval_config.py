@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from sa_eval.arms import arms_from
 from sa_eval.cli import build_parser, effective_settings
 from sa_eval.config import SETTINGS, Settings, SettingsError, settings_from, to_yaml

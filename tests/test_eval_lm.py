@@ -5,9 +5,9 @@ import torch
 from eval_helpers import tiny_model, tiny_tokenizer
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from sa_eval.lm import ExactLM, TruncationError, generation_options
 
 import sa_patch
+from sa_eval.lm import ExactLM, TruncationError, generation_options
 
 TEXT = "The magic number for banjo is 554. Then the clerk examined the clever bundle yesterday."
 WORDS = TEXT.split()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from eval_helpers import tiny_model, tiny_tokenizer
+
 from sa_eval import lm_eval_tasks, models, runner, summary
 from sa_eval.arms import arms_from
 from sa_eval.config import settings_from

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+
 from sa_eval import report, summary, table
 from sa_eval.arms import arms_from
 from sa_eval.config import settings_from

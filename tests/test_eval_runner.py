@@ -6,14 +6,14 @@ import json
 import pytest
 import torch
 from eval_helpers import tiny_model, tiny_tokenizer
+
+import sa_patch
 from sa_eval import models, runner, summary
 from sa_eval.arms import Arm, arms_from
 from sa_eval.config import SettingsError, settings_from
 from sa_eval.lm import ExactLM
 from sa_eval.progress import Progress
 from sa_eval.store import RunDirectory
-
-import sa_patch
 
 SMALL = {
     "modes": "swa,sa,moba",

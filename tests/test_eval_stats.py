@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from sa_eval import stats
 from scipy import stats as scipy_stats
+
+from sa_eval import stats
 
 
 def columns(*arms):

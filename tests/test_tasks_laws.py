@@ -7,6 +7,7 @@ import re
 from collections import Counter
 
 import pytest
+
 from sa_eval.tasks import TASKS, document, scene
 from sa_eval.tasks.split import in_split, key_values
 from sa_eval.tasks.words import KEYS, NUMBERS, TOPICS, vocabulary
