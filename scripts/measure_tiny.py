@@ -19,42 +19,35 @@ def counter(tokenizer) -> Callable[[str], int]:
 
 
 @torch.inference_mode()
-def points(model, tokenizer, task: str, made: Document) -> float:
-    """What the document earns: 1 or 0, or for several answers the share that was given."""
-    kind = TASKS[task].output
-    prompt = torch.tensor([tokenizer.encode(made.prompt, add_special_tokens=False)])
-    if kind == "generate":
-        output = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=TASKS[task].max_new_tokens,
-            do_sample=False,
-        )
-        text = tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
-        return sum(answer in text for answer in made.answers) / len(made.answers)
-    chance = _chances(model, prompt, [tokenizer.encode(choice, add_special_tokens=False) for choice in made.choices])
-    if kind == "cloze":
-        return float(chance[0][1])
-    best = max(range(len(chance)), key=lambda number: chance[number][0])
-    return float(best == made.gold)
+def points(model, tokenizer, task: str, made: list[Document]) -> list[float]:
+    """What each document earns: 1 or 0, or for several answers the share that was given. Prompts are left-padded."""
+    rows = tokenizer([one.prompt for one in made], padding=True, padding_side="left", return_tensors="pt")
+    prompt, mask = rows["input_ids"], rows["attention_mask"]
+    if TASKS[task].output == "generate":
+        limit = TASKS[task].max_new_tokens
+        output = model.generate(prompt, attention_mask=mask, max_new_tokens=limit, do_sample=False)
+        texts = tokenizer.batch_decode(output[:, prompt.shape[1] :], skip_special_tokens=True)
+        return [_found(text, one.answers) for text, one in zip(texts, made, strict=True)]
+    last = model(prompt, attention_mask=mask, use_cache=False, logits_to_keep=1).logits[:, -1]
+    return [_chosen(tokenizer, task, row, one) for row, one in zip(last, made, strict=True)]
 
 
-def _chances(model, prompt: torch.Tensor, choices: list[list[int]]) -> list[tuple[float, bool]]:
-    """(log-likelihood, whether it is the greedy continuation) of each choice; one pass serves all of one token."""
-    if all(len(choice) == 1 for choice in choices):
-        last = model(prompt, use_cache=False, logits_to_keep=1).logits[0, -1].log_softmax(-1)
-        return [(last[choice[0]].item(), int(last.argmax()) == choice[0]) for choice in choices]
-    found = []
-    for choice in choices:
-        ids = torch.tensor(choice)
-        logits = model(torch.cat([prompt, ids[None, :-1]], 1), use_cache=False, logits_to_keep=len(ids)).logits[0]
-        chance = logits.log_softmax(-1).gather(1, ids[:, None]).sum().item()
-        found.append((chance, bool((logits.argmax(-1) == ids).all())))
-    return found
+def _found(text: str, answers: tuple[str, ...]) -> float:
+    return sum(answer in text for answer in answers) / len(answers)
+
+
+def _chosen(tokenizer, task: str, logits: torch.Tensor, made: Document) -> float:
+    """Log-likelihood over the choices, each one token in the bundled vocabulary; for cloze, the greedy word."""
+    pieces = [tokenizer.encode(choice, add_special_tokens=False) for choice in made.choices]
+    if any(len(piece) != 1 for piece in pieces):
+        raise ValueError("this script measures the bundled models: every choice has to be one token; use sa-eval")
+    if TASKS[task].output == "cloze":
+        return float(int(logits.argmax()) == pieces[0][0])
+    return float(int(logits[[piece[0] for piece in pieces]].argmax()) == made.gold)
 
 
 def measure(
-    folder: str, lengths: list[int], documents: int, tasks: list[str], seed: int
+    folder: str, lengths: list[int], documents: int, tasks: list[str], seed: int, batch: int
 ) -> dict[str, dict[int, float]]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -64,9 +57,11 @@ def measure(
         found[task] = {}
         for length in lengths:
             total = 0.0
-            for index in range(documents):
-                total += points(model, tokenizer, task, document(task, count, length, seed, index))
-                bar.update()
+            for start in range(0, documents, batch):
+                indices = range(start, min(documents, start + batch))
+                made = [document(task, count, length, seed, index) for index in indices]
+                total += sum(points(model, tokenizer, task, made))
+                bar.update(len(made))
             found[task][length] = total / documents
         tqdm.write(f"{task:20s} " + "  ".join(f"{length}: {mean:.3f}" for length, mean in found[task].items()))
     return found
@@ -79,11 +74,12 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = measure(options.folder, options.lengths, options.documents, options.tasks, options.seed)
+    found = measure(options.folder, options.lengths, options.documents, options.tasks, options.seed, options.batch)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1))
 

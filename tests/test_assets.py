@@ -117,7 +117,9 @@ def test_full_attention_knows_the_suite(bundle, task):
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1024, 2048])
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "variable_tracking"])
-def test_full_attention_knows_the_suite_at_every_length(bundle, task, length):
+def test_full_attention_knows_the_suite_at_every_length(bundle, task, length, request):
+    if not (request.config.getoption("--slow", default=False) or "slow" in request.config.option.markexpr):
+        pytest.skip("minutes: run with -m slow")
     least = 0.95 if TASKS[task].family == "retrieval" else 0.9
     assert _accuracy(bundle, task, length, 40) >= least - 0.05  # 40 documents: two more wrong than allowed
 
