@@ -15,6 +15,18 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too (minutes)")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
 SHAPE = {
     "vocab_size": 97,
     "hidden_size": 32,
