@@ -30,17 +30,18 @@ ARMS = {
 }
 
 
-def measure(calls: dict[str, Callable[[], Tensor]], rounds: int, device: str) -> dict[str, float]:
+def measure(calls: dict[str, Callable[[], Tensor]], args: argparse.Namespace) -> dict[str, float]:
     """Median seconds of each call, taken in turns so that a drifting machine hits all alike; one warm-up round."""
+    clock = time.process_time if args.cpu_time else time.perf_counter
     taken = {name: [] for name in calls}
-    for turn in range(rounds + 1):
+    for turn in range(args.rounds + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
-            if device == "cuda":
+            if args.device == "cuda":
                 torch.cuda.synchronize()
             if turn:
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(clock() - start)
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
@@ -65,7 +66,7 @@ def compare(length: int, window: int, args: argparse.Namespace) -> dict:
 
             calls[f"{name}/{kernel}"] = call
     with torch.no_grad():
-        seconds = measure(calls, args.rounds, args.device)
+        seconds = measure(calls, args)
     return {"length": length, "window": window, "pairs": pairs, "ms": {name: 1e3 * s for name, s in seconds.items()}}
 
 
@@ -90,8 +91,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="CPU threads of torch")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU instead of wall time: busy machines, 1 thread")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
+    if args.cpu_time and (args.threads != 1 or args.device != "cpu"):
+        parser.error("--cpu-time means something on a CPU with --threads 1 only")
+    if args.threads:
+        torch.set_num_threads(args.threads)
     cells = [(length, window) for length in args.lengths for window in args.windows if window < length]
     rows = [compare(length, window, args) for length, window in tqdm(cells, unit="cell")]
     print(json.dumps(hardware()))
