@@ -36,7 +36,7 @@ MODE_HELP = {
     "full": "the model's own attention, untouched: the baseline of every comparison (always included)",
     "swa": "sliding window: the last `window` keys",
     "sa": "stochastic attention: `window` keys around the query in a random order of the tokens",
-    "sa-bucket": "stochastic attention, the random order cut into buckets (faster; budget a little over on short prompts)",
+    "sa-bucket": "stochastic attention, the random order cut into buckets (faster; over budget on short prompts)",
     "sa-circular": "stochastic attention with ring distance in the random order",
     "sa+swa": "half the budget local, half stochastic, no key twice (training-free union)",
     "moba": "blocks of keys chosen by content, MoBA's rule (untrained here: it was made for continued training)",

@@ -23,7 +23,7 @@ tags: [synthetic, long-context, test-fixture]
 A {kind} of {millions:.1f} million parameters ({layers} layers, width {width}, {heads} query heads and {few} key/value heads
 of {head_width}, tied embeddings, {positions:,} positions, RoPE base {rope:,.0f}{sparse}), trained in this repository on
 the offline suite (`eval/tasks`) and on nothing else. It ships so that `sa-eval` compares attention variants on a model
-that really retrieves, counts and traces, with no download.
+that really retrieves and counts, with no download.
 
 **It is not for anything else.** It has seen about 2,300 words in a few dozen sentence patterns, it cannot chat or
 reason, it knows no facts, and text outside the suite falls apart into bytes. Figures obtained with it say how a variant
