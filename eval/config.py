@@ -65,7 +65,7 @@ class Settings:
         many=True,
     )
     num_samples: int | str = setting(
-        16, "documents per task and length; `all` runs lm-eval tasks whole", kind="samples", minimum=1
+        10, "documents per task and length; `all` runs lm-eval tasks whole", kind="samples", minimum=1
     )
     seeds: tuple[int, ...] = setting(
         (0, 1), "seeds of the stochastic arms; one row, averaged per document", kind=int, many=True, minimum=0
