@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support import Support
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -18,6 +19,7 @@ from transformers import (
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too (minutes)")
+    parser.addoption("--write-support", action="store_true", help="write docs/support.md from what the tests saw")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -25,6 +27,10 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Support(config), "support")
 
 
 SHAPE = {
