@@ -48,13 +48,14 @@ def apply(
         kernel: "auto", "torch", "sdpa" or "reference". An explicit kernel never falls back to another one.
         seed: of the random keys of sa and sa+swa.
         budget: "pairs" matches the pairs of swa at this window, "nominal" takes the textbook parameters.
-        decode: "full", generated tokens read the whole cache.
+        decode: "full", generated tokens read the whole cache; "sparse", they read their own row of the pattern.
         sinks, local: first and last keys that stay visible, in tokens or as a fraction of the prompt; charged to the
             budget.
         dense_layers: layers left full; negative numbers count from the end.
         dense_tail: the last queries of the prompt that see everything.
         dense_below: prompts up to this length stay full; "crossover" is where sparse attention starts to be faster.
-        **variant_options: form="sliding" | "bucket" and circular for sa; top_k and block_size for moba.
+        **variant_options: form="sliding" | "bucket", horizon="length" | "dyadic" and circular for sa; top_k and
+            block_size for moba.
 
     Returns:
         the Patch: `.restore()`, `.describe()`, `.budget(length)`, `.mask(length)`, `.config`; also a context manager.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sa_patch.patterns import extra_pairs, triangle
+from sa_patch.counting import extra_pairs, triangle
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,34 @@ class Budget:
         return sum(sparse) / len(sparse) / self.length / self.target_keys_per_query - 1
 
 
-def expected_union_pairs(length: int, own: int, sinks: int, local: int) -> float:
-    """Expected pairs of `own` randomly placed pairs (diagonal included) together with sinks and a local window."""
-    below, extras = triangle(length - 1), extra_pairs(length, sinks, local)
+def expected_union_pairs(length: int, own: int, sinks: int, local: int, first: int = 0) -> float:
+    """Expected pairs of queries first..length-1 in `own` randomly placed pairs together with sinks and a local window.
+
+    Args:
+        own: pairs of all `length` queries, diagonal included; spread evenly over what is below the diagonal.
+    """
+    below = triangle(length - 1)
     share = (own - length) / below if below else 0.0
-    return length + extras + (below - extras) * share
+    extras = extra_pairs(length, sinks, local) - extra_pairs(first, sinks, local)
+    return length - first + extras + (below - triangle(first - 1) - extras) * share
 
 
 @lru_cache(maxsize=4096)
-def matched_width(own_pairs: Callable[[int, int], int], length: int, window: int, sinks: int, local: int) -> int:
+def matched_width(
+    own_pairs: Callable[[int, int], int], length: int, window: int, sinks: int, local: int, first: int = 0
+) -> int:
     """The width at which a variant with sinks and a local window has the pairs it has without them at `window`.
 
     Args:
         own_pairs: (length, width) -> pairs of the variant's own part, randomly placed, growing with the width.
+        first: only queries first..length-1 are counted.
     """
-    target = own_pairs(length, window)
-    return closest(lambda width: expected_union_pairs(length, own_pairs(length, width), sinks, local) - target, window)
+    target = expected_union_pairs(length, own_pairs(length, window), 0, 0, first)
+
+    def excess(width: int) -> float:
+        return expected_union_pairs(length, own_pairs(length, width), sinks, local, first) - target
+
+    return closest(excess, window)
 
 
 def closest(excess: Callable[[int], float], upper: int) -> int:

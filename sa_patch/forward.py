@@ -4,17 +4,21 @@ Imports torch only.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from sa_patch import kernels
 from sa_patch.budget import LayerBudget
-from sa_patch.geometry import Geometry, Group
+from sa_patch.counting import triangle
+from sa_patch.geometry import REAL, Geometry, Group, decode
 from sa_patch.kernels.dense import causal, fused
-from sa_patch.patterns import triangle
 from sa_patch.variants.base import Variant
+
+# What a layer did with the sequences of a call: its pattern, full attention because the pattern shows everything or the
+# prompt is short, full attention because it is a dense layer; for one new token: the whole cache, or its pattern's row.
+KINDS = ("sparse_prefill", "dense_short", "dense_layer", "full_decode", "sparse_decode")
 
 
 @dataclass(eq=False)
@@ -27,15 +31,25 @@ class Layer:
     num_layers: int
     calls: Counter = field(default_factory=Counter)
 
+    @property
+    def is_dense_layer(self) -> bool:
+        """True where an option, or the variant, leaves this layer full."""
+        variant = self.variant
+        named = {self.layer_idx, self.layer_idx - self.num_layers}
+        return variant.always_dense or not named.isdisjoint(variant.dense_layers)
 
-def is_dense(variant: Variant, length: int, layer_idx: int, num_layers: int, device: torch.device) -> bool:
-    """True where a variant's options leave full attention: a dense layer or a short prompt."""
-    if variant.always_dense or layer_idx in variant.dense_layers or layer_idx - num_layers in variant.dense_layers:
-        return True
+
+def is_short(variant: Variant, length: int, device: torch.device) -> bool:
+    """True for sequences that `dense_below` leaves full."""
     if variant.dense_below == "crossover":
         layout = "merged" if variant.sinks or variant.local else variant.layout
         return length <= kernels.crossover(layout, variant.window_at(length), device)
     return length <= int(variant.dense_below)
+
+
+def is_dense(variant: Variant, length: int, layer_idx: int, num_layers: int, device: torch.device) -> bool:
+    """True where a variant's options leave full attention: a dense layer or a short prompt."""
+    return Layer(variant, "auto", layer_idx, num_layers).is_dense_layer or is_short(variant, length, device)
 
 
 def layer_budget(variant: Variant, length: int, layer_idx: int, num_layers: int, device: torch.device) -> LayerBudget:
@@ -45,63 +59,97 @@ def layer_budget(variant: Variant, length: int, layer_idx: int, num_layers: int,
     return variant.sparse_budget(length, layer_idx)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, geometry: Geometry, layer: Layer, scaling: float) -> Tensor:
-    """One layer's attention in one call of the model: a whole prompt, or new tokens against a cache.
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, geometry: Geometry, layer: Layer, scaling: float, *, prompt: bool
+) -> Tensor:
+    """One layer's attention in one call of the model: a prompt or a piece of it, or new tokens against a cache.
 
     Args:
-        query: [batch, heads, q, head_dim]; key, value: [batch, kv_heads, n, head_dim]; padding included.
+        query: [batch, heads, q, head_dim]; key, value: [batch, kv_heads, n, head_dim]; padding included. Columns after
+            the geometry's are those of a cache that is not full yet.
+        prompt: the call belongs to a prompt even when it is a single token on a cache.
 
     Returns:
         [batch, heads, q, head_dim]; padded positions hold zeros or anything finite.
 
     Raises:
-        NotImplementedError: for several new tokens at once where the variant doesn't define them.
+        NotImplementedError: for a piece of a prompt where the variant has to see the whole.
     """
     new, length = geometry.columns.query_len, geometry.columns.length
-    if new == 1 < length:
-        layer.calls["decode"] += 1
+    key, value = key[:, :, :length], value[:, :, :length]
+    generated = new == 1 < length and not prompt
+    if generated and layer.variant.decode == "full":
         mask = None if geometry.key_mask is None else geometry.key_mask[:, None, None]
-        return fused(query, key, value, scaling, mask)
-    if new < length and not layer.variant.continues:
-        raise NotImplementedError(
-            f"{new} new tokens after {length - new} cached ones (chunked prefill, a further turn, assisted decoding): "
-            f"mode {layer.variant.name!r} needs the whole prompt in one call. Pass the full text without "
-            "past_key_values, or restore the patch for this call"
-        )
-    return attend_rows(query, key, value, geometry, layer, scaling)
+        return read_cache(query, key, value, mask, layer, scaling)
+    if new < length and not generated:
+        reason = layer.variant.whole_prompt_reason()
+        if reason:
+            raise NotImplementedError(
+                f"{new} new tokens after {length - new} cached ones (chunked prefill, a further turn, assisted "
+                f"decoding): {reason}. Or pass the full text without past_key_values, or restore the patch for this "
+                "call"
+            )
+    return attend_rows(query, key, value, geometry, layer, scaling, generated=generated)
 
 
-def attend_rows(query: Tensor, key: Tensor, value: Tensor, geometry: Geometry, layer: Layer, scaling: float) -> Tensor:
-    """The variant's attention of every row, as if padding did not exist; padded positions give zeros."""
+def read_cache(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: Layer, scaling: float) -> Tensor:
+    """One new token per row reads everything: query [batch, heads, 1, head_dim], mask bool [batch, 1, 1, n]."""
+    layer.calls["full_decode"] += 1
+    return fused(query, key, value, scaling, mask)
+
+
+def attend_encoded(
+    query: Tensor, key: Tensor, value: Tensor, codes: Tensor, layer: Layer, scaling: float, *, prompt: bool
+) -> Tensor:
+    """`attend` for a geometry that came as a tensor. Decoding with the whole cache never looks at its values."""
+    if query.shape[2] == 1 and layer.variant.decode == "full" and not prompt:
+        return read_cache(query, key, value, (codes & REAL).bool(), layer, scaling)
+    return attend(query, key, value, decode(codes, query.shape[2]), layer, scaling, prompt=prompt)
+
+
+def attend_rows(
+    query: Tensor, key: Tensor, value: Tensor, geometry: Geometry, layer: Layer, scaling: float, *, generated=False
+) -> Tensor:
+    """The variant's attention of every sequence, as if padding did not exist; padded positions give zeros."""
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
         # As PyTorch's own attention does under autocast; inside, nothing may change dtypes behind a kernel.
         query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (query, key, value))
         with torch.autocast(kind, enabled=False):
-            return attend_rows(query, key, value, geometry, layer, scaling)
+            return attend_rows(query, key, value, geometry, layer, scaling, generated=generated)
     if geometry.parts is None:
-        return attend_group(query, key, value, geometry.columns, layer, scaling)
+        return attend_group(query, key, value, geometry.columns, layer, scaling, generated=generated)
     output = torch.zeros_like(query)
     for part in geometry.parts:
         keys, values = part.gather(key, part.key_index), part.gather(value, part.key_index)
         queries = part.gather(query, part.query_index)
-        part.scatter(output, attend_group(queries, keys, values, part.group, layer, scaling))
+        part.scatter(output, attend_group(queries, keys, values, part.group, layer, scaling, generated=generated))
     return output
 
 
-def attend_group(query: Tensor, key: Tensor, value: Tensor, group: Group, layer: Layer, scaling: float) -> Tensor:
-    """Attention of equally long, unpadded rows.
+def attend_group(
+    query: Tensor, key: Tensor, value: Tensor, group: Group, layer: Layer, scaling: float, *, generated: bool
+) -> Tensor:
+    """Attention of equally long, unpadded sequences.
 
     Args:
-        query: [rows, heads, query_len, head_dim]; key, value: [rows, kv_heads, length, head_dim].
+        query: [sequences, heads, query_len, head_dim]; key, value: [sequences, kv_heads, length, head_dim].
+        generated: the query is a token that was generated, no part of a prompt.
 
     Returns:
-        [rows, heads, query_len, head_dim]
+        [sequences, heads, query_len, head_dim]
     """
     variant = layer.variant
-    if is_dense(variant, group.length, layer.layer_idx, layer.num_layers, group.device):
-        layer.calls["dense_prefill"] += 1
+    if generated and variant.dense_tail:
+        variant = replace(variant, dense_tail=0)  # it is the prompt's
+    short = is_short(variant, group.length, group.device)
+    if layer.is_dense_layer or short:
+        pattern = variant.dense(group)
+    else:
+        pattern = variant.sparse_pattern(group, layer.layer_idx, query, key)
+    dense = "full_decode" if generated else "dense_layer" if layer.is_dense_layer else "dense_short"
+    sparse = "sparse_decode" if generated else "sparse_prefill"
+    layer.calls[dense if pattern.covers_all else sparse] += 1
+    if layer.is_dense_layer or short:
         return causal(query, key, value, scaling)
-    layer.calls["sparse_prefill"] += 1
-    pattern = variant.sparse_pattern(group, layer.layer_idx, query, key)
-    return kernels.select(layer.kernel, pattern, query, key)(query, key, value, pattern, scaling)
+    return kernels.execute(layer.kernel, query, key, value, pattern, scaling)

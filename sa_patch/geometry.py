@@ -1,13 +1,17 @@
-"""One forward call's sequences: which tokens are real, how long each row is, which rows can run together.
+"""One forward call's sequences: which tokens are real, how long each sequence is, which of them can run together.
 
-Padding never reaches a pattern or a kernel: real tokens are gathered into groups of equally long rows and results are
-scattered back. Imports torch only.
+Padding never reaches a pattern or a kernel: real tokens are gathered into groups of equally long sequences and results
+are scattered back. Packed documents are sequences of their own. Imports torch only.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+# What `encode` writes per column: flags, and from DOCUMENT on the number of the column's document.
+REAL, NEW, DOCUMENT = 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,11 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of a padded batch that form one group.
+    """The sequences of a batch that form one group.
 
     Attributes:
-        rows: indices of the rows, int64 [rows].
-        query_index, key_index: columns of their real tokens, int64 [rows, query_len] and [rows, length].
+        rows: the batch row each sequence is in, int64 [sequences].
+        query_index, key_index: columns of their real tokens, int64 [sequences, query_len] and [sequences, length].
     """
 
     group: Group
@@ -40,16 +44,12 @@ class Rows:
     key_index: Tensor
 
     def gather(self, tensor: Tensor, index: Tensor) -> Tensor:
-        """Real tokens: [batch, heads, columns, head_dim] -> [rows, heads, len(index), head_dim]."""
+        """Real tokens: [batch, heads, columns, head_dim] -> [sequences, heads, len(index), head_dim]."""
         return tensor[self.rows[:, None], :, index].transpose(1, 2)
 
     def scatter(self, output: Tensor, part: Tensor) -> None:
-        """Write results [rows, heads, query_len, head_dim] into `output` [batch, heads, columns, head_dim]."""
+        """Write results [sequences, heads, query_len, head_dim] into `output` [batch, heads, columns, head_dim]."""
         output.transpose(1, 2).index_put_((self.rows[:, None], self.query_index), part.transpose(1, 2))
-
-    def to(self, device: torch.device) -> "Rows":
-        group = Group(self.group.length, self.group.query_len, device)
-        return Rows(group, *(tensor.to(device) for tensor in (self.rows, self.query_index, self.key_index)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,20 +58,27 @@ class Geometry:
 
     Attributes:
         columns: the call's columns, padding included, as one group.
-        parts: None when there is no padding; else every row with a real query is in exactly one part. Empty while
-            decoding, where rows run together under `key_mask`.
         key_mask: bool [batch, columns.length], True at real tokens; None when there is no padding.
+        documents: int64 [batch, columns.length], a number per packed document, ascending; None when a row is one.
     """
 
     columns: Group
-    parts: tuple[Rows, ...] | None = None
     key_mask: Tensor | None = None
+    documents: Tensor | None = None
+
+    ndim = 2  # generate asks a mask for it
 
     @classmethod
     def build(
-        cls, batch: int, query_len: int, key_len: int, key_mask: Tensor | None, device: torch.device
+        cls,
+        batch: int,
+        query_len: int,
+        key_len: int,
+        key_mask: Tensor | None,
+        device: torch.device,
+        documents: Tensor | None = None,
     ) -> "Geometry":
-        """Group the rows of one call.
+        """Describe one call.
 
         Args:
             key_mask: bool [batch, key_len], True at real tokens, or None.
@@ -79,27 +86,43 @@ class Geometry:
         Raises:
             ValueError: when the mask has other columns than there are keys.
         """
-        columns = Group(key_len, query_len, device)
-        if key_mask is None:
-            return cls(columns)
-        if key_mask.shape != (batch, key_len):
+        if key_mask is not None and key_mask.shape != (batch, key_len):
             raise ValueError(
                 f"attention_mask has shape {tuple(key_mask.shape)}, but this call has {batch} rows of {key_len} keys: "
                 "pass one column per token, cached ones included"
             )
-        if bool(key_mask.all()):
-            return cls(columns)
-        if query_len == 1 < key_len:
-            return cls(columns, (), key_mask)  # decoding needs the mask alone
-        counts = torch.stack([key_mask.sum(1), key_mask[:, key_len - query_len :].sum(1)], dim=1).tolist()
+        if key_mask is not None and bool(key_mask.all()):
+            key_mask = None
+        return cls(Group(key_len, query_len, device), key_mask, documents)
+
+    @cached_property
+    def parts(self) -> tuple[Rows, ...] | None:
+        """Every sequence with a real query, in groups; None when the columns are one group already."""
+        if self.key_mask is None and self.documents is None:
+            return None
+        some = self.documents if self.key_mask is None else self.key_mask
+        assert some is not None
+        columns, device = self.columns, some.device
+        real = torch.ones_like(some, dtype=torch.bool) if self.key_mask is None else self.key_mask
+        document = torch.zeros_like(some, dtype=torch.int64) if self.documents is None else self.documents
+        row, column = real.nonzero(as_tuple=True)
+        # Sequences in the order of their tokens: by row, then by document.
+        owner = (row * (int(document.max()) + 1) + document[row, column]).unique_consecutive(return_inverse=True)[1]
+        num_sequences = int(owner[-1]) + 1 if owner.numel() else 0
+        keys = torch.bincount(owner, minlength=num_sequences)
+        queries = torch.bincount(owner[column >= columns.length - columns.query_len], minlength=num_sequences)
+        start = keys.cumsum(0) - keys
         members: dict[tuple[int, int], list[int]] = {}
-        for row, (keys, queries) in enumerate(counts):
-            if queries:
-                members.setdefault((keys, queries), []).append(row)
-        parts = tuple(
-            _rows(key_mask, query_len, Group(keys, queries, device), rows) for (keys, queries), rows in members.items()
-        )
-        return cls(columns, parts, key_mask)
+        for sequence, shape in enumerate(torch.stack([keys, queries], dim=1).tolist()):
+            if shape[1]:
+                members.setdefault(tuple(shape), []).append(sequence)
+        parts = []
+        for (length, query_len), sequences in members.items():
+            first = start[torch.tensor(sequences, device=device)]
+            key_index = column[first[:, None] + torch.arange(length, device=device)]
+            query_index = key_index[:, length - query_len :]
+            parts.append(Rows(Group(length, query_len, columns.device), row[first], query_index, key_index))
+        return tuple(parts)
 
     def to(self, device: torch.device | str, **_: object) -> "Geometry":
         """The same geometry on another device (accelerate moves a layer's inputs to the layer)."""
@@ -107,14 +130,85 @@ class Geometry:
         if self.columns.device == device:
             return self
         columns = Group(self.columns.length, self.columns.query_len, device)
-        if self.parts is None or self.key_mask is None:
-            return Geometry(columns)
-        return Geometry(columns, tuple(part.to(device) for part in self.parts), self.key_mask.to(device))
+        moved = (None if tensor is None else tensor.to(device) for tensor in (self.key_mask, self.documents))
+        return Geometry(columns, *moved)
+
+    def contiguous(self) -> "Geometry":
+        """Itself: generate asks a mask for it."""
+        return self
 
 
-def _rows(key_mask: Tensor, query_len: int, group: Group, rows: list[int]) -> Rows:
-    index = torch.tensor(rows, device=key_mask.device)
-    mask = key_mask[index]
-    key_index = mask.nonzero()[:, 1].view(len(rows), group.length)
-    query_index = mask[:, mask.shape[1] - query_len :].nonzero()[:, 1].view(len(rows), group.query_len)
-    return Rows(group, index, query_index, key_index)
+def encode(
+    batch: int,
+    query_len: int,
+    key_len: int,
+    offset: int | Tensor,
+    key_mask: Tensor | None,
+    documents: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """A geometry as a tensor, for static caches and compiled models: no value in it is ever looked at here.
+
+    Args:
+        key_len: columns of the keys, those that hold nothing yet included.
+        offset: the first new column.
+        key_mask: bool [batch, <= key_len], True at real tokens, or None.
+
+    Returns:
+        int32 [batch, 1, 1, key_len]: REAL at real tokens, NEW at this call's columns, plus DOCUMENT times the document.
+    """
+    column = torch.arange(key_len, device=device)
+    filled, new = column < offset + query_len, (column >= offset) & (column < offset + query_len)
+    real = filled.expand(batch, key_len)
+    if key_mask is not None:
+        real = real & torch.nn.functional.pad(key_mask, (0, key_len - key_mask.shape[1]))
+    codes = REAL * real.int() + NEW * new.int()
+    if documents is not None:
+        codes = codes + DOCUMENT * documents.int()
+    return codes[:, None, None]
+
+
+def decode(codes: Tensor, query_len: int) -> Geometry:
+    """The geometry that `encode` wrote; kept with the tensor, so that the layers of a forward share it."""
+    known = getattr(codes, "_sa_patch_geometry", None)
+    if known is not None:
+        return known
+    flat = codes[:, 0, 0]
+    length = int((flat & NEW).any(dim=0).nonzero().max()) + 1
+    flat = flat[:, :length]
+    documents = (flat // DOCUMENT).long()
+    geometry = Geometry.build(
+        flat.shape[0],
+        query_len,
+        length,
+        (flat & REAL).bool(),
+        codes.device,
+        documents if bool(documents.any()) else None,
+    )
+    codes._sa_patch_geometry = geometry  # type: ignore[attr-defined]
+    return geometry
+
+
+def packed(geometry: Geometry, ends: Tensor) -> Geometry:
+    """One row cut into documents; kept with `ends`, so that the layers of a forward share it.
+
+    Args:
+        ends: cumulative lengths 0, l1, l1 + l2, ..., as FlashAttention takes them: int [documents + 1].
+
+    Raises:
+        ValueError: when they don't cover the row, or the row was cut elsewhere already.
+    """
+    known = getattr(ends, "_sa_patch_geometry", None)
+    if known is not None and known.columns == geometry.columns:
+        return known
+    length = geometry.columns.length
+    if ends.dim() != 1 or int(ends[0]) != 0 or int(ends[-1]) != length or bool((ends.diff() < 0).any()):
+        raise ValueError(f"cu_seq_lens_q must ascend from 0 to the row's {length} tokens, got {ends.tolist()}")
+    column = torch.arange(length, device=geometry.columns.device)
+    documents = torch.searchsorted(ends.to(column), column, right=True)
+    documents = documents.unique_consecutive(return_inverse=True)[1][None]  # empty documents take no number
+    if geometry.documents is not None and not torch.equal(geometry.documents, documents):
+        raise ValueError("cu_seq_lens_q and position_ids cut the row into different documents: pass one of them")
+    made = Geometry(geometry.columns, geometry.key_mask, documents)
+    ends._sa_patch_geometry = made  # type: ignore[attr-defined]
+    return made

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from sa_patch import integration, kernels
 from sa_patch.budget import Budget
-from sa_patch.forward import is_dense, layer_budget
+from sa_patch.counting import window_pairs
+from sa_patch.forward import KINDS, is_dense, layer_budget
 from sa_patch.geometry import Group
-from sa_patch.patterns import window_pairs
 from sa_patch.variants import VARIANTS
 from sa_patch.variants.base import CPU, Variant
 
 CONFIG_VERSION = 1
+PIECES = "a prompt in one call, in chunks, or after a cached prefix gives the same"
 
 
 @dataclass(eq=False, repr=False)
@@ -94,9 +95,13 @@ class Patch:
 
     @property
     def calls(self) -> tuple[dict[str, int], ...]:
-        """Per layer, how often it ran since the patch was applied: sparse_prefill, dense_prefill, decode."""
-        kinds = ("sparse_prefill", "dense_prefill", "decode")
-        return tuple({kind: layer.calls[kind] for kind in kinds} for layer in self._state.layers)
+        """Per layer, what ran since the patch was applied, in groups of equally long sequences.
+
+        sparse_prefill: the variant's pattern; dense_short: full attention, because the prompt is short (`dense_below`)
+        or the pattern shows all of it; dense_layer: full attention, because the layer stays full; full_decode and
+        sparse_decode: a generated token that read the whole cache, or its row of the pattern.
+        """
+        return tuple({kind: layer.calls[kind] for kind in KINDS} for layer in self._state.layers)
 
     def mask(self, length: int, layer_idx: int = 0) -> Tensor:
         """Who sees whom in one layer while a prompt of `length` tokens is read: bool [length, length], [query, key].
@@ -135,9 +140,11 @@ class Patch:
             ("model", f"{type(model).__name__} ({kind}, {known} architecture), {self.num_layers} layers"),
             ("layers", f"full: {dense}; all others {variant.name}" if dense else f"all {variant.name}"),
             ("prefill", "sdpa, plain causal" if variant.always_dense else reads),
-            ("decode", "full: every generated token reads the whole cache"),
+            ("decode", self._decode_line()),
         ]
         facts += [("budget", self._budget_line(length)) for length in (1024, 8192, 32768)]
+        reason = variant.whole_prompt_reason()
+        facts.append(("pieces", f"the prompt must come in one call: {reason}" if reason else PIECES))
         if variant.note():
             facts.append(("note", variant.note()))
         total = Counter()
@@ -145,6 +152,11 @@ class Patch:
             total.update(layer)
         calls = ", ".join(f"{name} {count}" for name, count in total.items())
         return [*facts, ("calls", f"{calls} (over all layers)")]
+
+    def _decode_line(self) -> str:
+        if self.variant.decode == "full" or self.variant.always_dense:
+            return "full: every generated token reads the whole cache"
+        return "sparse: every generated token reads its own row of the pattern"
 
     def _status(self) -> str:
         if integration.state(self.model) is not self._state:

@@ -1,7 +1,8 @@
-"""Patterns: who sees whom, as data. The closed set every kernel executes: Dense, Band, Blocks.
+"""Patterns: who sees whom, as data. The closed set every kernel executes: Dense, Band, Blocks; and Pieces of them.
 
 A pattern covers one sequence of `length` keys whose queries are the last `query_len` positions. All positions here are
-logical (real tokens only). On top of its own part every pattern may open sinks, a local window and a dense tail.
+logical (real tokens only). On top of its own part every pattern may open sinks, a local window and a dense tail. The
+order of a permuted pattern may hold more tokens than there are keys: tokens still to come have their ranks already.
 Imports torch only.
 """
 
@@ -9,27 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from sa_patch.counting import band_pairs, extra_pairs, run_pairs, triangle
 from sa_patch.randomness import inverse
-
-
-def triangle(count: int) -> int:
-    """1 + 2 + ... + count."""
-    return count * (count + 1) // 2
-
-
-def window_pairs(length: int, window: int) -> int:
-    """Pairs of causal sliding-window attention: n w - w (w - 1) / 2, the unit all budgets are measured in."""
-    window = min(window, length)
-    return length * window - triangle(window - 1)
-
-
-def extra_pairs(length: int, sinks: int, local: int) -> int:
-    """Pairs strictly below the diagonal that sinks (j < sinks) or the local window (i - j < local) open."""
-    reach = max(min(local, length), 1)
-    beyond = [max(0, length - key - reach) for key in range(min(sinks, length))]
-    return window_pairs(length, reach) - length + sum(beyond)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,6 +36,11 @@ class Pattern:
     tail: int = 0
 
     @property
+    def first(self) -> int:
+        """The position of the first query."""
+        return self.length - self.query_len
+
+    @property
     def covers_all(self) -> bool:
         """True when the pattern is plain causal attention, whatever its kind."""
         return self.tail >= self.query_len or max(self.local, self.sinks) >= self.length or self._own_covers_all()
@@ -63,11 +53,11 @@ class Pattern:
         raise NotImplementedError
 
     def _own_pairs(self) -> float:
-        """Pairs of the own part over all `length` queries, causality included."""
+        """Pairs of the own part over the pattern's queries, causality included."""
         raise NotImplementedError
 
     def _own_extra_overlap(self) -> float:
-        """Pairs strictly below the diagonal in the own part and also in sinks or local, over all queries."""
+        """Pairs strictly below the diagonal in the own part and also in sinks or local, over the pattern's queries."""
         raise NotImplementedError
 
     def visible(self, queries: Tensor | None = None) -> Tensor:
@@ -87,16 +77,11 @@ class Pattern:
         return (own | opened) & (key <= row)
 
     def count(self) -> int:
-        """Number of visible pairs over all `length` queries: exact, or the mean over batch and heads, rounded.
-
-        Raises:
-            ValueError: when query_len < length (a budget is a property of a whole prompt).
-        """
-        if self.query_len != self.length:
-            raise ValueError(f"count() needs a whole sequence, got {self.query_len} queries for {self.length} keys")
+        """Number of visible pairs of the pattern's queries: exact, or the mean over batch and heads, rounded."""
         if self.covers_all:
-            return triangle(self.length)
-        pairs = self._own_pairs() + extra_pairs(self.length, self.sinks, self.local) - self._own_extra_overlap()
+            return triangle(self.length) - triangle(self.first)
+        extras = extra_pairs(self.length, self.sinks, self.local) - extra_pairs(self.first, self.sinks, self.local)
+        pairs = self._own_pairs() + extras - (self._own_extra_overlap() if extras else 0)
         if not self.tail:
             return round(pairs)
         rows = torch.arange(self.length - self.tail, self.length, device=self._device())
@@ -112,14 +97,15 @@ def _mean_count(mask: Tensor) -> float:
     return mask.sum().item() / max(1, mask[..., 0, 0].numel())
 
 
-def _extra_indices(length: int, sinks: int, local: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _extra_indices(pattern: Pattern) -> Iterator[tuple[Tensor, Tensor]]:
     """(query, key) positions of the pairs `extra_pairs` counts, a diagonal or a sink at a time: O(length) memory."""
-    position = torch.arange(length, device=device)
-    reach = max(min(local, length), 1)
+    position = torch.arange(pattern.length, device=pattern._device())
+    reach = max(min(pattern.local, pattern.length), 1)
     for distance in range(1, reach):
-        yield position[distance:], position[:-distance]
-    for sink in range(min(sinks, length - reach)):
-        queries = position[sink + reach :]
+        queries = position[max(distance, pattern.first) :]
+        yield queries, queries - distance
+    for sink in range(min(pattern.sinks, pattern.length - reach)):
+        queries = position[max(sink + reach, pattern.first) :]
         yield queries, torch.full_like(queries, sink)
 
 
@@ -134,10 +120,7 @@ class Dense(Pattern):
         return torch.ones(queries.numel(), self.length, dtype=torch.bool, device=queries.device)
 
     def _own_pairs(self) -> float:
-        return triangle(self.length)
-
-    def _own_extra_overlap(self) -> float:
-        return extra_pairs(self.length, self.sinks, self.local)
+        return triangle(self.length) - triangle(self.first)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -146,7 +129,7 @@ class Band(Pattern):
 
     Attributes:
         width: keys on each side, the query's own included.
-        order: int64 [length], `order[rank] = position`; None is the identity (a sliding window).
+        order: int64 [horizon], `order[rank] = position`, horizon >= length; None is the identity (a sliding window).
         circular: ranks form a ring.
     """
 
@@ -157,34 +140,45 @@ class Band(Pattern):
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.order is None else self.order.device
 
+    @property
+    def horizon(self) -> int:
+        """Tokens that have ranks."""
+        return self.length if self.order is None else self.order.numel()
+
     def _own_covers_all(self) -> bool:
-        return self.width >= self.length or (self.circular and self.width > self.length // 2)
+        return self.width >= self.horizon or (self.circular and self.width > self.horizon // 2)
+
+    def ranks(self, device: torch.device) -> Tensor:
+        """The rank of every token of the horizon: int64 [horizon]."""
+        return torch.arange(self.length, device=device) if self.order is None else inverse(self.order)
 
     def _near(self, query_rank: Tensor, key_rank: Tensor) -> Tensor:
         distance = (query_rank - key_rank).abs()
         if self.circular:
-            distance = torch.minimum(distance, self.length - distance)
+            distance = torch.minimum(distance, self.horizon - distance)
         return distance < self.width
 
     def _own_visible(self, queries: Tensor) -> Tensor:
-        ranks = torch.arange(self.length, device=queries.device) if self.order is None else inverse(self.order)
-        return self._near(ranks[queries][:, None], ranks)
+        ranks = self.ranks(queries.device)
+        return self._near(ranks[queries][:, None], ranks[: self.length])
 
     def _own_pairs(self) -> float:
-        return band_pairs(self.length, self.width, self.circular)
+        if self.order is None or self.query_len == self.horizon:
+            return band_pairs(self.length, self.width, self.circular) - (
+                band_pairs(self.first, self.width) if self.order is None and self.first else 0
+            )
+        # Of two near tokens the later one is the query: count those that are queries of this pattern.
+        pairs, order = self.query_len, self.order
+        wrapped = torch.cat([order, order[: self.width - 1]]) if self.circular else order
+        for distance in range(1, self.width):
+            near = wrapped[distance : distance + order.numel()]
+            later = torch.maximum(order[: near.numel()], near)
+            pairs += int(((later >= self.first) & (later < self.length)).sum())
+        return pairs
 
     def _own_extra_overlap(self) -> float:
-        ranks = torch.arange(self.length) if self.order is None else inverse(self.order)
-        extras = _extra_indices(self.length, self.sinks, self.local, ranks.device)
-        return sum(int(self._near(ranks[query], ranks[key]).sum()) for query, key in extras)
-
-
-def band_pairs(length: int, width: int, circular: bool = False) -> int:
-    """Pairs of a Band, whatever its order: each unordered pair of near ranks is causal one way, plus the diagonal."""
-    reach = min(width, length) - 1
-    if not circular:
-        return window_pairs(length, reach + 1)
-    return length * (reach + 1) if 2 * reach < length else triangle(length)
+        ranks = self.ranks(self._device())
+        return sum(int(self._near(ranks[query], ranks[key]).sum()) for query, key in _extra_indices(self))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -193,7 +187,8 @@ class Blocks(Pattern):
 
     Attributes:
         block_size: tokens per run; the last run may be shorter.
-        order: int64 [length], `order[rank] = position`, positions ascending inside each run; None is the identity.
+        order: int64 [horizon], `order[rank] = position`, horizon >= length, positions ascending inside each run; None
+            is the identity.
         selected: int64 [batch, heads, query_len, k], indices of further runs, -1 where there is none; only with the
             identity order, where every token of an earlier run precedes the query.
     """
@@ -207,26 +202,33 @@ class Blocks(Pattern):
         return torch.device("cpu") if some is None else some.device
 
     def _own_covers_all(self) -> bool:
+        if self.order is not None:
+            return self.block_size >= self.order.numel()
         chosen = 0 if self.selected is None else self.selected.shape[-1]
         return self.block_size * (chosen + 1) >= self.length
 
     def _run_of(self, device: torch.device) -> Tensor:
         ranks = torch.arange(self.length, device=device) if self.order is None else inverse(self.order)
-        return ranks // self.block_size
+        return ranks[: self.length] // self.block_size
 
     def _own_visible(self, queries: Tensor) -> Tensor:
         run = self._run_of(queries.device)
         mask = run[queries][:, None] == run
         if self.selected is None:
             return mask
-        chosen = self.selected[:, :, queries - (self.length - self.query_len)]
+        chosen = self.selected[:, :, queries - self.first]
         num_runs = -(-self.length // self.block_size)
         picked = torch.zeros(*chosen.shape[:-1], num_runs + 1, dtype=torch.bool, device=chosen.device)
         picked.scatter_(-1, torch.where(chosen < 0, num_runs, chosen), True)
         return mask | picked[..., run]
 
     def _own_pairs(self) -> float:
-        pairs = run_pairs(self.length, self.block_size)
+        if self.order is None:
+            pairs = run_pairs(self.length, self.block_size) - run_pairs(self.first, self.block_size)
+        else:
+            # Positions ascend inside a run: a token sees the slots up to its own.
+            slots = inverse(self.order)[self.first : self.length] % self.block_size
+            pairs = int((slots + 1).sum())
         if self.selected is None:
             return pairs
         batch, heads = self.selected.shape[:2]
@@ -234,15 +236,48 @@ class Blocks(Pattern):
 
     def _own_extra_overlap(self) -> float:
         run, overlap = self._run_of(self._device()), 0.0
-        for query, key in _extra_indices(self.length, self.sinks, self.local, run.device):
+        for query, key in _extra_indices(self):
             overlap += int((run[query] == run[key]).sum())
             if self.selected is not None:
                 batch, heads = self.selected.shape[:2]
-                overlap += int((run[key][:, None] == self.selected[:, :, query]).sum()) / (batch * heads)
+                chosen = self.selected[:, :, query - self.first]
+                overlap += int((run[key][:, None] == chosen).sum()) / (batch * heads)
         return overlap
 
 
-def run_pairs(length: int, run_size: int) -> int:
-    """Causal pairs inside consecutive runs of `run_size` tokens."""
-    full, rest = divmod(length, run_size)
-    return full * triangle(run_size) + triangle(rest)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pieces(Pattern):
+    """Consecutive stretches of queries, each with its own pattern over the keys up to its own end.
+
+    Attributes:
+        pieces: in order; piece k's queries end where piece k + 1's begin, and the last one's keys are all keys.
+    """
+
+    pieces: tuple[Pattern, ...]
+
+    @classmethod
+    def of(cls, pieces: list[Pattern]) -> Pattern:
+        """The pieces as one pattern; a single piece is itself."""
+        if len(pieces) == 1:
+            return pieces[0]
+        query_len = sum(piece.query_len for piece in pieces)
+        return cls(length=pieces[-1].length, query_len=query_len, pieces=tuple(pieces))
+
+    @property
+    def covers_all(self) -> bool:
+        return all(piece.covers_all for piece in self.pieces)
+
+    def visible(self, queries: Tensor | None = None) -> Tensor:
+        if queries is None:
+            queries = torch.arange(self.first, self.length, device=self._device())
+        rows = []
+        for piece in self.pieces:
+            own = queries[(queries >= piece.first) & (queries < piece.length)]
+            rows.append(F.pad(piece.visible(own), (0, self.length - piece.length)))
+        return torch.cat(rows, dim=-2)
+
+    def count(self) -> int:
+        return sum(piece.count() for piece in self.pieces)
+
+    def _device(self) -> torch.device:
+        return self.pieces[-1]._device()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 PAGE = Path(__file__).parent.parent / "docs" / "support.md"
 AREAS = ("One answer", "Batches", "Caches", "Generation", "Execution", "Ecosystem", "Shapes", "Input")
@@ -19,6 +20,19 @@ Written by `pytest --write-support` from what the tests saw on tiny Qwen3 and Qw
 anything else fails. "Works" means: the same numbers as the definition, to rounding. What is refused raises one error
 before anything is computed wrong; its message is in the table.
 """
+
+
+# law -> dtype -> [number of comparisons, the largest absolute difference, the largest value expected]
+DIFFERENCES: dict[str, dict[str, list[float]]] = {}
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, law: str, rtol: float, atol: float) -> None:
+    """torch.testing.assert_close, and the difference goes into the page under the law's name."""
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+    seen = DIFFERENCES.setdefault(law, {}).setdefault(str(found.dtype).removeprefix("torch."), [0, 0.0, 0.0])
+    seen[0] += 1
+    seen[1] = max(seen[1], float((found.double() - expected.double()).abs().max()))
+    seen[2] = max(seen[2], float(expected.abs().max()))
 
 
 class Support:
@@ -94,6 +108,13 @@ def write_page(cells: dict[tuple[str, str], str]) -> None:
         if rows:
             lines += [f"## {area}\n", "| what | outcome |", "|---|---|"]
             lines += [f"| {name} | {text} |" for name, text in rows] + [""]
+    lines += ["## Worst differences", "", "Seen when this page was written; not compared by later runs.\n"]
+    lines += ["| law | dtype | comparisons | largest difference | largest value |", "|---|---|---|---|---|"]
+    for law, by_dtype in sorted(DIFFERENCES.items()):
+        lines += [
+            f"| {law} | {dtype} | {n} | {worst:.1e} | {size:.3g} |" for dtype, (n, worst, size) in by_dtype.items()
+        ]
+    lines.append("")
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join(lines))
 
@@ -103,7 +124,7 @@ def read_page() -> dict[tuple[str, str], str]:
     for line in PAGE.read_text().splitlines() if PAGE.exists() else []:
         if line.startswith("## "):
             area = line[3:]
-        elif line.startswith("| ") and not line.startswith(("| what |", "|---")):
+        elif area in AREAS and line.startswith("| ") and not line.startswith("| what |"):
             name, text = line.strip("| ").split(" | ", 1)
             cells[(area, name)] = text
     return cells

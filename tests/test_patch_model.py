@@ -9,6 +9,7 @@ from conftest import make_model
 from patch_cases import CASES, make_variant, random_heads
 
 import sa_patch
+from sa_patch.forward import KINDS
 
 
 def logits(model, tokens, **kwargs):
@@ -180,7 +181,8 @@ def test_state_dict_and_save_pretrained_are_those_of_the_bare_model(qwen3, token
 @pytest.mark.parametrize("case", [case for case in CASES if case != "full"])
 def test_a_window_over_the_prompt_is_the_bare_model(model, tokens, case):
     before = logits(model, tokens)
-    with sa_patch.apply(model, variant=make_variant(case, 48)):
+    window = 96 if "dyadic" in case else 48  # a dyadic window is full from 1.5 times the horizon on
+    with sa_patch.apply(model, variant=make_variant(case, window)):
         torch.testing.assert_close(logits(model, tokens), before, rtol=1e-5, atol=1e-5)
 
 
@@ -209,7 +211,7 @@ def test_dense_layers_are_full(qwen3, tokens):
     with sa_patch.apply(qwen3, "sa", 12, dense_layers=(0, -1)) as patch:
         logits(qwen3, tokens)
         kinds = [max(calls, key=calls.get) for calls in patch.calls]
-        assert kinds == ["dense_prefill", "sparse_prefill", "dense_prefill"]
+        assert kinds == ["dense_layer", "sparse_prefill", "dense_layer"]
         assert [layer.kind for layer in patch.budget(48).per_layer] == ["dense", "sparse", "dense"]
         assert torch.equal(patch.mask(20, 2), torch.ones(20, 20, dtype=torch.bool).tril())
     with sa_patch.apply(qwen3, "sa", 12, dense_layers=(0, 1, 2)):
@@ -230,9 +232,14 @@ def test_dense_below_keeps_short_prompts_full(qwen3, tokens):
 
 def test_calls_prove_that_the_patch_ran(qwen3, tokens):
     patch = sa_patch.apply(qwen3, "sa", 12)
-    assert patch.calls == ({"sparse_prefill": 0, "dense_prefill": 0, "decode": 0},) * 3
+    assert patch.calls == (dict.fromkeys(KINDS, 0),) * 3
     qwen3.generate(tokens, max_new_tokens=4, do_sample=False)
-    assert patch.calls == ({"sparse_prefill": 1, "dense_prefill": 0, "decode": 3},) * 3
+    assert patch.calls == ({**dict.fromkeys(KINDS, 0), "sparse_prefill": 1, "full_decode": 3},) * 3
+    patch = sa_patch.apply(qwen3, "sa", 12, decode="sparse", dense_layers=(1,), dense_below=16)
+    qwen3.generate(tokens[:, :15], max_new_tokens=4, do_sample=False)
+    short = {**dict.fromkeys(KINDS, 0), "dense_short": 1, "full_decode": 1, "sparse_decode": 2}
+    layer = {**dict.fromkeys(KINDS, 0), "dense_layer": 1, "full_decode": 3}
+    assert patch.calls == (short, layer, short)
 
 
 # Batches

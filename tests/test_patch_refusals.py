@@ -36,9 +36,10 @@ def logits(model, tokens, **kwargs):
         ({"window": 8, "sinks": 8}, ValueError, r"alone exceed"),
         ({"seed": 0.5}, ValueError, r"seed must be an integer"),
         ({"budget": "pair"}, ValueError, r"unknown budget 'pair'.*did you mean 'pairs'"),
-        ({"decode": "sparse"}, NotImplementedError, r"decode='sparse' is not available yet"),
         ({"decode": "none"}, ValueError, r"unknown decode"),
-        ({"horizon": "dyadic"}, NotImplementedError, r"dyadic.*not available yet"),
+        ({"horizon": "dyadyc"}, ValueError, r"unknown horizon 'dyadyc'.*did you mean 'dyadic'"),
+        ({"horizon": "dyadic", "window": 0.1}, ValueError, r"window=0.1 is a fraction .* give a number of tokens"),
+        ({"horizon": "dyadic", "circular": True}, ValueError, r"circular=True is not defined for horizon='dyadic'"),
         ({"form": "buckets"}, ValueError, r"unknown form 'buckets'.*did you mean 'bucket'"),
         ({"form": "bucket", "circular": True}, ValueError, r"circular=True has no meaning"),
         ({"circular": 1}, ValueError, r"circular must be True or False"),
@@ -101,42 +102,63 @@ def test_models_that_can_not_be_patched_are_refused_with_the_reason(make, messag
         sa_patch.apply(model, "sa", 12)
 
 
-def test_what_is_not_supported_yet_is_refused_not_miscomputed(qwen3, tokens):
-    sa_patch.apply(qwen3, "sa", 12)
-    with pytest.raises(NotImplementedError, match="packed documents"):
-        positions = torch.cat([torch.arange(20), torch.arange(28)])[None]
-        logits(qwen3, tokens, position_ids=positions, use_cache=False)
-    with pytest.raises(NotImplementedError, match="cu_seq_lens_q"):
-        ends = torch.tensor([0, 20, 48])
-        logits(qwen3, tokens, cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=28, max_length_k=28)
-    with pytest.raises(NotImplementedError, match="ready-made attention mask"):
-        logits(qwen3, tokens, attention_mask=torch.ones(1, 1, 48, 48, dtype=torch.bool).tril())
-    with pytest.raises(NotImplementedError, match="DynamicCache"):
-        qwen3.generate(tokens, max_new_tokens=3, do_sample=False, cache_implementation="static")
-    with pytest.raises(NotImplementedError, match=r"8 new tokens after 40 cached ones.*whole prompt in one call"):
-        cache = DynamicCache(config=qwen3.config)
-        logits(qwen3, tokens[:, :40], past_key_values=cache, use_cache=True)
-        logits(qwen3, tokens[:, 40:], past_key_values=cache, use_cache=True)
-    with pytest.raises(NotImplementedError, match="output_attentions"):
-        logits(qwen3, tokens, output_attentions=True)
-    qwen3.train()
-    qwen3.config.attention_dropout = 0.1
-    for layer in qwen3.model.layers:
+@pytest.mark.cell("Batches", "a 4D mask from the caller")
+def test_a_4d_mask_is_refused(model, tokens, refused):
+    for mask in (torch.ones(1, 1, 48, 48, dtype=torch.bool).tril(), torch.zeros(1, 1, 48, 48), torch.ones(1, 1, 1, 48)):
+        with (
+            sa_patch.apply(model, "sa", 12),
+            refused(NotImplementedError, match="ready-made attention mask .* pass a 2D attention_mask"),
+        ):
+            logits(model, tokens, attention_mask=mask)
+
+
+@pytest.mark.cell("Caches", "a piece of a prompt where the whole is needed (horizon='length', dense_tail, ...)")
+@pytest.mark.parametrize(
+    ("mode", "options", "message"),
+    [
+        ("sa", {}, "horizon='length' permutes"),
+        ("sa", {"form": "bucket"}, "horizon='length' permutes"),
+        ("swa", {"dense_tail": 2}, "dense_tail=2 counts from the prompt's end"),
+        ("moba", {"dense_below": 9}, "dense_below=9 asks for the whole prompt's length"),
+        ("swa", {"sinks": 0.1, "window": 0.5}, "window=0.5, sinks=0.1 is a fraction of the whole prompt"),
+    ],
+    ids=str,
+)
+def test_a_piece_of_a_prompt_is_refused_where_the_whole_is_needed(model, tokens, mode, options, message, refused):
+    variant = sa_patch.variant(mode, **{"window": 12, **options})
+    with sa_patch.apply(model, variant=variant):
+        cache = DynamicCache(config=model.config)
+        logits(model, tokens[:, :40], past_key_values=cache, use_cache=True)
+        with refused(NotImplementedError, match=f"8 new tokens after 40 cached ones.*{message}"):
+            logits(model, tokens[:, 40:], past_key_values=cache, use_cache=True)
+
+
+@pytest.mark.cell("Input", "output_attentions")
+def test_output_attentions_is_refused(model, tokens, refused):
+    with sa_patch.apply(model, "sa", 12), refused(NotImplementedError, match="output_attentions"):
+        logits(model, tokens, output_attentions=True)
+
+
+@pytest.mark.cell("Input", "attention dropout while training")
+def test_dropout_is_refused(model, tokens, refused):
+    model.train()
+    for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.1
-    with pytest.raises(NotImplementedError, match=r"dropout 0\.1"):
-        qwen3(tokens)
+    with sa_patch.apply(model, "sa", 12), refused(NotImplementedError, match=r"dropout 0\.1"):
+        model(tokens)
 
 
-def test_packed_positions_are_refused_with_a_cache_or_a_mask_too(qwen3, tokens):
+@pytest.mark.cell("Batches", "packed documents beside a cache or a mask")
+def test_packed_positions_are_refused_with_a_cache_or_a_mask(model, tokens, refused):
     positions = torch.cat([torch.arange(20), torch.arange(28)])[None]
     mask = torch.ones_like(tokens)
     padded = mask.clone()
     padded[0, :5] = 0
-    with sa_patch.apply(qwen3, "sa", 12):
+    with sa_patch.apply(model, "sa", 12):
         for extras in ({"use_cache": True}, {"attention_mask": mask}, {"attention_mask": padded}):
-            with pytest.raises(NotImplementedError, match="position_ids restart"):
-                logits(qwen3, tokens, position_ids=positions, **extras)
-        logits(qwen3, tokens, position_ids=torch.arange(48)[None] + 3)  # shifted is no restart
+            with refused(NotImplementedError, match="position_ids restart .* use_cache=False"):
+                logits(model, tokens, position_ids=positions, **extras)
+        logits(model, tokens, position_ids=torch.arange(48)[None] + 3)  # shifted is no restart
 
 
 @pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 4}, {"assistant_model": True}], ids=str)
@@ -146,7 +168,7 @@ def test_assisted_generation_is_refused_before_it_starts(qwen3, options):
     prompt = torch.arange(1, 16).repeat(3)[None]
     expected = qwen3.generate(prompt, max_new_tokens=8, do_sample=False)
     with sa_patch.apply(qwen3, "sa", 12):
-        with pytest.raises(NotImplementedError, match=r"assisted_generation .* is not supported with mode 'sa'"):
+        with pytest.raises(NotImplementedError, match=r"assisted_generation .* needs decode='sparse', got 'full'"):
             qwen3.generate(prompt, max_new_tokens=8, do_sample=False, **options)
         qwen3.generate(prompt, max_new_tokens=2, do_sample=False)
     assert torch.equal(qwen3.generate(prompt, max_new_tokens=8, do_sample=False, **options), expected)

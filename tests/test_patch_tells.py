@@ -19,11 +19,11 @@ def test_describe_says_what_runs(qwen3, tokens):
     ):
         assert part in text
     assert "full: [2]; all others sa" in text
-    assert "prefixes are not reusable" in text
+    assert "the prompt must come in one call: horizon='length' permutes the tokens of the whole prompt" in text
     assert "sparse_prefill 0" in text
     with torch.no_grad():
         qwen3(tokens)
-    assert "sparse_prefill 2, dense_prefill 1, decode 0" in patch.describe()
+    assert "sparse_prefill 2, dense_short 0, dense_layer 1, full_decode 0" in patch.describe()
     patch.restore()
     assert "restored, not running" in patch.describe()
 

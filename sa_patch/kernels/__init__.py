@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sa_patch.errors import unknown
 from sa_patch.kernels.base import Kernel
-from sa_patch.patterns import Pattern
+from sa_patch.patterns import Pattern, Pieces
 
 # name -> (module, class); imported on first use, so that optional dependencies stay optional.
 KERNELS = {
@@ -61,6 +61,22 @@ def select(requested: str, pattern: Pattern, query: Tensor, key: Tensor) -> Kern
             "Use kernel='auto', or kernel='reference' for short sequences"
         )
     return kernel
+
+
+def execute(requested: str, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
+    """Run a pattern, piece by piece where it is cut into pieces: [batch, heads, query_len, head_dim].
+
+    Raises:
+        NotImplementedError: when the requested kernel refuses the pattern.
+    """
+    if not isinstance(pattern, Pieces):
+        return select(requested, pattern, query, key)(query, key, value, pattern, scaling)
+    outputs = []
+    for piece in pattern.pieces:
+        rows = query[:, :, piece.first - pattern.first : piece.length - pattern.first]
+        seen = key[:, :, : piece.length], value[:, :, : piece.length]
+        outputs.append(execute(requested, rows, *seen, piece, scaling))
+    return torch.cat(outputs, dim=2)
 
 
 def check_name(name: str) -> None:

@@ -67,20 +67,22 @@ def merge(parts: Sequence[Part]) -> Part:
 
 
 def attend_sinks(query: Tensor, key: Tensor, value: Tensor, sinks: int, scaling: float) -> tuple[Tensor, Tensor]:
-    """Every query to the first `sinks` keys, causally; queries and keys are whole sequences.
+    """Every query to the first `sinks` keys, causally; the queries are the last positions of the keys.
 
     Args:
-        query: [batch, heads, n, head_dim]; key, value: [batch, kv_heads, n, head_dim].
+        query: [batch, heads, q, head_dim]; key, value: [batch, kv_heads, n, head_dim].
 
     Returns:
-        float32 (output [batch, heads, n, head_dim], log-sum-exp [batch, heads, n])
+        float32 (output [batch, heads, q, head_dim], log-sum-exp [batch, heads, q])
     """
-    position = torch.arange(query.shape[2], device=query.device)
-    rows = max(1, CHUNK_ENTRIES // (query.shape[0] * query.shape[1] * sinks))
+    query_len, length = query.shape[2], key.shape[2]
+    row = torch.arange(query_len, device=query.device)
     near = key[:, :, :sinks], value[:, :, :sinks]
+    column = torch.arange(min(sinks, length), device=query.device)
+    step = max(1, CHUNK_ENTRIES // (query.shape[0] * query.shape[1] * sinks))
     parts = [
-        attend(query[:, :, step], *near, position[:sinks] <= position[step, None], scaling)
-        for step in position.split(rows)
+        attend(query[:, :, rows], *near, column <= (rows + length - query_len)[:, None], scaling)
+        for rows in row.split(step)
     ]
     output, lse = (torch.cat(pieces, dim=2) for pieces in zip(*parts, strict=True))
     return output, lse

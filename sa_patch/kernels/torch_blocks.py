@@ -1,7 +1,8 @@
 """Blocks patterns with plain PyTorch, O(n x visible keys) time and O(n) memory beyond the inputs.
 
-The own runs are batched causal attention. For selected runs the queries of each run are collected (as experts collect
-tokens), attend to it together, and are merged by log-sum-exp. Part of the `torch` kernel.
+The own runs are batched causal attention, or tiles where only some tokens are queries. For selected runs the queries
+of each run are collected (as experts collect tokens), attend to it together, and are merged by log-sum-exp. Part of the
+`torch` kernel.
 """
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sa_patch.kernels.dense import fused
 from sa_patch.kernels.partial import CHUNK_ENTRIES, Part, attend, merge
+from sa_patch.kernels.tiles import Tiles, attend_tiles
 from sa_patch.patterns import Blocks
 from sa_patch.randomness import inverse
 
@@ -20,27 +22,57 @@ def attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, sca
     """Own and selected runs of every query.
 
     Args:
-        query: [batch, heads, n, head_dim]; key, value: [batch, kv_heads, n, head_dim].
+        query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
         part: leave out the pairs that sinks and local open, and return what `merge` needs.
 
     Returns:
-        (output [batch, heads, n, head_dim], log-sum-exp [batch, heads, n] or None)
+        (output [batch, heads, query_len, head_dim], log-sum-exp [batch, heads, query_len] or None)
     """
-    selected = blocks.selected
+    whole = blocks.query_len == blocks.length and (blocks.order is None or blocks.order.numel() == blocks.length)
+    chosen = blocks.selected is not None and blocks.selected.shape[-1] > 0
+    if whole and not chosen and not part:
+        return _own_runs_fused(query, key, value, blocks, scaling), None
+    tiles = run_tiles(blocks, query.device)
+    own = attend_tiles(query, key, value, tiles, blocks, scaling, part=part or chosen, exclude=part)
+    if not chosen:
+        return own
+    return merge([own, *_selected_runs(query, key, value, blocks, scaling, part)])
+
+
+def run_tiles(blocks: Blocks, device: torch.device) -> Tiles:
+    """A tile for every run that holds queries: they are its last tokens, because positions ascend inside a run."""
+    size = blocks.block_size
+    order = torch.arange(blocks.length, device=device) if blocks.order is None else blocks.order
+    position = F.pad(order, (0, -order.numel() % size), value=order.numel()).view(-1, size)
+    before = (position < blocks.first).sum(dim=1)
+    count = (position < blocks.length).sum(dim=1)
+    used = (count > before).nonzero()[:, 0]
+    position, before, count = position[used], before[used, None], count[used, None]
+    rows, span = int((count - before).max()), int(count.max())
+    # Surplus rows repeat the run's last query; nobody picks their results.
+    place = torch.minimum(before + torch.arange(rows, device=device), count - 1)
+    queries = position.gather(1, place)
+    slot = torch.empty(blocks.query_len, dtype=torch.int64, device=device)
+    real = torch.arange(rows, device=device) < count - before
+    slot[queries[real] - blocks.first] = real.flatten().nonzero()[:, 0]
+    return Tiles(queries, position[:, :span].clamp(max=blocks.length), slot)
+
+
+def _own_runs_fused(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float) -> Tensor:
+    """Whole sequences without extras: the own runs are a batch of short causal sequences, no mask needed."""
     if blocks.order is not None:
         query, key, value = (tensor.index_select(2, blocks.order) for tensor in (query, key, value))
-    if selected is None and not part:
-        output, lse = _own_runs_fused(query, key, value, blocks.block_size, scaling), None
-    else:
-        output, lse = _own_runs(query, key, value, blocks, scaling, part)
-    if blocks.order is not None:
-        ranks = inverse(blocks.order)
-        output = output.index_select(2, ranks)
-        lse = None if lse is None else lse.index_select(2, ranks)
-    if selected is None or selected.shape[-1] == 0:
-        return output, lse
-    chosen = _selected_runs(query, key, value, blocks, selected, scaling, part)
-    return merge([(output, lse), *chosen])
+    size, batch = blocks.block_size, query.shape[0]
+    whole = query.shape[2] // size * size
+    pieces = []
+    if whole:
+        q, k, v = (_runs(tensor[:, :, :whole], size) for tensor in (query, key, value))
+        pieces.append(_unruns(fused(q, k, v, scaling, causal=True), batch))
+    if whole < query.shape[2]:
+        q, k, v = (tensor[:, :, whole:] for tensor in (query, key, value))
+        pieces.append(fused(q, k, v, scaling, causal=True))
+    output = torch.cat(pieces, dim=2)
+    return output if blocks.order is None else output.index_select(2, inverse(blocks.order))
 
 
 def _runs(tensor: Tensor, size: int) -> Tensor:
@@ -53,50 +85,12 @@ def _unruns(tensor: Tensor, batch: int) -> Tensor:
     return tensor.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
 
 
-def _own_runs_fused(query: Tensor, key: Tensor, value: Tensor, size: int, scaling: float) -> Tensor:
-    batch, whole = query.shape[0], query.shape[2] // size * size
-    pieces = []
-    if whole:
-        q, k, v = (_runs(tensor[:, :, :whole], size) for tensor in (query, key, value))
-        pieces.append(_unruns(fused(q, k, v, scaling, causal=True), batch))
-    if whole < query.shape[2]:
-        q, k, v = (tensor[:, :, whole:] for tensor in (query, key, value))
-        pieces.append(fused(q, k, v, scaling, causal=True))
-    return torch.cat(pieces, dim=2)
-
-
-def _own_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, part: bool):
-    """Own runs with log-sum-exps. The last run is filled up; what fills it comes after every real query."""
-    batch, heads, length, _ = query.shape
-    size = blocks.block_size
-    fill = -length % size
-    order = torch.arange(length, device=query.device) if blocks.order is None else blocks.order
-    position = F.pad(order, (0, fill), value=length).view(-1, size)
-    queries, keys, values = (_runs(F.pad(tensor, (0, 0, 0, fill)), size) for tensor in (query, key, value))
-    num_runs = position.shape[0]
-    step = max(1, CHUNK_ENTRIES // (heads * size * size))
-    outputs, lses = [], []
-    for start in range(0, batch * num_runs, step):
-        here = slice(start, min(start + step, batch * num_runs))
-        index = torch.arange(here.start, here.stop, device=query.device)
-        row, column = position[index % num_runs, :, None], position[index % num_runs, None]
-        mask = column <= row
-        if part:
-            mask &= (column >= blocks.sinks) & (row - column >= blocks.local)
-        output, lse = attend(queries[here], keys[here], values[here], mask[:, None], scaling)
-        outputs.append(output)
-        lses.append(lse)
-    output, lse = _unruns(torch.cat(outputs), batch), _unruns(torch.cat(lses), batch)
-    return output[:, :, :length], lse[:, :, :length]
-
-
-def _selected_runs(
-    query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, selected: Tensor, scaling: float, part: bool
-) -> list[Part]:
-    """One (output, log-sum-exp) per selected run: k pairs of [batch, heads, n, head_dim] and [batch, heads, n]."""
-    size = blocks.block_size
-    batch, heads, length, num_chosen = selected.shape
-    kv_heads, whole, head_dim = key.shape[1], length // size, query.shape[-1]
+def _selected_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, part: bool) -> list[Part]:
+    """One (output, log-sum-exp) per selected run: k pairs of [batch, heads, q, head_dim] and [batch, heads, q]."""
+    selected, size = blocks.selected, blocks.block_size
+    assert selected is not None
+    batch, heads, _, num_chosen = selected.shape
+    kv_heads, whole, head_dim = key.shape[1], blocks.length // size, query.shape[-1]
     group = heads // kv_heads
     # Sort the (query, run) pairs by the run they want; -1 sorts last and is cut off.
     row, head = torch.arange(batch, device=query.device), torch.arange(heads, device=query.device)
@@ -113,7 +107,7 @@ def _selected_runs(
     step = max(1, CHUNK_ENTRIES // (_TILE * size))
     outputs, lses = [], []
     for tiles in torch.arange(tile_run.numel(), device=query.device).split(step):
-        mask = _selected_mask(source[tiles], tile_run[tiles], blocks, length, whole) if part else None
+        mask = _selected_mask(source[tiles], tile_run[tiles], blocks, whole) if part else None
         run = tile_run[tiles]
         output, lse = attend(flat[source[tiles]][:, None], keys[run][:, None], values[run][:, None], mask, scaling)
         outputs.append(output.flatten(0, 2))
@@ -130,8 +124,8 @@ def _selected_runs(
     return list(zip(output.unbind(3), lse.unbind(3), strict=True))
 
 
-def _selected_mask(source: Tensor, run: Tensor, blocks: Blocks, length: int, whole: int) -> Tensor:
-    row = (source % length)[:, None, :, None]
+def _selected_mask(source: Tensor, run: Tensor, blocks: Blocks, whole: int) -> Tensor:
+    row = (source % blocks.query_len + blocks.first)[:, None, :, None]
     column = (run % whole * blocks.block_size).view(-1, 1, 1, 1) + torch.arange(blocks.block_size, device=run.device)
     return (column >= blocks.sinks) & (row - column >= blocks.local)
 

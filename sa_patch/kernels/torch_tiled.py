@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sa_patch.kernels.dense import causal
 from sa_patch.kernels.partial import Part, attend_sinks, merge
-from sa_patch.kernels.torch_band import attend_band
+from sa_patch.kernels.tiles import attend_tiles
+from sa_patch.kernels.torch_band import band_tiles
 from sa_patch.kernels.torch_blocks import attend_blocks
 from sa_patch.patterns import Band, Blocks, Pattern
 
@@ -22,8 +23,6 @@ class TorchTiled:
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor) -> str | None:
         if pattern.covers_all:
             return None
-        if pattern.query_len != pattern.length:
-            return f"it needs as many queries as keys, got {pattern.query_len} and {pattern.length}"
         if not isinstance(pattern, (Band, Blocks)):
             return f"it has no code for {type(pattern).__name__} patterns"
         return None
@@ -44,14 +43,17 @@ def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Bloc
     if isinstance(pattern, Band) and pattern.order is None and not pattern.circular and pattern.local <= pattern.width:
         pattern = replace(pattern, local=0)
     split = pattern.sinks > 0 or pattern.local > 0
-    parts: list[Part]
     if isinstance(pattern, Band):
-        parts = [attend_band(query, key, value, pattern, scaling, part=split)]
+        parts = [_attend_band(query, key, value, pattern, scaling, part=split)]
     else:
         parts = [attend_blocks(query, key, value, pattern, scaling, part=split)]
     if pattern.sinks:
         parts.append(attend_sinks(query, key, value, pattern.sinks, scaling))
     if pattern.local:
         near = Band(length=pattern.length, query_len=pattern.query_len, sinks=pattern.sinks, width=pattern.local)
-        parts.append(attend_band(query, key, value, near, scaling, part=True))
+        parts.append(_attend_band(query, key, value, near, scaling, part=True))
     return merge(parts)[0].to(query.dtype)
+
+
+def _attend_band(query: Tensor, key: Tensor, value: Tensor, band: Band, scaling: float, *, part: bool) -> Part:
+    return attend_tiles(query, key, value, band_tiles(band, query.device), band, scaling, part=part, exclude=part)

@@ -41,7 +41,7 @@ class Variant(ABC):
     label: ClassVar[str] = ""
     always_dense: ClassVar[bool] = False
     layout: ClassVar[str] = "merged"  # how the visible keys lie in memory, see kernels.CROSSOVER
-    continues: ClassVar[bool] = False  # True where several new tokens after cached ones are defined
+    prefix_consistent: ClassVar[bool] = False  # True where a token's keys don't depend on the tokens after it
 
     window: int | float = option(512, "keys per query, the query included; 0 < x < 1 is a fraction of the prompt")
     seed: int = option(0, "seed of the random keys (only the stochastic variants use it)")
@@ -51,7 +51,7 @@ class Variant(ABC):
     dense_layers: tuple[int, ...] = option((), "layers left full; negative indices count from the end")
     dense_tail: int = option(0, "the last queries of the prompt that see everything")
     dense_below: int | str = option(0, "prompts up to this length stay full; 'crossover' leaves it to measured speed")
-    decode: str = option("full", "'full': generated tokens read the whole cache")
+    decode: str = option("full", "'full': generated tokens read the whole cache; 'sparse': their row of the pattern")
 
     def __post_init__(self) -> None:
         if not isinstance(self.dense_layers, (tuple, list)):
@@ -68,10 +68,8 @@ class Variant(ABC):
             check_integer("dense_below", self.dense_below, at_least=0, otherwise="'crossover'")
         if self.budget not in ("pairs", "nominal"):
             raise unknown("budget", self.budget, ["pairs", "nominal"])
-        if self.decode == "sparse":
-            raise NotImplementedError("decode='sparse' is not available yet: use decode='full'")
-        if self.decode != "full":
-            raise unknown("decode", self.decode, ["full"])
+        if self.decode not in ("full", "sparse"):
+            raise unknown("decode", self.decode, ["full", "sparse"])
         self._check_extras()
 
     def _check_extras(self) -> None:
@@ -83,6 +81,23 @@ class Variant(ABC):
                 f"sinks={self.sinks} and local={self.local} alone exceed the budget of window={self.window} "
                 "keys per query: raise window, lower them, or use budget='nominal'"
             )
+
+    def whole_prompt_reason(self) -> str | None:
+        """Why a prompt has to come in one call, as a clause of an error message; None where pieces give the same.
+
+        Where it is None, a token's keys don't depend on how many tokens follow or how they were grouped into calls.
+        """
+        if not self.prefix_consistent:
+            return f"the keys of {self.name!r} depend on the whole prompt"
+        sizes = {"window": self.window, "sinks": self.sinks, "local": self.local}
+        fractions = [f"{name}={value}" for name, value in sizes.items() if isinstance(value, float)]
+        if fractions:
+            return f"{', '.join(fractions)} is a fraction of the whole prompt (give tokens)"
+        if self.dense_tail:
+            return f"dense_tail={self.dense_tail} counts from the prompt's end (leave it out)"
+        if self.dense_below:
+            return f"dense_below={self.dense_below!r} asks for the whole prompt's length (leave it out)"
+        return None
 
     def window_at(self, length: int) -> int:
         """The window in tokens for a sequence of `length` tokens."""
@@ -122,14 +137,18 @@ class Variant(ABC):
         pattern = self.sparse_pattern(Group(length, length, CPU), layer_idx, None, None)
         return LayerBudget(layer_idx, "sparse", pattern.count())
 
-    def common(self, group: Group, sizes: Sizes) -> dict[str, Any]:
-        """What every pattern of this variant starts from: lengths, sinks, local window and dense tail."""
+    def common(self, group: Group, sizes: Sizes, after: int = 0) -> dict[str, Any]:
+        """What every pattern of this variant starts from: lengths, sinks, local window and dense tail.
+
+        Args:
+            after: queries of the same call that come after this group's.
+        """
         return {
             "length": group.length,
             "query_len": group.query_len,
             "sinks": sizes.sinks,
             "local": sizes.local,
-            "tail": min(self.dense_tail, group.query_len),
+            "tail": min(max(0, self.dense_tail - after), group.query_len),
         }
 
     def dense(self, group: Group) -> Dense:

@@ -6,8 +6,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from sa_patch.budget import LayerBudget
+from sa_patch.counting import triangle
 from sa_patch.geometry import Group
-from sa_patch.patterns import Pattern, triangle
+from sa_patch.patterns import Pattern
 from sa_patch.variants.base import Variant
 
 
@@ -18,7 +19,10 @@ class Full(Variant):
     name: ClassVar[str] = "full"
     label: ClassVar[str] = "full attention"
     always_dense: ClassVar[bool] = True
-    continues: ClassVar[bool] = True
+    prefix_consistent: ClassVar[bool] = True
+
+    def whole_prompt_reason(self) -> str | None:
+        return None
 
     def _check_extras(self) -> None:
         return

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sa_patch.budget import LayerBudget, closest
+from sa_patch.counting import triangle
 from sa_patch.geometry import Group
-from sa_patch.patterns import Blocks, Pattern, triangle
+from sa_patch.patterns import Blocks, Pattern
 from sa_patch.variants.base import CPU, Sizes, Variant, check_integer, option
 
 _SCORE_ENTRIES = 1 << 24  # router scores held at once: 64 MiB of float32
@@ -32,6 +33,7 @@ class Moba(Variant):
     name: ClassVar[str] = "moba"
     label: ClassVar[str] = "block attention (MoBA), untrained"
     layout: ClassVar[str] = "routed"
+    prefix_consistent: ClassVar[bool] = True
 
     top_k: int | None = option(None, "blocks per query, the own one included (2, or what fits block_size)")
     block_size: int | None = option(None, "tokens per block; None: what matches the budget")

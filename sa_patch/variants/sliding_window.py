@@ -21,6 +21,7 @@ class SlidingWindow(Variant):
     name: ClassVar[str] = "swa"
     label: ClassVar[str] = "sliding-window attention"
     layout: ClassVar[str] = "window"
+    prefix_consistent: ClassVar[bool] = True
 
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
         sizes = self.sizes(group.length)

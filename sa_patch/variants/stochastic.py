@@ -1,15 +1,18 @@
 """`sa` and `sa+swa`: stochastic attention (arXiv 2604.00754) and its training-free union with a sliding window."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sa_patch.budget import LayerBudget, matched_width
+from sa_patch.counting import band_pairs, run_pairs
 from sa_patch.errors import unknown
 from sa_patch.geometry import Group
-from sa_patch.patterns import Band, Blocks, Pattern, band_pairs, run_pairs
+from sa_patch.horizons import opening, stretches
+from sa_patch.patterns import Band, Blocks, Pattern, Pieces
 from sa_patch.randomness import inverse, permutation
 from sa_patch.variants.base import Sizes, Variant, option
 
@@ -31,15 +34,20 @@ class Stochastic(Variant):
     pi sorts the tokens by a random key, a hash of (seed, layer, position). The number of pairs is that of `swa` at the
     same window, whatever pi is.
 
-    The definition depends on the length of the prompt: later tokens take ranks, so the keys of a token depend on how
-    many tokens follow it, early queries see few keys and late ones up to 2w - 1. Prefill of a prefix and prefill of
-    the whole prompt therefore differ, and a prompt must be prefilled in one piece.
+    With horizon="length", the definition depends on the length of the prompt: later tokens take ranks, so the keys of a
+    token depend on how many tokens follow it, early queries see few keys and late ones up to 2w - 1. Prefill of a
+    prefix and prefill of the whole prompt therefore differ, and a prompt must be prefilled in one piece.
+
+    With horizon="dyadic", query i uses the permutation of the first N(i) tokens, N(i) the smallest power of two above i
+    and at least 32, and a window of round(2w/3), which shows w keys on average over each [N/2, N). Tokens that have not
+    come yet hold their ranks already, so nothing depends on the length: prefill in one piece or in chunks, decoding
+    with decode="sparse", speculative decoding and reused prefixes agree.
 
     Attributes:
         form: "sliding" is the definition above. "bucket" cuts the permuted order into buckets of 2w - 1 ranks and
             shows the query its own bucket (j <= i): random keys alike, n w pairs when 2w - 1 divides n, cheaper to run.
-        horizon: "length" permutes the tokens of the whole prompt.
-        circular: distance on the ring of ranks, as the paper's theory assumes; sliding form only.
+        horizon: "length" permutes the tokens of the whole prompt, "dyadic" those of the query's power of two.
+        circular: distance on the ring of ranks, as the paper's theory assumes; sliding form of horizon="length" only.
     """
 
     name: ClassVar[str] = "sa"
@@ -47,51 +55,102 @@ class Stochastic(Variant):
     layout: ClassVar[str] = "permuted"
 
     form: str = option("sliding", "'sliding' (permuted window) or 'bucket' (buckets of 2w-1 permuted tokens)")
-    horizon: str = option("length", "'length': one permutation of the whole prompt")
+    horizon: str = option("length", "'length': one permutation of the whole prompt; 'dyadic': of each power of two")
     circular: bool = option(False, "ring distance between ranks (sliding form)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.form not in ("sliding", "bucket"):
             raise unknown("form", self.form, ["sliding", "bucket"])
-        if self.horizon == "dyadic":
-            raise NotImplementedError("horizon='dyadic' is not available yet: use horizon='length'")
-        if self.horizon != "length":
-            raise unknown("horizon", self.horizon, ["length"])
+        if self.horizon not in ("length", "dyadic"):
+            raise unknown("horizon", self.horizon, ["length", "dyadic"])
         if not isinstance(self.circular, bool):
             raise ValueError(f"circular must be True or False, got {self.circular!r}")
         if self.circular and self.form == "bucket":
             raise ValueError(
                 "circular=True has no meaning for form='bucket': buckets have no distance; drop one of them"
             )
+        if self.horizon == "dyadic":
+            self._check_dyadic()
 
-    def _width(self, length: int, sizes: Sizes) -> int:
-        """The band's (or half the bucket's) width once sinks and local are charged to the budget."""
-        if self.budget == "nominal" or not (sizes.sinks or sizes.local) or sizes.window >= length:
-            return sizes.window
+    def _check_dyadic(self) -> None:
+        if self.circular:
+            raise ValueError("circular=True is not defined for horizon='dyadic': drop one of them")
+        for name in ("window", "sinks", "local"):
+            if isinstance(getattr(self, name), float):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is a fraction of the prompt's length, on which nothing may depend "
+                    "with horizon='dyadic': give a number of tokens, or use horizon='length'"
+                )
+
+    @property
+    def prefix_consistent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.horizon == "dyadic"
+
+    def whole_prompt_reason(self) -> str | None:
+        if self.horizon == "length":
+            return "horizon='length' permutes the tokens of the whole prompt (horizon='dyadic' takes any pieces)"
+        return super().whole_prompt_reason()
+
+    def _own_window(self, sizes: Sizes) -> int:
+        return sizes.window
+
+    def _width(self, sizes: Sizes, horizon: int, first: int = 0) -> int:
+        """The band's (or half the bucket's) width for queries first..horizon-1, sinks and local charged."""
+        window = self._own_window(sizes)
+        if self.horizon == "dyadic":
+            window = max(1, round(2 * window / 3))
+        if self.budget == "nominal" or not (sizes.sinks or sizes.local) or window >= horizon:
+            return window
         own_pairs = bucket_pairs if self.form == "bucket" else ring_pairs if self.circular else band_pairs
-        return matched_width(own_pairs, length, sizes.window, sizes.sinks, sizes.local)
+        return matched_width(own_pairs, horizon, window, sizes.sinks, sizes.local, first)
 
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
         sizes, length = self.sizes(group.length), group.length
-        width = self._width(length, sizes)
-        common = self.common(group, sizes)
-        order = permutation(length, self.seed, layer_idx, group.device)
+        if self.horizon == "length":
+            width = self._width(sizes, length)
+            order = self._order(length, width, layer_idx, group)
+            return self._permuted(width, order, self.common(group, sizes))
+        pieces: list[Pattern] = []
+        for start, stop, horizon in stretches(length - group.query_len, length):
+            width = self._width(sizes, horizon, opening(horizon))
+            part = Group(stop, stop - start, group.device)
+            if (2 * width - 1 if self.form == "bucket" else width) >= horizon:
+                covered = Group(stop, stop - (length - group.query_len), group.device)
+                pieces = [self.dense(covered)]  # whatever came before it is covered as well
+            else:
+                order = self._order(horizon, width, layer_idx, part)
+                pieces.append(self._permuted(width, order, self.common(part, sizes, after=length - stop)))
+        return Pieces.of(pieces)
+
+    def _order(self, horizon: int, width: int, layer_idx: int, group: Group) -> Tensor:
+        run_size = 2 * width - 1 if self.form == "bucket" else 0
+        # A token that is decoded needs the order of its horizon again at the next step.
+        make = kept_order if group.query_len == 1 and self.horizon == "dyadic" else random_order
+        return make(horizon, self.seed, layer_idx, run_size, group.device)
+
+    def _permuted(self, width: int, order: Tensor, common: dict) -> Pattern:
         if self.form == "bucket":
-            return Blocks(block_size=2 * width - 1, order=_by_bucket(order, 2 * width - 1), **common)
+            return Blocks(block_size=2 * width - 1, order=order, **common)
         return Band(width=width, order=order, circular=self.circular, **common)
 
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
         return self.counted(length, layer_idx)
 
-    def note(self) -> str:
-        return "keys depend on the prompt's length: prefill in one piece, prefixes are not reusable"
+
+def random_order(horizon: int, seed: int, layer_idx: int, run_size: int, device: torch.device) -> Tensor:
+    """The permuted order: int64 [horizon]; with a run size, every run of that many ranks is sorted by position."""
+    order = permutation(horizon, seed, layer_idx, device)
+    if not run_size:
+        return order
+    return torch.argsort(inverse(order) // run_size * horizon + torch.arange(horizon, device=device))
 
 
-def _by_bucket(order: Tensor, size: int) -> Tensor:
-    """The permuted order with the tokens of every bucket sorted by position: int64 [length]."""
-    length = order.numel()
-    return torch.argsort(inverse(order) // size * length + torch.arange(length, device=order.device))
+@lru_cache(maxsize=128)
+def kept_order(horizon: int, seed: int, layer_idx: int, run_size: int, device: torch.device) -> Tensor:
+    """`random_order`, kept for the next token: 8 bytes per token of the horizon and layer."""
+    with torch.inference_mode(False):  # or autograd could not save it later
+        return random_order(horizon, seed, layer_idx, run_size, device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +177,5 @@ class StochasticPlusWindow(Stochastic):
         own = sizes.window - sizes.sinks if self.budget == "pairs" else sizes.window
         return Sizes(sizes.window, sizes.sinks, max(1, own // 2))
 
-    def _width(self, length: int, sizes: Sizes) -> int:
-        width = super()._width(length, sizes)
-        return max(1, sizes.window - sizes.local) if self.budget == "nominal" else width
+    def _own_window(self, sizes: Sizes) -> int:
+        return max(1, sizes.window - sizes.local) if self.budget == "nominal" else sizes.window

@@ -1,0 +1,8 @@
+"""The only package that knows transformers: registration, binding to a model's attention modules, and undoing it."""
+
+from sa_patch.integration import attention as _registration  # noqa: F401
+from sa_patch.integration.binding import attach, bind, unbind
+from sa_patch.integration.modules import TESTED, VERIFIED, device
+from sa_patch.integration.state import State, state
+
+__all__ = ["TESTED", "VERIFIED", "State", "attach", "bind", "device", "state", "unbind"]

@@ -1,0 +1,166 @@
+"""The two functions transformers calls, registered under one name: the mask factory and the attention function.
+
+Which variant and kernel a layer runs is bound to the module, so that models differ freely.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import causal_mask_function
+
+from sa_patch.forward import Layer, attend, attend_encoded
+from sa_patch.geometry import Geometry, encode, packed
+from sa_patch.integration.state import NAME
+
+# Arguments of attention functions that change the result in ways no pattern expresses.
+_FOREIGN = ("softcap", "s_aux", "position_bias", "cache")
+# What transformers builds the mask of packed documents from.
+_PACKING = (
+    "and_masks",
+    "causal_mask_function",
+    "packed_sequence_mask_function",
+    "remap_positions_for_packed_sequence",
+)
+
+
+def _mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function=causal_mask_function,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **_: object,
+) -> Geometry | Tensor:
+    """transformers' mask factory: called once per forward, what it returns reaches every layer unchanged.
+
+    A static cache and a compiled model get a tensor (`geometry.encode`): shapes that never change, values nobody reads
+    on the way. Being 4D, transformers hands it through where it comes by a second time.
+    """
+    if use_vmap:
+        raise NotImplementedError(
+            "the model or caller adds its own mask function, which sa_patch can't honour: restore the patch for it"
+        )
+    documents = _documents(mask_function)
+    device = torch.device(device)
+    fixed = isinstance(q_offset, Tensor) or kv_length > q_offset + q_length
+    if kv_offset or not (fixed or kv_length == q_offset + q_length):
+        raise NotImplementedError(
+            f"this cache shows {kv_length} keys from {kv_offset} on for {q_offset} cached and {q_length} new tokens: "
+            "it drops tokens (a sliding cache). Use DynamicCache (generate's default) or StaticCache"
+        )
+    if fixed or torch.compiler.is_compiling():
+        return encode(batch_size, q_length, kv_length, q_offset, attention_mask, documents, device)
+    return Geometry.build(batch_size, q_length, kv_length, attention_mask, device, documents)
+
+
+def _documents(mask_function: Any) -> Tensor | None:
+    """The document of every token, int64 [batch, tokens], where transformers found packed ones in position_ids.
+
+    Raises:
+        NotImplementedError: for mask functions that are more than causal attention within documents.
+    """
+    if mask_function is causal_mask_function:
+        return None
+    found, names = [], set()
+    pending = [mask_function]
+    while pending:
+        function = pending.pop()
+        names.add(f"{function.__module__}.{function.__qualname__.split('.')[0]}")
+        for cell in function.__closure__ or ():
+            held = cell.cell_contents
+            pending += [item for item in (held if isinstance(held, (tuple, list)) else [held]) if callable(item)]
+            if function.__qualname__.startswith("packed_sequence_mask_function."):
+                found.append(held)
+    known = {f"{causal_mask_function.__module__}.{name}" for name in _PACKING}
+    if len(found) != 1 or names - known:
+        raise NotImplementedError(
+            f"mask functions made of {', '.join(sorted(names))} are not supported by sa_patch: pass a 2D "
+            "attention_mask [batch, tokens], or restore the patch"
+        )
+    return found[0]
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: object,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: query [B, H, Q, D], key, value [B, Hkv, N, D] -> ([B, Q, H, D], None)."""
+    layer: Layer | None = module.__dict__.get("_sa_patch_layer")
+    if layer is None:
+        raise RuntimeError(
+            "this layer has no sa_patch layer bound: set attn_implementation through sa_patch.apply only"
+        )
+    _refuse_call(key, value, query, attention_mask, dropout, kwargs)
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    prompt = module.__dict__["_sa_patch"].reads_prompt
+    ends = kwargs.get("cu_seq_lens_q")
+    if isinstance(attention_mask, Tensor):
+        output = attend_encoded(query, key, value, attention_mask, layer, factor, prompt=prompt)
+    else:
+        assert isinstance(attention_mask, Geometry)
+        geometry = attention_mask if ends is None else packed(attention_mask, ends)
+        if layer.layer_idx == 0:
+            _refuse_restarts(kwargs.get("position_ids"), geometry)
+        output = attend(query, key, value, geometry, layer, factor, prompt=prompt)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _refuse_call(key: Tensor, value: Tensor, query: Tensor, mask: object, dropout: float, kwargs: Any) -> None:
+    ours = isinstance(mask, Geometry) or (
+        isinstance(mask, Tensor) and mask.dtype == torch.int32 and mask.shape[1:] == (1, 1, key.shape[2])
+    )
+    if not ours:
+        raise NotImplementedError(
+            f"sa_patch got a ready-made attention mask ({type(mask).__name__}"
+            f"{list(mask.shape) if isinstance(mask, Tensor) else ''}): pass a 2D attention_mask [batch, tokens], or "
+            "restore the patch"
+        )
+    if dropout:
+        raise NotImplementedError(f"attention dropout {dropout} is not supported: call model.eval(), or set it to 0")
+    if kwargs.get("output_attentions"):
+        raise NotImplementedError("output_attentions=True is not supported: sparse kernels never hold the weights")
+    foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
+    if foreign:
+        raise NotImplementedError(f"the model or caller passes {', '.join(foreign)}, which sa_patch can't honour")
+    if key.shape != value.shape or query.shape[-1] != key.shape[-1]:
+        raise NotImplementedError(f"keys {tuple(key.shape)} and values {tuple(value.shape)} must have one shape")
+    ends = kwargs.get("cu_seq_lens_q")
+    if ends is not None and (query.shape[0] != 1 or query.shape[2] != key.shape[2] or isinstance(mask, Tensor)):
+        raise NotImplementedError(
+            "cu_seq_lens_q packs documents into one row without a cache; this call has "
+            f"{query.shape[0]} rows, {query.shape[2]} queries and {key.shape[2]} keys, or is compiled"
+        )
+
+
+def _refuse_restarts(position_ids: object, geometry: Geometry) -> None:
+    """Packed documents restart their positions; transformers itself sees them only without mask and cache."""
+    if not isinstance(position_ids, Tensor) or position_ids.dim() != 2 or geometry.columns.query_len == 1:
+        return
+    if geometry.parts is None:
+        runs = [position_ids]
+    else:
+        offset = geometry.columns.length - geometry.columns.query_len
+        rows = position_ids.shape[0]  # 1 where all rows share their positions
+        runs = [position_ids[(part.rows % rows)[:, None], part.query_index - offset] for part in geometry.parts]
+    if not all(bool((run.diff(dim=1) == 1).all()) for run in runs):
+        raise NotImplementedError(
+            "position_ids restart or skip inside a row (packed documents) beside a cache or an attention_mask, where "
+            "transformers no longer separates them: pass use_cache=False and no mask, or one document per row with "
+            "padding and an attention_mask"
+        )
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, _mask)

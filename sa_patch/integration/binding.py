@@ -1,0 +1,82 @@
+"""Binding a variant to a model's attention modules, and undoing it.
+
+The implementation name lives in a copy of the config that only the patched model holds.
+"""
+
+import copy
+from functools import partial
+
+from torch import nn
+from transformers import GenerationMixin
+
+from sa_patch.forward import Layer
+from sa_patch.integration.generation import check_generation, prefill
+from sa_patch.integration.modules import attention_modules, device
+from sa_patch.integration.state import NAME, State, state
+from sa_patch.kernels import crossover
+from sa_patch.variants.base import Variant
+
+_IMPLEMENTATION = "_attn_implementation_internal"  # where a config keeps the name
+
+
+def bind(model: nn.Module, variant: Variant, kernel: str) -> State:
+    """Make the model run a variant. Replaces an earlier patch; on error the model is as it was.
+
+    Raises:
+        ValueError: when the model can't be patched or the variant doesn't fit it.
+        NotImplementedError: when an option isn't available on the model's device.
+    """
+    modules = attention_modules(model)
+    count = len(modules)
+    for layer in variant.dense_layers:
+        if not -count <= layer < count:
+            raise ValueError(f"dense_layers has {layer}, but the model has layers 0..{count - 1}")
+    if variant.dense_below == "crossover":
+        crossover(variant.layout, 1, device(model))
+    if state(model) is None and modules[0].__dict__["config"]._attn_implementation == NAME:
+        raise ValueError(
+            "the model's config says it is patched, but it carries no patch (it was built from a patched model's "
+            "config): set model.config._attn_implementation to 'sdpa' first"
+        )
+    made = State(variant, kernel, tuple(Layer(variant, kernel, layer, count) for layer in range(count)))
+    attach(model, made)
+    return made
+
+
+def attach(model: nn.Module, patch: State) -> None:
+    """Make the model run a patch that was bound to it before; its counters go on."""
+    unbind(model)
+    modules = attention_modules(model)
+    patch.original_config = modules[0].__dict__["config"]
+    patch.snapshot = copy.deepcopy(patch.original_config.__dict__)
+    patch.patched_config = copy.deepcopy(patch.original_config)
+    patch.patched_config._attn_implementation = NAME
+    _swap_config(model, patch.original_config, patch.patched_config)
+    for module, layer in zip(modules, patch.layers, strict=True):
+        module.__dict__.update(_sa_patch=patch, _sa_patch_layer=layer)
+    for module in model.modules():
+        if isinstance(module, GenerationMixin):
+            module.__dict__["_validate_generation_mode"] = partial(check_generation, module)
+            module.__dict__["_prefill"] = partial(prefill, module)
+
+
+def unbind(model: nn.Module) -> None:
+    """Undo `bind`; nothing happens when the model is not patched. Other edits of the config are kept."""
+    held = state(model)
+    if held is None:
+        return
+    for name, value in held.patched_config.__dict__.items():
+        if name != _IMPLEMENTATION and (name not in held.snapshot or held.snapshot[name] != value):
+            held.original_config.__dict__[name] = value
+    # A wrapper outside `model` may still hold the copy: let it say what the original says.
+    held.patched_config._attn_implementation = held.original_config._attn_implementation
+    _swap_config(model, held.patched_config, held.original_config)
+    for module in model.modules():
+        for name in ("_sa_patch", "_sa_patch_layer", "_validate_generation_mode", "_prefill"):
+            module.__dict__.pop(name, None)
+
+
+def _swap_config(model: nn.Module, old: object, new: object) -> None:
+    for module in model.modules():
+        if module.__dict__.get("config") is old:
+            module.__dict__["config"] = new

@@ -1,0 +1,35 @@
+"""State: one patch of one model, and where to find it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from sa_patch.forward import Layer
+from sa_patch.variants.base import Variant
+
+NAME = "sa_patch"  # of the attention implementation
+
+
+@dataclass(eq=False)
+class State:
+    """One patch of one model. Its layers hold it, so every wrapper and copy of the model finds it there."""
+
+    variant: Variant
+    kernel: str
+    layers: tuple[Layer, ...]
+    original_config: Any = None
+    patched_config: Any = None
+    snapshot: dict[str, Any] = field(default_factory=dict)  # the original config's values when it was copied
+    reads_prompt: bool = False  # generate is at its prompt: a single token on a cache belongs to it
+
+    @property
+    def overridden(self) -> str | None:
+        """The attention implementation that somebody set behind the patch, or None."""
+        found = self.patched_config._attn_implementation
+        return None if found == NAME else str(found)
+
+
+def state(model: nn.Module) -> State | None:
+    """The patch that a model, or what a wrapper holds, carries; None when there is none."""
+    return next((module.__dict__["_sa_patch"] for module in model.modules() if "_sa_patch" in module.__dict__), None)
