@@ -4,6 +4,7 @@ Not a kernel by itself; the `torch` kernel turns bands and runs into tiles. Chun
 and the output stays small.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,26 +20,25 @@ class Tiles:
     """Which queries go together, and the keys they need.
 
     Attributes:
-        queries: positions, int64 [tiles, rows]; every query of the pattern at least once.
-        keys: positions, int64 [tiles, span]; `length` in empty slots.
+        queries: positions, int [tiles, rows]; every query of the pattern, the last one repeated at the end.
+        keys: positions, int [tiles, span]; `length` in empty slots.
         slot: int64 [query_len], where in the flattened `queries` each query's result is.
-        query_rank, key_rank: with `width`, only pairs whose ranks differ by less are visible; shapes as above.
+        near: some tiles -> their pairs of near ranks, bool [tiles or 1, rows, span]; None where all pairs are.
+        line: where `keys` is an overlapping view of a line of positions, that line and its step from tile to tile.
     """
 
     queries: Tensor
     keys: Tensor
     slot: Tensor
-    query_rank: Tensor | None = None
-    key_rank: Tensor | None = None
-    width: int = 0
+    near: Callable[[slice], Tensor] | None = None
+    line: tuple[Tensor, int] | None = None
 
-    def mask(self, start: int, stop: int, exclude: Pattern | None) -> Tensor:
+    def mask(self, part: slice, exclude: Pattern | None) -> Tensor:
         """Visible pairs of some tiles, without those that the extras of `exclude` open: bool [tiles, rows, span]."""
-        row, key = self.queries[start:stop, :, None], self.keys[start:stop, None]
+        row, key = self.queries[part, :, None], self.keys[part, None]
         mask = key <= row
-        if self.query_rank is not None and self.key_rank is not None:
-            distance = self.query_rank[start:stop, :, None] - self.key_rank[start:stop, None]
-            mask &= distance.abs() < self.width
+        if self.near is not None:
+            mask &= self.near(part)
         if exclude is not None:
             mask &= (key >= exclude.sinks) & (row - key >= exclude.local)
         return mask
@@ -65,26 +65,39 @@ def attend_tiles(
     Returns:
         (output [batch, heads, query_len, head_dim], log-sum-exp [batch, heads, query_len] or None)
     """
+    if query.shape[0] > 1 and tiles.line is not None:  # the overlapping view exists for one sequence only
+        rows = zip(query.split(1), key.split(1), value.split(1), strict=True)
+        parts = [attend_tiles(*row, tiles, pattern, scaling, part=part, exclude=exclude) for row in rows]
+        lse = torch.cat([lse for _, lse in parts if lse is not None]) if part else None
+        return torch.cat([output for output, _ in parts]), lse
     batch, heads = query.shape[:2]
     num_tiles, rows = tiles.queries.shape
-    span = tiles.keys.shape[1]
-    step = max(1, CHUNK_ENTRIES // (batch * rows * span * (heads if part else 1)))
+    keys, values = _keys_of_tiles(key, tiles), _keys_of_tiles(value, tiles)
+    step = max(1, CHUNK_ENTRIES // (batch * rows * tiles.keys.shape[1] * (heads if part else 1)))
     outputs, lses = [], []
     for start in range(0, num_tiles, step):
         stop = min(start + step, num_tiles)
-        near = tiles.keys[start:stop].clamp(max=pattern.length - 1)
         q = _gather(query, tiles.queries[start:stop] - pattern.first)
-        k, v = _gather(key, near), _gather(value, near)
-        mask = tiles.mask(start, stop, pattern if exclude else None)[:, None]
+        mask = tiles.mask(slice(start, stop), pattern if exclude else None)[:, None]
         mask = mask if batch == 1 else mask.repeat(batch, 1, 1, 1)
         if part:
-            output, lse = attend(q, k, v, mask, scaling)
+            output, lse = attend(q, keys(start, stop), values(start, stop), mask, scaling)
             lses.append(_join(lse, batch))
         else:
-            output = fused(q, k, v, scaling, mask)
+            output = fused(q, keys(start, stop), values(start, stop), scaling, mask)
         outputs.append(_join(output, batch))
     output = torch.cat(outputs, dim=2).index_select(2, tiles.slot)
     return output, torch.cat(lses, dim=2).index_select(2, tiles.slot) if part else None
+
+
+def _keys_of_tiles(tensor: Tensor, tiles: Tiles) -> Callable[[int, int], Tensor]:
+    """(start, stop) -> keys or values [batch * tiles, kv_heads, span, head_dim]; a view where they lie evenly."""
+    last = tensor.shape[2] - 1  # what empty slots hold is masked
+    if tiles.line is None:
+        return lambda start, stop: _gather(tensor, tiles.keys[start:stop].clamp(max=last))
+    line, step = tiles.line
+    windows = tensor[0].index_select(1, line.clamp(max=last)).unfold(1, tiles.keys.shape[1], step)
+    return lambda start, stop: windows[:, start:stop].permute(1, 0, 3, 2)
 
 
 def _gather(tensor: Tensor, index: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Band patterns as tiles of queries that are near by rank. Part of the `torch` kernel."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sa_patch.kernels.tiles import Tiles
@@ -16,17 +17,17 @@ def band_tiles(band: Band, device: torch.device) -> Tiles:
     Work is O(query_len (rows + width)) pairs. Tokens of the horizon that have not come yet take no slots.
     """
     positions = torch.arange(band.first, band.length, device=device)
-    if band.order is None:
-        rank, by_rank = positions, torch.arange(band.query_len, device=device)
-    else:
-        rank = inverse(band.order)[positions]
-        by_rank = torch.argsort(rank)
+    rank = positions if band.order is None else inverse(band.order)[positions]
+    by_rank = torch.argsort(rank)
     rows = _rows(band)
     num_tiles = -(-band.query_len // rows)
     # The last tile is filled up with the last query, whose surplus results nobody picks.
     place = torch.arange(num_tiles * rows, device=device).clamp(max=band.query_len - 1)
-    queries, query_rank = positions[by_rank][place].view(-1, rows), rank[by_rank][place].view(-1, rows)
-    token, token_rank = _tokens_by_rank(band, device)
+    # Masks compare these by the million: 32 bits halve the traffic.
+    queries, query_rank = (x[by_rank][place].view(-1, rows).int() for x in (positions, rank))
+    token, token_rank = (x.int() for x in _tokens_by_rank(band, device))
+    if band.query_len == band.horizon:
+        return _even_tiles(band, queries, inverse(by_rank), token)
     low = torch.searchsorted(token_rank, query_rank[:, 0] - band.width, right=True)
     # In the identity order the later half of the band is in the future.
     reach = 1 if band.order is None else band.width
@@ -34,7 +35,32 @@ def band_tiles(band: Band, device: torch.device) -> Tiles:
     offset = torch.arange(int(count.max()), device=device)
     slots = (low[:, None] + offset).clamp(max=token.numel() - 1)
     keys = torch.where(offset < count[:, None], token[slots], band.length)
-    return Tiles(queries, keys, inverse(by_rank), query_rank, token_rank[slots], band.width)
+    key_rank = token_rank[slots]
+
+    def near(part: slice) -> Tensor:
+        return (query_rank[part, :, None] - key_rank[part, None]).abs() < band.width
+
+    return Tiles(queries, keys, inverse(by_rank), near)
+
+
+def _even_tiles(band: Band, queries: Tensor, slot: Tensor, token: Tensor) -> Tiles:
+    """Where every token is a query, tiles lie evenly: their keys are a line of tokens seen through a moving window."""
+    num_tiles, rows = queries.shape
+    side = band.width - 1
+    span = rows + (1 if band.order is None else 2) * side
+    before = 0 if band.circular else side  # a ring goes on at its ends, others have empty slots there
+    after = (num_tiles - 1) * rows + span - before - token.numel()
+    line = F.pad(token, (before, max(0, after)), value=band.length)
+    row = torch.arange(rows, device=token.device)
+    distance = torch.arange(span, device=token.device) - side - row[:, None]
+    shared = distance.abs() < band.width
+    surplus = torch.arange(num_tiles * rows, device=token.device).view(-1, rows) >= band.query_len
+
+    def near(part: slice) -> Tensor:
+        # Surplus rows are no queries; they see something so that no softmax is empty and no gradient NaN.
+        return shared | surplus[part, :, None] if part.stop == num_tiles else shared
+
+    return Tiles(queries, line.unfold(0, span, rows)[:num_tiles], slot, near, (line, rows))
 
 
 def _rows(band: Band) -> int:
