@@ -11,7 +11,7 @@ from sa_patch import integration, kernels
 from sa_patch.errors import unknown
 from sa_patch.forward import Layer, attend_rows
 from sa_patch.geometry import Geometry
-from sa_patch.patch import CONFIG_VERSION, Patch
+from sa_patch.patch import CONFIG_VERSION, Patch, config_file
 from sa_patch.variants import VARIANTS
 from sa_patch.variants import variant as make_variant
 from sa_patch.variants.base import Variant
@@ -109,19 +109,34 @@ def is_patched(model: nn.Module) -> bool:
 def load(model: nn.Module, path: str | Path) -> Patch:
     """Apply a patch saved with `Patch.save`.
 
+    Args:
+        path: the file, or the folder of the checkpoint it lies beside (sa_patch.json).
+
     Raises:
-        ValueError: when the file is no patch config, or one of another version; the model is as it was.
+        ValueError: when there is no such file, it is no patch config, or one that this release does not know; the
+            model is as it was.
     """
+    file = config_file(path)
     try:
-        config = json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no patch config: {error}") from error
-    if not isinstance(config, dict) or config.get("version") != CONFIG_VERSION:
-        found = config.get("version") if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"{path} has config version {found!r}, this release reads {CONFIG_VERSION}: save it anew")
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no patch config {file}: write one with Patch.save") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is no patch config: {error}") from error
+    version = config.get("version") if isinstance(config, dict) else None
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ValueError(f"{file} is no patch config: it has no version")
+    if version > CONFIG_VERSION:
+        raise ValueError(
+            f"{file} has config version {version}, this release of sa_patch reads up to {CONFIG_VERSION}: upgrade "
+            "sa_patch, or apply the options by hand"
+        )
     settings = {name: value for name, value in config.items() if name != "version"}
-    if settings.get("mode") not in VARIANTS:
+    if not isinstance(settings.get("mode"), str) or settings["mode"] not in VARIANTS:
         raise unknown("mode", settings.get("mode"), VARIANTS)
+    for name in ("variant", "model"):
+        if name in settings:
+            raise ValueError(f"{file} holds {name!r}, which is no option: it names a mode and its options")
     return apply(model, **settings)
 
 
@@ -180,6 +195,6 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
     )
     if not fits:
         raise ValueError(
-            "attention needs query [B, H, Q, D] and key, value [B, Hkv, N, D] with Q <= N and H a multiple of Hkv, "
+            "attention needs query [B, H, Q, D] and key, value [B, Hkv, N, D] with 0 < Q <= N and H a multiple of Hkv, "
             f"got {shapes[0]}, {shapes[1]}, {shapes[2]}"
         )

@@ -1,6 +1,7 @@
 """Patch: the handle of one patched model, and what it tells about itself."""
 
 import json
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from html import escape
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 from sa_patch import integration, kernels
 from sa_patch.budget import Budget
 from sa_patch.counting import window_pairs
-from sa_patch.forward import KINDS, is_dense, layer_budget
+from sa_patch.forward import KINDS, is_dense, is_short, layer_budget
 from sa_patch.geometry import Group
 from sa_patch.variants import VARIANTS
 from sa_patch.variants.base import CPU, Variant
 
 CONFIG_VERSION = 1
+CONFIG_NAME = "sa_patch.json"
+LENGTHS = (1024, 8192, 32768)  # what describe() tells about
 PIECES = "a prompt in one call, in chunks, or after a cached prefix gives the same"
 
 
@@ -83,6 +86,9 @@ class Patch:
     def save(self, path: str | Path) -> None:
         """Write `config` as JSON; `sa_patch.load(model, path)` applies it.
 
+        Args:
+            path: a file, or a folder (a checkpoint's), where it becomes sa_patch.json.
+
         Raises:
             ValueError: for a variant of your own, which `load` would not know.
         """
@@ -91,7 +97,7 @@ class Patch:
                 f"{type(self.variant).__name__} is no built-in variant, so its config can't be loaded by name: "
                 "keep the code that makes it, or add it to sa_patch.VARIANTS"
             )
-        Path(path).write_text(json.dumps(self.config, indent=2) + "\n")
+        config_file(path).write_text(json.dumps(self.config, indent=2) + "\n")
 
     @property
     def calls(self) -> tuple[dict[str, int], ...]:
@@ -142,7 +148,11 @@ class Patch:
             ("prefill", "sdpa, plain causal" if variant.always_dense else reads),
             ("decode", self._decode_line()),
         ]
-        facts += [("budget", self._budget_line(length)) for length in (1024, 8192, 32768)]
+        if variant.dense_below and not variant.always_dense:
+            facts.append(("short", self._short_line()))
+        refused = {name: reason for length in reversed(LENGTHS) for name, reason in kernels.refusals(length).items()}
+        facts += [("refused", f"kernel {name}: {reason}") for name, reason in refused.items()]
+        facts += [("budget", self._budget_line(length)) for length in LENGTHS]
         reason = variant.whole_prompt_reason()
         facts.append(("pieces", f"the prompt must come in one call: {reason}" if reason else PIECES))
         if variant.note():
@@ -157,6 +167,13 @@ class Patch:
         if self.variant.decode == "full" or self.variant.always_dense:
             return "full: every generated token reads the whole cache"
         return "sparse: every generated token reads its own row of the pattern"
+
+    def _short_line(self) -> str:
+        variant, place = self.variant, integration.device(self.model)
+        if isinstance(variant.dense_below, int):
+            return f"prompts up to {variant.dense_below:,} tokens stay full"
+        length = bisect_left(range(1 << 24), True, key=lambda length: not is_short(variant, length + 1, place))
+        return f"prompts up to {length:,} tokens stay full: sparse was not measured to be faster there (crossover)"
 
     def _status(self) -> str:
         if integration.state(self.model) is not self._state:
@@ -194,6 +211,12 @@ class Patch:
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self._facts())
         return f'<table style="text-align:left">{rows}</table>'
+
+
+def config_file(path: str | Path) -> Path:
+    """The config's file: itself, or sa_patch.json in a folder."""
+    path = Path(path)
+    return path / CONFIG_NAME if path.is_dir() else path
 
 
 def _check_length(length: int) -> None:

@@ -218,9 +218,16 @@ def test_lengths_must_be_tokens(qwen3, length):
     ("text", "message"),
     [
         ("{", "no patch config"),
-        ("[]", "version 'list'"),
-        ('{"mode": "sa"}', "version None"),
-        ('{"version": 99, "mode": "sa"}', "version 99"),
+        ("[]", "it has no version"),
+        ('{"mode": "sa"}', "it has no version"),
+        ('{"version": true, "mode": "sa"}', "it has no version"),
+        ('{"version": 99, "mode": "sa"}', "version 99, this release of sa_patch reads up to 1: upgrade"),
+        ('{"version": 1, "mode": ["sa"]}', "unknown mode"),
+        ('{"version": 1, "mode": "sa", "variant": "sa"}', "holds 'variant', which is no option"),
+        ('{"version": 1, "mode": "sa", "model": "sa"}', "holds 'model', which is no option"),
+        ('{"version": 1, "mode": "sa", "window": NaN}', "window=nan is no fraction"),
+        ("[" * 100_000, "no patch config"),
+        ("\x00\xff", "no patch config"),
         ('{"version": 1, "mode": "se"}', "unknown mode 'se'"),
         ('{"version": 1, "mode": "sa", "window": 8, "color": 1}', "unknown option of mode 'sa': 'color'"),
     ],
@@ -232,11 +239,25 @@ def test_configs_that_are_not_ours_are_refused(qwen3, tmp_path, text, message):
     assert not sa_patch.is_patched(qwen3)
 
 
-def test_a_saved_patch_loads_to_the_same_patch(qwen3, tokens, tmp_path):
-    patch = sa_patch.apply(qwen3, "sa", 12, seed=4, form="bucket", dense_layers=[0], kernel="torch")
+@pytest.mark.parametrize("decode", ["full", "sparse"])
+def test_a_saved_patch_loads_to_the_same_patch(qwen3, tokens, tmp_path, decode):
+    patch = sa_patch.apply(qwen3, "sa", 12, seed=4, form="bucket", dense_layers=[0], kernel="torch", decode=decode)
     expected = logits(qwen3, tokens)
     patch.save(tmp_path / "patch.json")
     patch.restore()
     loaded = sa_patch.load(qwen3, tmp_path / "patch.json")
     assert loaded.config == patch.config == json.loads(json.dumps(patch.config))
     assert torch.equal(logits(qwen3, tokens), expected)
+
+
+def test_a_patch_lies_beside_its_checkpoint(qwen3, tokens, tmp_path):
+    patch = sa_patch.apply(qwen3, "sa", 12, horizon="dyadic")
+    expected = logits(qwen3, tokens)
+    qwen3.save_pretrained(tmp_path)
+    patch.save(tmp_path)
+    assert (tmp_path / "sa_patch.json").is_file()
+    again = type(qwen3).from_pretrained(tmp_path).eval()
+    sa_patch.load(again, tmp_path)
+    assert torch.equal(logits(again, tokens), expected)
+    with pytest.raises(ValueError, match=r"there is no patch config .*elsewhere.*: write one with Patch.save"):
+        sa_patch.load(again, tmp_path / "elsewhere")

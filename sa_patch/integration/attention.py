@@ -42,6 +42,8 @@ def _mask(
     A static cache and a compiled model get a tensor (`geometry.encode`): shapes that never change, values nobody reads
     on the way. Being 4D, transformers hands it through where it comes by a second time.
     """
+    if q_length == 0:
+        raise ValueError("this call has no tokens: an empty prompt has no last token to go on from, pass at least one")
     if use_vmap:
         raise NotImplementedError(
             "the model or caller adds its own mask function, which sa_patch can't honour: restore the patch for it"
@@ -113,15 +115,14 @@ def _attention(
         geometry = attention_mask if ends is None else packed(attention_mask, ends)
         if layer.layer_idx == 0:
             _refuse_restarts(kwargs.get("position_ids"), geometry)
+            _refuse_other_ends(ends, kwargs.get("cu_seq_lens_k"))
         output = attend(query, key, value, geometry, layer, factor, prompt=prompt)
     return output.transpose(1, 2).contiguous(), None
 
 
 def _refuse_call(key: Tensor, value: Tensor, query: Tensor, mask: object, dropout: float, kwargs: Any) -> None:
-    ours = isinstance(mask, Geometry) or (
-        isinstance(mask, Tensor) and mask.dtype == torch.int32 and mask.shape[1:] == (1, 1, key.shape[2])
-    )
-    if not ours:
+    encoded = isinstance(mask, Tensor) and mask.dtype == torch.int32 and mask.shape[1:-1] == (1, 1)
+    if not encoded and not isinstance(mask, Geometry):
         raise NotImplementedError(
             f"sa_patch got a ready-made attention mask ({type(mask).__name__}"
             f"{list(mask.shape) if isinstance(mask, Tensor) else ''}): pass a 2D attention_mask [batch, tokens], or "
@@ -136,8 +137,14 @@ def _refuse_call(key: Tensor, value: Tensor, query: Tensor, mask: object, dropou
         raise NotImplementedError(f"the model or caller passes {', '.join(foreign)}, which sa_patch can't honour")
     if key.shape != value.shape or query.shape[-1] != key.shape[-1]:
         raise NotImplementedError(f"keys {tuple(key.shape)} and values {tuple(value.shape)} must have one shape")
-    ends = kwargs.get("cu_seq_lens_q")
-    if ends is not None and (query.shape[0] != 1 or query.shape[2] != key.shape[2] or isinstance(mask, Tensor)):
+    length = mask.columns.length if isinstance(mask, Geometry) else mask.shape[-1]
+    if length > key.shape[2]:
+        raise NotImplementedError(
+            f"the cache gives a layer {key.shape[2]} keys where there should be {length}: it drops tokens (a sliding "
+            "layer). Use DynamicCache (generate's default) or StaticCache"
+        )
+    packs = kwargs.get("cu_seq_lens_q") is not None or kwargs.get("cu_seq_lens_k") is not None
+    if packs and (query.shape[0] != 1 or query.shape[2] != key.shape[2] or isinstance(mask, Tensor)):
         raise NotImplementedError(
             "cu_seq_lens_q packs documents into one row without a cache; this call has "
             f"{query.shape[0]} rows, {query.shape[2]} queries and {key.shape[2]} keys, or is compiled"
@@ -159,6 +166,14 @@ def _refuse_restarts(position_ids: object, geometry: Geometry) -> None:
             "position_ids restart or skip inside a row (packed documents) beside a cache or an attention_mask, where "
             "transformers no longer separates them: pass use_cache=False and no mask, or one document per row with "
             "padding and an attention_mask"
+        )
+
+
+def _refuse_other_ends(ends: Tensor | None, of_keys: Tensor | None) -> None:
+    if of_keys is not ends and of_keys is not None and (ends is None or not torch.equal(ends, of_keys.to(ends))):
+        raise NotImplementedError(
+            f"cu_seq_lens_k={of_keys.tolist()} cuts the keys elsewhere than "
+            f"cu_seq_lens_q={None if ends is None else ends.tolist()} cuts the queries: pass the same for both"
         )
 
 

@@ -4,13 +4,14 @@ The implementation name lives in a copy of the config that only the patched mode
 """
 
 import copy
+import warnings
 from functools import partial
 
 from torch import nn
 from transformers import GenerationMixin
 
 from sa_patch.forward import Layer
-from sa_patch.integration.generation import check_generation, prefill
+from sa_patch.integration.generation import OVERRIDES
 from sa_patch.integration.modules import attention_modules, device
 from sa_patch.integration.state import NAME, State, state
 from sa_patch.kernels import crossover
@@ -56,8 +57,8 @@ def attach(model: nn.Module, patch: State) -> None:
         module.__dict__.update(_sa_patch=patch, _sa_patch_layer=layer)
     for module in model.modules():
         if isinstance(module, GenerationMixin):
-            module.__dict__["_validate_generation_mode"] = partial(check_generation, module)
-            module.__dict__["_prefill"] = partial(prefill, module)
+            module.__dict__.update({name: partial(function, module) for name, function in OVERRIDES.items()})
+    modules[0].register_forward_pre_hook(_tell_when_overridden)
 
 
 def unbind(model: nn.Module) -> None:
@@ -72,8 +73,25 @@ def unbind(model: nn.Module) -> None:
     held.patched_config._attn_implementation = held.original_config._attn_implementation
     _swap_config(model, held.patched_config, held.original_config)
     for module in model.modules():
-        for name in ("_sa_patch", "_sa_patch_layer", "_validate_generation_mode", "_prefill"):
+        for name in ("_sa_patch", "_sa_patch_layer", *OVERRIDES):
             module.__dict__.pop(name, None)
+        # By the function: the handle that registering returned would not know the hook of a copy.
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _tell_when_overridden]:
+            del module._forward_pre_hooks[key]
+
+
+def _tell_when_overridden(module: nn.Module, _: object) -> None:
+    """The first attention layer's forward pre-hook: a patch that was switched off behind our back says so, once."""
+    held: State = module.__dict__["_sa_patch"]
+    found = held.overridden
+    if found != held.told:
+        held.told = found
+        if found is not None:
+            warnings.warn(
+                f"the sa_patch of this model does not run: its attention implementation was set to {found!r} behind "
+                f"it. To run it again, call model.set_attn_implementation({NAME!r}); to drop it, patch.restore()",
+                stacklevel=2,
+            )
 
 
 def _swap_config(model: nn.Module, old: object, new: object) -> None:

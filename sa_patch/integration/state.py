@@ -22,6 +22,7 @@ class State:
     patched_config: Any = None
     snapshot: dict[str, Any] = field(default_factory=dict)  # the original config's values when it was copied
     reads_prompt: bool = False  # generate is at its prompt: a single token on a cache belongs to it
+    told: str | None = None  # the implementation set behind the patch that its user was warned of
 
     @property
     def overridden(self) -> str | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sa_patch.errors import unknown
 from sa_patch.kernels.base import Kernel
-from sa_patch.patterns import Pattern, Pieces
+from sa_patch.patterns import Band, Pattern, Pieces
 
 # name -> (module, class); imported on first use, so that optional dependencies stay optional.
 KERNELS = {
@@ -17,9 +17,10 @@ KERNELS = {
 }
 
 # Measured on one core of a 2-core x86 CPU in float32 (8 heads, 2 kv heads, head_dim 64) with benchmarks/attention.py.
-# Up to this many tokens one masked dense call beats O(n w) tiles; the second number is for patterns with sinks or a
-# local window, whose parts have to be merged.
+# Up to this many tokens (squared: scores) one masked dense call beats O(n w) tiles; the second number is for patterns
+# with sinks or a local window, whose parts have to be merged. With few queries, only up to this many keys.
 MASKED_BELOW, MASKED_BELOW_MERGED = 256, 512
+MASKED_KEYS = 2048
 # Sparse prefill is not faster than full up to max(windows x window, tokens), by how a variant's keys lie in memory.
 CROSSOVER = {"window": (4, 384), "buckets": (4, 384), "permuted": (8, 768), "routed": (16, 1792), "merged": (14, 1792)}
 
@@ -41,9 +42,9 @@ def explain(pattern: Pattern, query: Tensor, key: Tensor) -> tuple[str, str]:
     if refusal:
         return "sdpa", f"torch refuses: {refusal}"
     limit = MASKED_BELOW_MERGED if pattern.sinks or pattern.local else MASKED_BELOW
-    if pattern.query_len <= limit:
-        return "sdpa", f"a masked dense kernel is faster up to {limit} tokens"
-    return "torch", f"O(n w) is faster beyond {limit} tokens"
+    if pattern.query_len * pattern.length <= limit**2 and pattern.length <= MASKED_KEYS:
+        return "sdpa", f"a masked dense kernel is faster up to {limit} x {limit} scores and {MASKED_KEYS} keys"
+    return "torch", f"O(n w) is faster beyond {limit} x {limit} scores or {MASKED_KEYS} keys"
 
 
 def select(requested: str, pattern: Pattern, query: Tensor, key: Tensor) -> Kernel:
@@ -81,7 +82,7 @@ def execute(requested: str, query: Tensor, key: Tensor, value: Tensor, pattern: 
 
 def check_name(name: str) -> None:
     """Raise ValueError unless a kernel (or "auto") has that name."""
-    if name != "auto" and name not in KERNELS:
+    if name != "auto" and name not in [*KERNELS]:
         raise unknown("kernel", name, ["auto", *KERNELS])
 
 
@@ -112,3 +113,10 @@ def describe(requested: str, merged: bool) -> str:
         return f"kernel {requested}, as asked for"
     limit = MASKED_BELOW_MERGED if merged else MASKED_BELOW
     return f"kernel auto: sdpa with a mask up to {limit} tokens, torch, O(n w), beyond: measured to be faster there"
+
+
+def refusals(length: int) -> dict[str, str]:
+    """The kernels that refuse prompts of this length, sinks or not, and why."""
+    pattern, nothing = Band(length=length, query_len=length, width=1), torch.empty(0)
+    reasons = {name: get(name).refusal(pattern, nothing, nothing) for name in KERNELS}
+    return {name: reason for name, reason in reasons.items() if reason and not pattern.covers_all}
