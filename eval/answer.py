@@ -8,7 +8,7 @@ DENSE_ENOUGH = 0.9  # at this density equality with full says nothing
 TOLERANCE = 0.05  # a measured budget further off than this is not matched
 FLOOR = 0.5  # below this, full attention itself cannot do the task
 RIVALS = ("swa", "moba")  # what the paper compares sa with; all pairs are in the report's table
-FOCUS = ("sa", "sa-bucket", "sa-circular", "sa+swa")
+FOCUS = ("sa", "sa-bucket", "sa-circular", "sa-dyadic", "sa-dyadic-bucket", "sa+swa")
 
 
 def points(value: float, *, sign: bool = True) -> str:

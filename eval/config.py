@@ -7,18 +7,23 @@ cannot drift apart. Unknown keys and wrong types are fatal: a typo must never si
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
+
+from sa_eval.messages import shown
 
 
 class SettingsError(ValueError):
     """A setting that cannot be used; the message says what was asked, what was found and what to do."""
 
 
+LARGEST = 2**31 - 1  # no tensor here is longer; beyond it torch fails in places that say nothing
+
+
 def setting(default: Any, help: str, **rule: Any) -> Any:
-    """A dataclass field with its rule: kind, many, minimum, choices, optional, group."""
+    """A dataclass field with its rule: kind, many, minimum, maximum, choices, optional."""
     return field(default=default, metadata={"help": help, **rule})
 
 
@@ -29,6 +34,8 @@ ARM_MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "sa": ("sa", {}),
     "sa-bucket": ("sa", {"form": "bucket"}),
     "sa-circular": ("sa", {"circular": True}),
+    "sa-dyadic": ("sa", {"horizon": "dyadic"}),
+    "sa-dyadic-bucket": ("sa", {"horizon": "dyadic", "form": "bucket"}),
     "sa+swa": ("sa+swa", {}),
     "moba": ("moba", {}),
 }
@@ -38,6 +45,8 @@ MODE_HELP = {
     "sa": "stochastic attention: `window` keys around the query in a random order of the tokens",
     "sa-bucket": "stochastic attention, the random order cut into buckets (faster; over budget on short prompts)",
     "sa-circular": "stochastic attention with ring distance in the random order",
+    "sa-dyadic": "stochastic attention whose keys don't depend on the prompt's length (each power of two permuted)",
+    "sa-dyadic-bucket": "sa-dyadic, cut into buckets",
     "sa+swa": "half the budget local, half stochastic, no key twice (training-free union)",
     "moba": "blocks of keys chosen by content, MoBA's rule (untrained here: it was made for continued training)",
 }
@@ -101,12 +110,18 @@ class Settings:
         "CPU threads of torch; 1 when other jobs keep the machine busy (default: what it may use)",
         kind=int,
         minimum=1,
+        maximum=1024,  # OpenMP ends the process when it cannot make them
         optional=True,
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...")
     dtype: str = setting("auto", "dtype of the weights; auto: the checkpoint's, float32 on a CPU", choices=DTYPES)
     device_map: str | None = setting(None, "accelerate's device map, for models larger than one device", optional=True)
-    trust_remote_code: bool = setting(False, "run code that a hub model brings along", kind=bool)
+    use_safetensors: bool = setting(
+        True,
+        "safetensors weights only; --no-use-safetensors reads pytorch_model.bin instead, tensors alone, never code",
+        kind=bool,
+    )
+    trust_remote_code: bool = setting(False, "run code that a model brings along, on this machine", kind=bool)
     speed: bool = setting(True, "measure prefill latency", kind=bool)
     out: str | None = setting(None, "run directory (default: runs/<time>-<model>)", optional=True)
 
@@ -131,25 +146,10 @@ def settings_from(given: Mapping[str, Any]) -> Settings:
     """Checked settings from plain values (YAML or flags); anything not given keeps its default."""
     unknown = [key for key in given if key not in SETTINGS]
     if unknown:
-        raise SettingsError(f"unknown setting {unknown[0]!r}: {nearest(str(unknown[0]), list(SETTINGS))}")
+        raise SettingsError(f"unknown setting {shown(unknown[0])}: {nearest(str(unknown[0]), list(SETTINGS))}")
     checked = Settings(**{key: _checked(key, value) for key, value in given.items()})
     _check_modes(checked)
     return checked
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings of a YAML file, unchecked; an empty file is an empty set of settings."""
-    import yaml
-
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"cannot read the config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(loaded or {}, dict):
-        raise SettingsError(f"{path} must hold `setting: value` lines, found a {type(loaded).__name__}")
-    return {str(key): value for key, value in (loaded or {}).items()}
 
 
 def to_yaml(settings: Settings) -> str:
@@ -166,7 +166,7 @@ def _checked(name: str, value: Any) -> Any:
         raise SettingsError(f"{name} is empty: give a value or leave the key out")
     if not rule.get("many"):
         if isinstance(value, (list, tuple)):
-            raise SettingsError(f"{name} takes one value, found a list: {list(value)}")
+            raise SettingsError(f"{name} takes one value, found a list: {shown(list(value))}")
         return _checked_item(name, value, rule)
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
     items = [part for entry in parts for part in (entry.split(",") if isinstance(entry, str) else [entry])]
@@ -175,9 +175,9 @@ def _checked(name: str, value: Any) -> Any:
     )
     if not result and name != "dense_layers":
         raise SettingsError(f"{name} is an empty list: give at least one value")
-    doubled = sorted({str(item) for item in result if result.count(item) > 1})
+    doubled = sorted(str(item) for item, count in Counter(result).items() if count > 1)
     if doubled:
-        raise SettingsError(f"{name} holds {doubled[0]} twice")
+        raise SettingsError(f"{name} holds {doubled[0][:100]} twice")
     return result
 
 
@@ -187,22 +187,25 @@ def _checked_item(name: str, value: Any, rule: Mapping[str, Any]) -> Any:
         return _boolean(name, value)
     if kind is str:
         if not isinstance(value, str) or not value:
-            raise SettingsError(f"{name} must be text, found {value!r}")
+            raise SettingsError(f"{name} must be text, found {shown(value)}")
     elif kind in ("samples", "dense_below") and value in ("all" if kind == "samples" else "crossover",):
         return value
     else:
         value = _number(name, value, fraction=kind == "amount")
         minimum = rule.get("minimum", 0)
         if minimum is not None and value < minimum and not (kind == "amount" and 0 < value < 1):
-            raise SettingsError(f"{name} must be at least {minimum}, found {value}")
+            raise SettingsError(f"{name} must be at least {minimum}, found {shown(value)}")
+        maximum = rule.get("maximum", LARGEST)
+        if abs(value) > maximum:
+            raise SettingsError(f"{name} must be at most {maximum:,}, found {shown(value)}")
     if "choices" in rule and value not in rule["choices"]:
-        raise SettingsError(f"{name} {value!r} is not known: {nearest(str(value), rule['choices'])}")
+        raise SettingsError(f"{name} {shown(value)} is not known: {nearest(str(value), rule['choices'])}")
     return value
 
 
 def _boolean(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise SettingsError(f"{name} must be true or false, found {value!r}")
+        raise SettingsError(f"{name} must be true or false, found {shown(value)}")
     return value
 
 
@@ -212,9 +215,9 @@ def _number(name: str, value: Any, *, fraction: bool) -> int | float:
         try:
             value = float(value) if "." in value or "e" in value.lower() else int(value)
         except ValueError:
-            raise SettingsError(f"{name} must be {wanted}, found {value!r}") from None
+            raise SettingsError(f"{name} must be {wanted}, found {shown(value)}") from None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise SettingsError(f"{name} must be {wanted}, found {value!r}")
+        raise SettingsError(f"{name} must be {wanted}, found {shown(value)}")
     if isinstance(value, float):
         if fraction and 0 < value < 1:
             return value
@@ -227,7 +230,7 @@ def _number(name: str, value: Any, *, fraction: bool) -> int | float:
 def _check_modes(settings: Settings) -> None:
     for mode in settings.modes:
         if mode not in ARM_MODES and mode not in registered_modes():
-            raise SettingsError(f"mode {mode!r} is not known: {nearest(mode, list(ARM_MODES))}")
+            raise SettingsError(f"mode {shown(mode)} is not known: {nearest(mode, list(ARM_MODES))}")
     if settings.num_samples == "all" and "offline" in settings.tasks:
         raise SettingsError(
             "num_samples 'all' needs tasks with a fixed set of documents; the offline suite is endless: give a number"
