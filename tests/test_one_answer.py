@@ -193,10 +193,11 @@ def test_a_chat_that_keeps_its_cache_is_the_whole_conversation(model, name):
 @pytest.mark.parametrize("name", MODES)
 def test_assisted_decoding_is_greedy_decoding(model, name):
     prompt = text(15).repeat(1, 3)
+    greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 0}  # prompt lookup needs some end token
     with sa_patch.apply(model, variant=consistent(name, 12)):
-        expected = model.generate(prompt, max_new_tokens=12, do_sample=False)
+        expected = model.generate(prompt, **greedy)
         for helper in ({"prompt_lookup_num_tokens": 4}, {"assistant_model": make_model(num_hidden_layers=1)}):
-            assert torch.equal(model.generate(prompt, max_new_tokens=12, do_sample=False, **helper), expected)
+            assert torch.equal(model.generate(prompt, **greedy, **helper), expected)
 
 
 @pytest.mark.cell("One answer", "generate with prefill_chunk_size = without")

@@ -166,12 +166,12 @@ def test_assisted_generation_is_refused_before_it_starts(qwen3, options):
     if "assistant_model" in options:
         options = {"assistant_model": make_model()}
     prompt = torch.arange(1, 16).repeat(3)[None]
-    expected = qwen3.generate(prompt, max_new_tokens=8, do_sample=False)
+    expected = qwen3.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=0)
     with sa_patch.apply(qwen3, "sa", 12):
         with pytest.raises(NotImplementedError, match=r"assisted_generation .* needs decode='sparse', got 'full'"):
-            qwen3.generate(prompt, max_new_tokens=8, do_sample=False, **options)
+            qwen3.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=0, **options)
         qwen3.generate(prompt, max_new_tokens=2, do_sample=False)
-    assert torch.equal(qwen3.generate(prompt, max_new_tokens=8, do_sample=False, **options), expected)
+    assert torch.equal(qwen3.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=0, **options), expected)
 
 
 @pytest.mark.parametrize("chunk", [8, 47])

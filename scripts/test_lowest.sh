@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The patcher's tests on the lowest torch and transformers that pyproject.toml admits.
+#   scripts/test_lowest.sh [venv folder]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=${1:-.venv-lowest}
+python3 -m venv "$venv"
+mapfile -t lowest < <(sed -n 's/^dependencies = \[\(.*\)\]$/\1/p' pyproject.toml | grep -o '[a-z]*>=[0-9.]*' | sed 's/>=/==/')
+"$venv/bin/pip" install -q "${lowest[@]}" pytest hypothesis
+echo "${lowest[@]}"
+# Only what needs no extra package: the ecosystem's own pins may not admit versions this low.
+PYTHONPATH=. "$venv/bin/python" -m pytest tests/test_patch_*.py tests/test_one_answer.py tests/test_batches.py \
+  tests/test_caches.py tests/test_generation.py tests/test_shapes.py tests/test_execution.py -p no:cacheprovider "${@:2}"
