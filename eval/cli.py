@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sa_eval.config import ARM_MODES, MODE_HELP, SETTINGS, Settings, SettingsError, read_yaml, settings_from
+from sa_eval.config import ARM_MODES, MODE_HELP, SETTINGS, Settings, SettingsError, settings_from
+from sa_eval.settings_file import read_yaml
 
 EXAMPLES = """\
 examples
@@ -118,7 +119,10 @@ def run(settings: Settings, *, verbose: bool = False) -> int:
 def dry_run(settings: Settings) -> int:
     from sa_eval import plan
 
-    print(plan.render(settings))
+    try:
+        print(plan.render(settings))
+    except (ValueError, NotImplementedError) as error:  # an arm that this model refuses
+        raise error if isinstance(error, SettingsError) else SettingsError(f"this cannot run: {error}") from error
     return 0
 
 

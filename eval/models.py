@@ -5,14 +5,17 @@ A bundled or local model never touches the network; a hub id does what transform
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sa_eval import environment
+from sa_eval import environment, model_files, soundness
 from sa_eval.config import Settings, SettingsError, nearest
+from sa_eval.messages import one_line, shown
 
 BUNDLED = ("qwen3-tiny", "qwen3-moe-tiny")
 HASH_LIMIT_BYTES = 2 * 1024**3  # hashing 16 GB of weights takes longer than a smoke run
@@ -44,49 +47,85 @@ def find(name: str) -> Source:
                 f"the bundled model {name} is not installed: {folder} has no config.json; reinstall the package"
             )
         return Source(name, str(folder), local=True)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = _folder(name)
+    if folder is not None:
         if not (folder / "config.json").is_file():
             raise SettingsError(f"model {name!r} is a folder without config.json: point to a saved transformers model")
         return Source(folder.resolve().name, str(folder), local=True)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise SettingsError(
-            f"model {name!r} is neither a bundled model ({', '.join(BUNDLED)}), an existing folder "
+            f"model {shown(name)} is neither a bundled model ({', '.join(BUNDLED)}), an existing folder "
             f"nor a hub id (owner/name); {nearest(name, BUNDLED)}"
         )
     return Source(name.split("/")[-1], name, local=False)
 
 
+def _folder(name: str) -> Path | None:
+    """The folder of this name, None when there is none or the name cannot be a path."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, an unknown user
+        return None
+
+
 def load_tokenizer(source: Source, settings: Settings) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(source.path, **_hub_options(source, settings))
+    tokenizer = AutoTokenizer.from_pretrained(
+        source.path, trust_remote_code=settings.trust_remote_code, **_hub_options(source, settings)
+    )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
 
 
 def load(source: Source, settings: Settings) -> Loaded:
-    """Load weights and tokenizer once for the whole run."""
+    """Load weights and tokenizer once for the whole run; refuse a model whose scores would mean nothing.
+
+    Raises:
+        SettingsError: whatever is wrong with the files, in one message; nothing is written.
+    """
     import torch
-    from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(settings.threads or min(torch.get_num_threads(), environment.allowed_cpus()))
     device = pick_device(settings)
+    with _told(f"cannot load the model {shown(settings.model)}"):
+        hub = _hub_options(source, settings)
+        found = model_files.check_code(source.name, source.path, hub, settings)
+        model_files.check_weights(source.name, Path(source.path) if source.local else None, found, settings)
+        model = _load_weights(source, settings, device)
+        if not source.local:
+            model_files.check_weights(source.name, model_files.fetched(source.path, hub), found, settings)
+        soundness.check_weights(source.name, model)
+        with _told(f"cannot load the tokenizer of the model {shown(settings.model)}"):
+            tokenizer = load_tokenizer(source, settings)
+        if settings.device_map is None:
+            model = model.to(device)
+        soundness.check_reading(source.name, model.eval(), tokenizer)
+        return Loaded(model, tokenizer, source, identity(source, model))
+
+
+def _load_weights(source: Source, settings: Settings, device: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     options = _hub_options(source, settings)
-    dtype = pick_dtype(settings, device)
     if settings.device_map is not None:
         options["device_map"] = settings.device_map
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options
-        )
-        tokenizer = load_tokenizer(source, settings)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingsError(f"cannot load the model {settings.model!r}: {reason}") from error
-    if settings.device_map is None:
-        model = model.to(device)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return Loaded(model.eval(), tokenizer, source, identity(source, model))
+    dtype = pick_dtype(settings, device)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        source.path,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        trust_remote_code=settings.trust_remote_code,
+        use_safetensors=settings.use_safetensors,
+        weights_only=True,  # a pickle may hold tensors, never code
+        ignore_mismatched_sizes=True,  # or the error would not say which tensor
+        output_loading_info=True,
+        **options,
+    )
+    soundness.check_report(source.name, report)
+    return model
 
 
 def empty_model(source: Source, settings: Settings) -> Any:
@@ -94,13 +133,23 @@ def empty_model(source: Source, settings: Settings) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    with _told(f"cannot read the model {shown(settings.model)}"):
+        hub, trusted = _hub_options(source, settings), settings.trust_remote_code
+        model_files.check_code(source.name, source.path, hub, settings)
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=trusted, **hub)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted).eval()
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Whatever a library says about a broken model is one message for the user; the cause stays attached."""
     try:
-        config = AutoConfig.from_pretrained(source.path, **_hub_options(source, settings))
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingsError(f"cannot read the model {settings.model!r}: {reason}") from error
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).eval()
+        yield
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(f"{what}: {one_line(error)}") from error
 
 
 def pick_device(settings: Settings) -> str:
@@ -111,6 +160,8 @@ def pick_device(settings: Settings) -> str:
             device = torch.device(settings.device)
         except RuntimeError as error:
             raise SettingsError(f"device {settings.device!r} is not a torch device: try cpu, cuda or cuda:1") from error
+        if device.type == "meta":
+            raise SettingsError("device 'meta' holds no numbers: use --dry-run to see what would run")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise SettingsError(
                 f"device {settings.device!r} was asked for, but torch sees no CUDA device: use --device cpu"
@@ -173,6 +224,8 @@ def weights_hash(folder: Path) -> str | None:
 
 
 def _hub_options(source: Source, settings: Settings) -> dict[str, Any]:
-    if source.local:
-        return {"local_files_only": True, "trust_remote_code": settings.trust_remote_code}
-    return {"revision": settings.revision or "main", "trust_remote_code": settings.trust_remote_code}
+    if not source.local:
+        return {"revision": settings.revision or "main"}
+    if settings.revision is not None:
+        raise SettingsError(f"revision {shown(settings.revision)} is for hub models; {source.name} is on this machine")
+    return {"local_files_only": True}

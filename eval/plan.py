@@ -9,7 +9,7 @@ from typing import Any
 from sa_eval import models
 from sa_eval.arms import Arm, arms_from
 from sa_eval.budgets import measured_budget
-from sa_eval.config import Settings, SettingsError
+from sa_eval.config import Settings
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 REACHED = 0.25  # share of a large matrix product's speed that small models reach end to end
@@ -39,7 +39,7 @@ def render(settings: Settings) -> str:
     for arm in arms:
         arm.check()
     model = models.empty_model(source, settings)
-    limit = models.max_tokens(model)
+    prepare.check_lengths(settings, models.max_tokens(model))
     device = models.pick_device(settings)
     shape = _shape(model, models.pick_dtype(settings, device))
     lines = [
@@ -60,11 +60,6 @@ def render(settings: Settings) -> str:
             f"{runs} passes (arms and seeds): about {_duration(seconds)} on this machine, within a factor of three"
         )
     lines += ["", *_memory(shape, settings, models.pick_batch_size(settings, device))]
-    if limit is not None and max(settings.lengths) > limit:
-        raise SettingsError(
-            f"length {max(settings.lengths)} is longer than the model's {limit} positions: "
-            "nothing is truncated here, ask for shorter lengths"
-        )
     return "\n".join(lines)
 
 

@@ -8,21 +8,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sa_eval.config import Settings
+from sa_eval import ruler
+from sa_eval.config import Settings, SettingsError
 from sa_eval.progress import Progress
 
 Build = Callable[[], list[Any]]
 
 
 def check_tasks(settings: Settings) -> None:
-    """Refuse unknown task names before anything is loaded or written."""
+    """Refuse unknown task names, and generated ones without a number, before anything is loaded or written."""
     from sa_eval import lm_tasks
 
-    _, other = lm_tasks.split_names(settings)
+    offline, other = lm_tasks.split_names(settings)
+    if offline and settings.num_samples == "all":
+        raise SettingsError(f"num_samples 'all' has no end for {offline[0]}, which is generated: give a number")
     if other:
         from sa_eval import lm_eval_tasks
 
         lm_eval_tasks.check_names(other)
+
+
+def check_lengths(settings: Settings, limit: int | None) -> None:
+    """Refuse lengths beyond the model's positions before documents of that length are made."""
+    from sa_eval import lm_tasks
+
+    offline, other = lm_tasks.split_names(settings)
+    longest = max(settings.lengths)
+    if limit is not None and longest > limit and (offline or any(map(ruler.is_ruler, other))):
+        raise SettingsError(
+            f"length {longest} is longer than the model's {limit} positions: nothing is truncated here, ask for "
+            "shorter lengths"
+        )
 
 
 def all_tasks(settings: Settings, lm: Any, progress: Progress, failed: Callable[[str, Exception], None]) -> list[Any]:
@@ -34,11 +50,20 @@ def all_tasks(settings: Settings, lm: Any, progress: Progress, failed: Callable[
             bar.describe(f"documents · {label}", now=True)
             try:
                 with progress.quiet():
-                    tasks += build()
+                    tasks += _unlike(build(), tasks)
             except Exception as error:
                 failed(label, error)
             bar.advance(1)
     return tasks
+
+
+def _unlike(built: list[Any], before: list[Any]) -> list[Any]:
+    """The new tasks; records are told apart by the task's name, so it cannot be there twice."""
+    taken = {task.key for task in before}
+    for task in built:
+        if task.key in taken:
+            raise ValueError(f"another task is called {task.key} already: rename one of them")
+    return built
 
 
 def _offline(settings: Settings, lm: Any) -> list[tuple[str, Build]]:

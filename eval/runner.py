@@ -6,15 +6,20 @@ tables and reports read those files only (summary.py, report.py).
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from sa_eval import environment, models, prepare, rows
+from sa_eval import environment, model_files, models, prepare, rows
 from sa_eval.arms import Arm, arms_from
 from sa_eval.budgets import measured_budget
 from sa_eval.config import Settings, SettingsError, to_yaml
+from sa_eval.messages import one_line, shown
 from sa_eval.progress import Progress
 from sa_eval.store import RunDirectory
 
@@ -39,13 +44,36 @@ def run(settings: Settings, progress: Progress) -> RunDirectory:
     arms = arms_from(settings)
     for arm in arms:
         arm.check()
-    RunDirectory.refuse_used(settings.out)
-    with progress.step(f"loading {settings.model}"):
-        loaded = models.load(source, settings)
-    directory = RunDirectory.create(settings.out, source.name)
-    directory.write_text("config.yaml", to_yaml(replace(settings, out=None)))
-    progress.say(f"run directory: {directory.path}")
-    return run_loaded(settings, loaded, arms, directory, progress)
+    check_out(settings.out)
+    with model_files.code_kept_out(settings):
+        with progress.step(f"loading {settings.model}"):
+            loaded = models.load(source, settings)
+        prepare.check_lengths(settings, models.max_tokens(loaded.model))
+        with _out_errors(settings.out):
+            directory = RunDirectory.create(settings.out, source.name)
+        directory.write_text("config.yaml", to_yaml(replace(settings, out=None)))
+        progress.say(f"run directory: {directory.path}")
+        return run_loaded(settings, loaded, arms, directory, progress)
+
+
+def check_out(out: str | None) -> None:
+    """Refuse a run directory that is used or cannot be made, before minutes are spent on loading."""
+    with _out_errors(out):
+        RunDirectory.refuse_used(out)
+        path = Path(out or "runs").absolute()
+        parent = next(place for place in (path, *path.parents) if place.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise NotADirectoryError(f"{parent} is no directory that can be written")
+
+
+@contextlib.contextmanager
+def _out_errors(out: str | None) -> Iterator[None]:
+    try:
+        yield
+    except SettingsError:
+        raise
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"out {shown(out or 'runs')} cannot be made: {one_line(error)}") from error
 
 
 def run_loaded(
