@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sa_patch import integration, kernels
+from sa_patch.compiled import attend_function
 from sa_patch.errors import unknown
 from sa_patch.forward import Layer, attend_rows
 from sa_patch.geometry import Geometry
@@ -177,9 +178,12 @@ def attention(
     _check_shapes(query, key, value)
     kernels.check_name(kernel)
     mask = None if attention_mask is None else attention_mask.to(device=query.device, dtype=torch.bool)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    place = layer_idx, num_layers or layer_idx + 1
+    if torch.compiler.is_compiling():
+        return attend_function(query, key, value, mask, variant, place, kernel, scaling)
     geometry = Geometry.build(query.shape[0], query.shape[2], key.shape[2], mask, query.device)
-    layer = Layer(variant, kernel, layer_idx, num_layers or layer_idx + 1)
-    return attend_rows(query, key, value, geometry, layer, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return attend_rows(query, key, value, geometry, Layer(variant, kernel, *place), scaling)
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -5,6 +5,7 @@ Imports torch only.
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,6 +38,32 @@ class Layer:
         variant = self.variant
         named = {self.layer_idx, self.layer_idx - self.num_layers}
         return variant.always_dense or not named.isdisjoint(variant.dense_layers)
+
+    @cached_property
+    def traced(self) -> "Traced":
+        """What compiled models have in place of this object."""
+        with torch.inference_mode(False):  # or nobody could write to it later
+            calls = torch.zeros(len(KINDS), dtype=torch.int64, device="cpu")
+            return Traced(torch.tensor(self.layer_idx, device="cpu"), calls)
+
+
+@dataclass(eq=False)
+class Traced:
+    """A layer's number and counters as tensors: layers can share a compiled graph, and a graph can count.
+
+    Attributes:
+        place: int64 [], in CPU memory.
+        calls: how often the layer did what, int64 [len(KINDS)].
+    """
+
+    place: Tensor
+    calls: Tensor
+
+    def to(self, device: torch.device) -> None:
+        """Bring the counters to where the layer runs."""
+        self.calls = self.calls.to(device)
+        # CUDA graphs may write to it in place. No guard: layers that share a graph have their own.
+        torch._dynamo.mark_static_address(self.calls, guard=False)
 
 
 def is_short(variant: Variant, length: int, device: torch.device) -> bool:

@@ -35,7 +35,8 @@ class Rows:
 
     Attributes:
         rows: the batch row each sequence is in, int64 [sequences].
-        query_index, key_index: columns of their real tokens, int64 [sequences, query_len] and [sequences, length].
+        query_index: where their real queries are among the call's queries, int64 [sequences, query_len].
+        key_index: where their real tokens are among the columns, int64 [sequences, length].
     """
 
     group: Group
@@ -86,14 +87,19 @@ class Geometry:
         Raises:
             ValueError: when the mask has other columns than there are keys.
         """
+        cls.check_mask(key_mask, batch, key_len)
+        if key_mask is not None and bool(key_mask.all()):
+            key_mask = None
+        return cls(Group(key_len, query_len, device), key_mask, documents)
+
+    @staticmethod
+    def check_mask(key_mask: Tensor | None, batch: int, key_len: int) -> None:
+        """Raise ValueError when a mask has other columns than there are keys."""
         if key_mask is not None and key_mask.shape != (batch, key_len):
             raise ValueError(
                 f"attention_mask has shape {tuple(key_mask.shape)}, but this call has {batch} rows of {key_len} keys: "
                 "pass one column per token, cached ones included"
             )
-        if key_mask is not None and bool(key_mask.all()):
-            key_mask = None
-        return cls(Group(key_len, query_len, device), key_mask, documents)
 
     @cached_property
     def parts(self) -> tuple[Rows, ...] | None:
@@ -110,7 +116,8 @@ class Geometry:
         owner = (row * (int(document.max()) + 1) + document[row, column]).unique_consecutive(return_inverse=True)[1]
         num_sequences = int(owner[-1]) + 1 if owner.numel() else 0
         keys = torch.bincount(owner, minlength=num_sequences)
-        queries = torch.bincount(owner[column >= columns.length - columns.query_len], minlength=num_sequences)
+        offset = columns.length - columns.query_len
+        queries = torch.bincount(owner[column >= offset], minlength=num_sequences)
         start = keys.cumsum(0) - keys
         members: dict[tuple[int, int], list[int]] = {}
         for sequence, shape in enumerate(torch.stack([keys, queries], dim=1).tolist()):
@@ -120,7 +127,7 @@ class Geometry:
         for (length, query_len), sequences in members.items():
             first = start[torch.tensor(sequences, device=device)]
             key_index = column[first[:, None] + torch.arange(length, device=device)]
-            query_index = key_index[:, length - query_len :]
+            query_index = key_index[:, length - query_len :] - offset
             parts.append(Rows(Group(length, query_len, columns.device), row[first], query_index, key_index))
         return tuple(parts)
 
@@ -156,7 +163,15 @@ def encode(
 
     Returns:
         int32 [batch, 1, 1, key_len]: REAL at real tokens, NEW at this call's columns, plus DOCUMENT times the document.
+
+    Raises:
+        ValueError: when the mask has more columns than there are keys.
     """
+    if key_mask is not None and (key_mask.dim() != 2 or key_mask.shape[0] != batch or key_mask.shape[1] > key_len):
+        raise ValueError(
+            f"attention_mask has shape {tuple(key_mask.shape)}, but the cache holds {batch} rows of {key_len} keys: "
+            "pass one column per token, cached ones included"
+        )
     column = torch.arange(key_len, device=device)
     filled, new = column < offset + query_len, (column >= offset) & (column < offset + query_len)
     real = filled.expand(batch, key_len)
@@ -190,7 +205,7 @@ def decode(codes: Tensor, query_len: int) -> Geometry:
 
 
 def packed(geometry: Geometry, ends: Tensor) -> Geometry:
-    """One row cut into documents; kept with `ends`, so that the layers of a forward share it.
+    """One row cut into documents; kept with the geometry, so that the layers of a forward share it.
 
     Args:
         ends: cumulative lengths 0, l1, l1 + l2, ..., as FlashAttention takes them: int [documents + 1].
@@ -198,11 +213,12 @@ def packed(geometry: Geometry, ends: Tensor) -> Geometry:
     Raises:
         ValueError: when they don't cover the row, or the row was cut elsewhere already.
     """
-    known = getattr(ends, "_sa_patch_geometry", None)
-    if known is not None and known.columns == geometry.columns:
+    known = geometry.__dict__.get("_packed")
+    if known is not None:
         return known
     length = geometry.columns.length
-    if ends.dim() != 1 or int(ends[0]) != 0 or int(ends[-1]) != length or bool((ends.diff() < 0).any()):
+    fits = ends.dim() == 1 and len(ends) > 1 and int(ends[0]) == 0 and int(ends[-1]) == length
+    if not fits or bool((ends.diff() < 0).any()):
         raise ValueError(f"cu_seq_lens_q must ascend from 0 to the row's {length} tokens, got {ends.tolist()}")
     column = torch.arange(length, device=geometry.columns.device)
     documents = torch.searchsorted(ends.to(column), column, right=True)
@@ -210,5 +226,22 @@ def packed(geometry: Geometry, ends: Tensor) -> Geometry:
     if geometry.documents is not None and not torch.equal(geometry.documents, documents):
         raise ValueError("cu_seq_lens_q and position_ids cut the row into different documents: pass one of them")
     made = Geometry(geometry.columns, geometry.key_mask, documents)
-    ends._sa_patch_geometry = made  # type: ignore[attr-defined]
+    geometry.__dict__["_packed"] = made
     return made
+
+
+def refuse_restarts(position_ids: object, geometry: Geometry) -> None:
+    """Packed documents restart their positions; transformers itself sees them only without mask and cache."""
+    if not isinstance(position_ids, Tensor) or position_ids.dim() != 2 or geometry.columns.query_len == 1:
+        return
+    if geometry.parts is None:
+        runs = [position_ids]
+    else:
+        rows = position_ids.shape[0]  # 1 where all rows share their positions
+        runs = [position_ids[(part.rows % rows)[:, None], part.query_index] for part in geometry.parts]
+    if not all(bool((run.diff(dim=1) == 1).all()) for run in runs):
+        raise NotImplementedError(
+            "position_ids restart or skip inside a row, beside a cache or an attention_mask. Packed documents: "
+            "transformers does not separate them there, so pass use_cache=False and no mask, or one document per row "
+            "with padding. Padding between tokens: pass position_ids that leave it out (attention_mask.cumsum(1) - 1)"
+        )

@@ -107,7 +107,10 @@ class Patch:
         or the pattern shows all of it; dense_layer: full attention, because the layer stays full; full_decode and
         sparse_decode: a generated token that read the whole cache, or its row of the pattern.
         """
-        return tuple({kind: layer.calls[kind] for kind in KINDS} for layer in self._state.layers)
+        return tuple(
+            {kind: layer.calls[kind] + extra for kind, extra in zip(KINDS, layer.traced.calls.tolist(), strict=True)}
+            for layer in self._state.layers
+        )
 
     def mask(self, length: int, layer_idx: int = 0) -> Tensor:
         """Who sees whom in one layer while a prompt of `length` tokens is read: bool [length, length], [query, key].

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import causal_mask_function
+from transformers.masking_utils import and_masks, causal_mask_function
 
+from sa_patch.compiled import attend_compiled
 from sa_patch.forward import Layer, attend, attend_encoded
-from sa_patch.geometry import Geometry, encode, packed
+from sa_patch.geometry import Geometry, decode, encode, packed, refuse_restarts
 from sa_patch.integration.state import NAME
 
 # Arguments of attention functions that change the result in ways no pattern expresses.
@@ -23,6 +24,7 @@ _PACKING = (
     "packed_sequence_mask_function",
     "remap_positions_for_packed_sequence",
 )
+_AND_MASK = and_masks(causal_mask_function).__code__
 
 
 def _mask(
@@ -48,15 +50,19 @@ def _mask(
         raise NotImplementedError(
             "the model or caller adds its own mask function, which sa_patch can't honour: restore the patch for it"
         )
-    documents = _documents(mask_function)
     device = torch.device(device)
+    if torch.compiler.is_compiling():
+        documents = _traced_documents(mask_function, batch_size, kv_length, device)
+    else:
+        documents = _documents(mask_function)
     fixed = isinstance(q_offset, Tensor) or kv_length > q_offset + q_length
     if kv_offset or not (fixed or kv_length == q_offset + q_length):
         raise NotImplementedError(
             f"this cache shows {kv_length} keys from {kv_offset} on for {q_offset} cached and {q_length} new tokens: "
-            "it drops tokens (a sliding cache). Use DynamicCache (generate's default) or StaticCache"
+            "it is too short, or drops tokens (a sliding cache). Use DynamicCache (generate's default), or a "
+            "StaticCache that holds all tokens"
         )
-    if fixed or torch.compiler.is_compiling():
+    if fixed or (torch.compiler.is_compiling() and (attention_mask is not None or documents is not None)):
         return encode(batch_size, q_length, kv_length, q_offset, attention_mask, documents, device)
     return Geometry.build(batch_size, q_length, kv_length, attention_mask, device, documents)
 
@@ -88,6 +94,20 @@ def _documents(mask_function: Any) -> Tensor | None:
     return found[0]
 
 
+def _traced_documents(mask_function: Any, batch: int, length: int, device: torch.device) -> Tensor | None:
+    """`_documents` while a compiler traces, which does not show what a function holds: ask it instead.
+
+    Then transformers always separates documents, where there is neither a mask nor a cache.
+    """
+    if mask_function is causal_mask_function:
+        return None
+    if mask_function.__code__ is not _AND_MASK:
+        raise NotImplementedError("mask functions other than those of packed documents are not supported by sa_patch")
+    row, column = torch.arange(batch, device=device)[:, None], torch.arange(length, device=device)
+    sees_previous = mask_function(row, 0, column, (column - 1).clamp(min=0))
+    return (~sees_previous).cumsum(dim=1)
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -108,21 +128,29 @@ def _attention(
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     prompt = module.__dict__["_sa_patch"].reads_prompt
     ends = kwargs.get("cu_seq_lens_q")
-    if isinstance(attention_mask, Tensor):
+    if torch.compiler.is_compiling():
+        position_ids = kwargs.get("position_ids")
+        output = attend_compiled(query, key, value, attention_mask, position_ids, layer, factor, prompt=prompt)
+    elif isinstance(attention_mask, Tensor):
+        if layer.layer_idx == 0 and query.shape[2] > 1:
+            refuse_restarts(kwargs.get("position_ids"), decode(attention_mask, query.shape[2]))
         output = attend_encoded(query, key, value, attention_mask, layer, factor, prompt=prompt)
     else:
         assert isinstance(attention_mask, Geometry)
         geometry = attention_mask if ends is None else packed(attention_mask, ends)
         if layer.layer_idx == 0:
-            _refuse_restarts(kwargs.get("position_ids"), geometry)
+            refuse_restarts(kwargs.get("position_ids"), geometry)
             _refuse_other_ends(ends, kwargs.get("cu_seq_lens_k"))
         output = attend(query, key, value, geometry, layer, factor, prompt=prompt)
     return output.transpose(1, 2).contiguous(), None
 
 
 def _refuse_call(key: Tensor, value: Tensor, query: Tensor, mask: object, dropout: float, kwargs: Any) -> None:
-    encoded = isinstance(mask, Tensor) and mask.dtype == torch.int32 and mask.shape[1:-1] == (1, 1)
-    if not encoded and not isinstance(mask, Geometry):
+    if isinstance(mask, Geometry):
+        length = mask.columns.length
+    elif isinstance(mask, Tensor) and mask.dtype == torch.int32 and mask.shape[1:-1] == (1, 1):
+        length = mask.shape[-1]
+    else:
         raise NotImplementedError(
             f"sa_patch got a ready-made attention mask ({type(mask).__name__}"
             f"{list(mask.shape) if isinstance(mask, Tensor) else ''}): pass a 2D attention_mask [batch, tokens], or "
@@ -137,35 +165,17 @@ def _refuse_call(key: Tensor, value: Tensor, query: Tensor, mask: object, dropou
         raise NotImplementedError(f"the model or caller passes {', '.join(foreign)}, which sa_patch can't honour")
     if key.shape != value.shape or query.shape[-1] != key.shape[-1]:
         raise NotImplementedError(f"keys {tuple(key.shape)} and values {tuple(value.shape)} must have one shape")
-    length = mask.columns.length if isinstance(mask, Geometry) else mask.shape[-1]
     if length > key.shape[2]:
         raise NotImplementedError(
             f"the cache gives a layer {key.shape[2]} keys where there should be {length}: it drops tokens (a sliding "
-            "layer). Use DynamicCache (generate's default) or StaticCache"
+            "layer, a compressing cache). Use DynamicCache (generate's default) or StaticCache"
         )
     packs = kwargs.get("cu_seq_lens_q") is not None or kwargs.get("cu_seq_lens_k") is not None
-    if packs and (query.shape[0] != 1 or query.shape[2] != key.shape[2] or isinstance(mask, Tensor)):
+    fits = query.shape[0] == 1 and query.shape[2] == key.shape[2] and isinstance(mask, Geometry)
+    if packs and (not fits or torch.compiler.is_compiling()):
         raise NotImplementedError(
             "cu_seq_lens_q packs documents into one row without a cache; this call has "
             f"{query.shape[0]} rows, {query.shape[2]} queries and {key.shape[2]} keys, or is compiled"
-        )
-
-
-def _refuse_restarts(position_ids: object, geometry: Geometry) -> None:
-    """Packed documents restart their positions; transformers itself sees them only without mask and cache."""
-    if not isinstance(position_ids, Tensor) or position_ids.dim() != 2 or geometry.columns.query_len == 1:
-        return
-    if geometry.parts is None:
-        runs = [position_ids]
-    else:
-        offset = geometry.columns.length - geometry.columns.query_len
-        rows = position_ids.shape[0]  # 1 where all rows share their positions
-        runs = [position_ids[(part.rows % rows)[:, None], part.query_index - offset] for part in geometry.parts]
-    if not all(bool((run.diff(dim=1) == 1).all()) for run in runs):
-        raise NotImplementedError(
-            "position_ids restart or skip inside a row (packed documents) beside a cache or an attention_mask, where "
-            "transformers no longer separates them: pass use_cache=False and no mask, or one document per row with "
-            "padding and an attention_mask"
         )
 
 

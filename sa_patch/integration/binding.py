@@ -7,6 +7,7 @@ import copy
 import warnings
 from functools import partial
 
+import torch
 from torch import nn
 from transformers import GenerationMixin
 
@@ -54,6 +55,7 @@ def attach(model: nn.Module, patch: State) -> None:
     patch.patched_config._attn_implementation = NAME
     _swap_config(model, patch.original_config, patch.patched_config)
     for module, layer in zip(modules, patch.layers, strict=True):
+        layer.traced.to(device(module))
         module.__dict__.update(_sa_patch=patch, _sa_patch_layer=layer)
     for module in model.modules():
         if isinstance(module, GenerationMixin):
@@ -82,6 +84,8 @@ def unbind(model: nn.Module) -> None:
 
 def _tell_when_overridden(module: nn.Module, _: object) -> None:
     """The first attention layer's forward pre-hook: a patch that was switched off behind our back says so, once."""
+    if torch.compiler.is_compiling():
+        return  # a compiled graph can't warn
     held: State = module.__dict__["_sa_patch"]
     found = held.overridden
     if found != held.told:

@@ -1,5 +1,6 @@
 """What a patched model's `generate` does differently: it says what is a prompt, and refuses what would be wrong."""
 
+import threading
 from typing import Any
 
 from sa_patch.integration.state import State, state
@@ -29,10 +30,11 @@ def _refuse_generation(held: State, name: str, config: Any) -> None:
         "use_cache=False": "reads the whole text again for every token, as a prompt",
     }
     asked = name if name in again else "use_cache=False" if config.use_cache is False else None
-    if asked and (reason or variant.decode == "full"):
+    needs = ["decode='sparse', got 'full'"] if variant.decode == "full" else []
+    needs += [f"keys that no later token changes, but {reason}"] if reason else []
+    if asked and needs:
         raise NotImplementedError(
-            f"{asked} {again[asked]}, so it needs decode='sparse', got {variant.decode!r}, and keys that no later "
-            "token changes" + (f", but {reason}" if reason else "") + ". Change the options, generate without it, or "
+            f"{asked} {again[asked]}, so it needs {', and '.join(needs)}. Change the options, generate without it, or "
             "restore the patch"
         )
     if getattr(config, "prefill_chunk_size", None) and reason:
@@ -47,11 +49,11 @@ def prefill(model: Any, *args: Any, **kwargs: Any) -> Any:
     held = state(model)
     if held is None:
         return type(model)._prefill(model, *args, **kwargs)
-    held.reads_prompt = True
+    held.prompt_threads.add(threading.get_ident())
     try:
         return type(model)._prefill(model, *args, **kwargs)
     finally:
-        held.reads_prompt = False
+        held.prompt_threads.discard(threading.get_ident())
 
 
 def start_continuous_batching(model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,8 +1,10 @@
 """State: one patch of one model, and where to find it."""
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from sa_patch.forward import Layer
@@ -21,8 +23,15 @@ class State:
     original_config: Any = None
     patched_config: Any = None
     snapshot: dict[str, Any] = field(default_factory=dict)  # the original config's values when it was copied
-    reads_prompt: bool = False  # generate is at its prompt: a single token on a cache belongs to it
+    prompt_threads: set[int] = field(default_factory=set)  # those in which generate is at its prompt
     told: str | None = None  # the implementation set behind the patch that its user was warned of
+
+    @property
+    def reads_prompt(self) -> bool:
+        """True while generate, in this thread, is at its prompt: even a single token on a cache belongs to it."""
+        if torch.compiler.is_compiling():
+            return bool(self.prompt_threads)
+        return threading.get_ident() in self.prompt_threads
 
     @property
     def overridden(self) -> str | None:

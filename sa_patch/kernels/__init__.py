@@ -12,6 +12,7 @@ from sa_patch.patterns import Band, Pattern, Pieces
 # name -> (module, class); imported on first use, so that optional dependencies stay optional.
 KERNELS = {
     "torch": ("sa_patch.kernels.torch_tiled", "TorchTiled"),
+    "triton": ("sa_patch.kernels.triton_tiled", "Triton"),
     "sdpa": ("sa_patch.kernels.sdpa", "Sdpa"),
     "reference": ("sa_patch.kernels.reference", "Reference"),
 }

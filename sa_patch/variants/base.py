@@ -6,6 +6,7 @@ To add one, subclass `Variant`, say what `sparse_pattern` and `sparse_budget` ar
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -71,6 +72,12 @@ class Variant(ABC):
         if self.decode not in ("full", "sparse"):
             raise unknown("decode", self.decode, ["full", "sparse"])
         self._check_extras()
+        _ = self.spec  # now: while a compiler traces, numbers may be symbols
+
+    @cached_property
+    def spec(self) -> str:
+        """Name and options as text, for compiled models."""
+        return f"{self.name} {self.options()!r}"
 
     def _check_extras(self) -> None:
         """Under a matched budget, sinks and local must leave room for at least the query itself."""

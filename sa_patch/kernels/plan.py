@@ -1,0 +1,157 @@
+"""Plans: a pattern as tiles of queries and sorted lists of keys, for kernels that gather as they go.
+
+Nothing here waits for the device where every token is a query. Imports torch only.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sa_patch.patterns import Band, Blocks
+from sa_patch.randomness import inverse
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """`tiles_per_list` consecutive tiles share a list of keys.
+
+    Attributes:
+        query_pos: int32 [lists * tiles_per_list, rows], positions, ascending inside a list; -1 where empty.
+        query_rank: int32, likewise.
+        key_pos, key_rank: int32 [lists, span], sorted by position; beyond a list's end anything.
+        stop: int32 [tiles], how many keys of its list a tile has to visit: the later ones are in its future.
+        tiles_per_list: see above.
+        width: only ranks that differ by less are visible; 0: all are.
+        keys_per_step: keys a kernel should take at once.
+    """
+
+    query_pos: Tensor
+    query_rank: Tensor
+    key_pos: Tensor
+    key_rank: Tensor
+    stop: Tensor
+    tiles_per_list: int
+    width: int
+    keys_per_step: int
+
+
+def make_plan(pattern: Band | Blocks, rows: int, tiles_per_list: int, keys_per_step: int, device: torch.device) -> Plan:
+    """The own part of a pattern, selected runs aside.
+
+    Args:
+        rows: tokens per tile.
+        tiles_per_list: for bands; tiles of one list see fewer keys the earlier they are, and a list more the longer.
+    """
+    if isinstance(pattern, Blocks):
+        return _plan_runs(pattern, rows, keys_per_step, device)
+    if pattern.order is None:
+        return _plan_window(pattern, rows, tiles_per_list, keys_per_step, device)
+    return _plan_band(pattern, pattern.order, rows, tiles_per_list, keys_per_step, device)
+
+
+def _finish(
+    queries: Tensor, query_rank: Tensor, keys: Tensor, key_rank: Tensor, rows: int, absent: int, width: int, step: int
+) -> Plan:
+    """From queries [lists, m * rows] and keys [lists, span], `absent` (beyond any position) where empty."""
+    queries, order = queries.sort(dim=1)
+    query_rank = query_rank.gather(1, order)
+    keys, order = keys.sort(dim=1)
+    key_rank = key_rank.gather(1, order)
+    real = queries < absent
+    # The keys a query may see are those up to its own position.
+    reach = torch.searchsorted(keys, queries, right=True).masked_fill(~real, 0)
+    stop = reach.unflatten(1, (-1, rows)).amax(dim=2).flatten()
+    queries = queries.masked_fill(~real, -1)
+    tensors = (queries.view(-1, rows), query_rank.reshape(-1, rows), keys, key_rank, stop)
+    return Plan(*(x.to(torch.int32).contiguous() for x in tensors), queries.shape[1] // rows, width, step)
+
+
+def _plan_window(band: Band, rows: int, tiles_per_list: int, step: int, device: torch.device) -> Plan:
+    length, side, block = band.length, band.width - 1, rows * tiles_per_list
+    lists = -(-band.query_len // block)
+    queries = band.first + torch.arange(lists * block, device=device).view(lists, block)
+    keys = queries[:, :1] - side + torch.arange(block + side, device=device)
+    keys = keys.masked_fill((keys < 0) | (keys >= length), length)
+    queries = queries.clamp(max=length)
+    return _finish(queries, queries, keys, keys, rows, length, band.width, step)
+
+
+def _plan_band(band: Band, order: Tensor, rows: int, tiles_per_list: int, step: int, device: torch.device) -> Plan:
+    length, side, block = band.length, band.width - 1, rows * tiles_per_list
+    horizon, lists = order.numel(), -(-band.query_len // block)
+    rank, by_rank = inverse(order)[band.first : length].sort()
+    fill = lists * block - band.query_len
+    queries = F.pad(by_rank + band.first, (0, fill), value=length).view(lists, block)
+    final = rank[-1]
+    query_rank = torch.cat([rank, final.expand(fill)]).view(lists, block)
+    token, token_rank = order, torch.arange(horizon, device=device)
+    if band.circular:
+        token_rank = torch.arange(-side, horizon + side, device=device)
+        token = order[token_rank % horizon]
+    elif length < horizon:
+        present = order < length
+        token, token_rank = order[present], token_rank[present]
+    low = torch.searchsorted(token_rank, query_rank[:, 0] - band.width, right=True)
+    high = torch.searchsorted(token_rank, query_rank[:, -1] + band.width)
+    span = block + 2 * side if band.query_len == horizon else int((high - low).max())
+    slot = low[:, None] + torch.arange(span, device=device)
+    there = slot < high[:, None]
+    slot = slot.clamp(max=token.numel() - 1)
+    keys = token[slot].masked_fill(~there, length)
+    return _finish(queries, query_rank, keys, token_rank[slot], rows, length, band.width, step)
+
+
+def _plan_runs(blocks: Blocks, rows: int, step: int, device: torch.device) -> Plan:
+    n, size = blocks.length, blocks.block_size
+    order = torch.arange(n, device=device) if blocks.order is None else blocks.order
+    position = F.pad(order, (0, -order.numel() % size), value=n).view(-1, size)
+    keys = position.masked_fill(position >= n, n)
+    queries = keys.masked_fill(keys < blocks.first, n)
+    queries = F.pad(queries, (0, -size % rows), value=n)
+    return _finish(queries, queries, keys, keys, rows, n, 0, step)
+
+
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """(query, run) pairs in tiles that want the same run.
+
+    Attributes:
+        order: int64 [pairs], pairs (index into batch x heads x queries x chosen) sorted by the run they want.
+        tile_run: int64 [tiles], (batch, kv head, run) as one number; beyond the last one for tiles without work.
+        tile_start, tile_count: int64 [tiles], a tile's stretch of `order`.
+    """
+
+    order: Tensor
+    tile_run: Tensor
+    tile_start: Tensor
+    tile_count: Tensor
+    rows: int
+    keys_per_step: int
+    run_size: int
+    num_runs: int
+    num_chosen: int
+
+
+def make_requests(blocks: Blocks, kv_heads: int, rows: int, keys_per_step: int) -> Requests:
+    """The selected runs of a pattern. The number of tiles is an upper bound: the real one is never looked at."""
+    selected, size = blocks.selected, blocks.block_size
+    assert selected is not None
+    batch, heads, _, num_chosen = selected.shape
+    num_runs, device = blocks.length // size, selected.device
+    total = batch * kv_heads * num_runs
+    row, head = torch.arange(batch, device=device), torch.arange(heads, device=device)
+    owner = (row[:, None] * kv_heads + head // (heads // kv_heads)) * num_runs
+    wanted = torch.where(selected < 0, total, selected + owner[..., None, None]).flatten()
+    wanted, order = wanted.sort(stable=True)
+    begin = torch.searchsorted(wanted, torch.arange(total + 1, device=device))
+    count = begin.diff()
+    tiles = -(-count // rows)
+    end = tiles.cumsum(0)
+    tile = torch.arange(wanted.numel() // rows + min(total, wanted.numel()), device=device)
+    run = torch.searchsorted(end, tile, right=True)
+    known = run.clamp(max=total - 1)
+    within = (tile - (end - tiles)[known]) * rows
+    left = (count[known] - within).clamp(min=0, max=rows)
+    return Requests(order, run, begin[known] + within, left, rows, keys_per_step, size, num_runs, num_chosen)
