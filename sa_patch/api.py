@@ -46,7 +46,7 @@ def apply(
         window: keys per query, the query included; 0 < x < 1 is a fraction of the prompt. All modes have the same
             number of (query, key) pairs at the same window (budget="pairs").
         variant: a variant object (`sa_patch.variant(...)` or your own) instead of mode, window and options.
-        kernel: "auto", "torch", "sdpa" or "reference". An explicit kernel never falls back to another one.
+        kernel: "auto", "torch", "triton", "sdpa" or "reference". An explicit kernel never falls back to another one.
         seed: of the random keys of sa and sa+swa.
         budget: "pairs" matches the pairs of swa at this window, "nominal" takes the textbook parameters.
         decode: "full", generated tokens read the whole cache; "sparse", they read their own row of the pattern.
@@ -178,12 +178,12 @@ def attention(
     _check_shapes(query, key, value)
     kernels.check_name(kernel)
     mask = None if attention_mask is None else attention_mask.to(device=query.device, dtype=torch.bool)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     place = layer_idx, num_layers or layer_idx + 1
     if torch.compiler.is_compiling():
-        return attend_function(query, key, value, mask, variant, place, kernel, scaling)
+        return attend_function(query, key, value, mask, variant, place, kernel, factor)
     geometry = Geometry.build(query.shape[0], query.shape[2], key.shape[2], mask, query.device)
-    return attend_rows(query, key, value, geometry, Layer(variant, kernel, *place), scaling)
+    return attend_rows(query, key, value, geometry, Layer(variant, kernel, *place), factor)
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -192,6 +192,7 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
         query.dim() == 4
         and key.shape == value.shape
         and key.dim() == 4
+        and min(query.shape[:2] + key.shape[:2]) > 0
         and query.shape[0] == key.shape[0]
         and query.shape[3] == key.shape[3]
         and 0 < query.shape[2] <= key.shape[2]
@@ -201,4 +202,8 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise ValueError(
             "attention needs query [B, H, Q, D] and key, value [B, Hkv, N, D] with 0 < Q <= N and H a multiple of Hkv, "
             f"got {shapes[0]}, {shapes[1]}, {shapes[2]}"
+        )
+    if not query.dtype == key.dtype == value.dtype and not torch.is_autocast_enabled(query.device.type):
+        raise ValueError(
+            f"query, key and value must have one dtype, got {query.dtype}, {key.dtype} and {value.dtype}: convert them"
         )

@@ -122,7 +122,9 @@ def _run(query, key, value, codes, position_ids, variant, layer_idx, num_layers,
     return output.contiguous(), torch.tensor([layer.calls[kind] for kind in KINDS], device=query.device)
 
 
-_outside = torch.compiler.disable(_run, reason=_OWN)
+@torch.compiler.disable(reason=_OWN)
+def _outside(*arguments) -> tuple[Tensor, Tensor]:
+    return _run(*arguments)
 
 
 @lru_cache(maxsize=64)
@@ -180,10 +182,10 @@ _LIBRARY.define(
 @torch.library.impl(_LIBRARY, "attend_backward", "CompositeExplicitAutograd")
 def _attend_backward(grad, query, key, value, codes, layer_idx, spec, *settings) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values: computes the attention again, and goes back through it."""
-    leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
+    query, key, value = (tensor.detach().requires_grad_() for tensor in (query, key, value))
     with torch.enable_grad():
-        output, _ = _run(*leaves, codes, None, _variant(spec), layer_idx, *settings)
-    query_grad, key_grad, value_grad = torch.autograd.grad(output, leaves, grad)
+        output, _ = _run(query, key, value, codes, None, _variant(spec), layer_idx, *settings)
+    query_grad, key_grad, value_grad = torch.autograd.grad(output, (query, key, value), grad)
     return query_grad.contiguous(), key_grad.contiguous(), value_grad.contiguous()
 
 

@@ -191,6 +191,11 @@ def decode(codes: Tensor, query_len: int) -> Geometry:
     flat = codes[:, 0, 0]
     length = int((flat & NEW).any(dim=0).nonzero().max()) + 1
     flat = flat[:, :length]
+    if not bool(((flat & REAL) * (flat & NEW)).any()):
+        raise ValueError(
+            f"the attention_mask has no real token among the {query_len} new columns up to {length}: pass one column "
+            "per token, cached ones included"
+        )
     documents = (flat // DOCUMENT).long()
     geometry = Geometry.build(
         flat.shape[0],

@@ -153,7 +153,8 @@ class Patch:
         ]
         if variant.dense_below and not variant.always_dense:
             facts.append(("short", self._short_line()))
-        refused = {name: reason for length in reversed(LENGTHS) for name, reason in kernels.refusals(length).items()}
+        place = integration.device(model)
+        refused = {name: why for length in reversed(LENGTHS) for name, why in kernels.refusals(length, place).items()}
         facts += [("refused", f"kernel {name}: {reason}") for name, reason in refused.items()]
         facts += [("budget", self._budget_line(length)) for length in LENGTHS]
         reason = variant.whole_prompt_reason()

@@ -308,3 +308,12 @@ def test_a_tuple_as_cache_is_refused_by_transformers(model, refused):
             write(model, texts(1, 8), past_key_values=cache)
         with pytest.raises(AttributeError, match="tuple"):
             logits(model, texts(1, 8), past_key_values=cache)
+
+
+@pytest.mark.cell("Caches", "StaticCache: an attention_mask that covers only the new tokens")
+def test_a_mask_without_the_cached_columns_is_refused_in_a_static_cache(model, refused):
+    cache, tokens = StaticCache(config=model.config, max_cache_len=60), texts(1, 45)
+    with sa_patch.apply(model, "swa", 12):
+        logits(model, tokens[:, :40], past_key_values=cache, attention_mask=torch.ones(1, 40))
+        with refused(ValueError, match="no real token among the 5 new columns up to 45: pass one column per token"):
+            logits(model, tokens[:, 40:], past_key_values=cache, attention_mask=torch.ones(1, 5))

@@ -14,6 +14,7 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 
 import sa_patch
 from sa_patch.forward import KINDS
+from sa_patch.geometry import encode
 from sa_patch.variants.sliding_window import SlidingWindow
 
 LENGTHS = (20, 23, 31, 40, 64, 65, 90, 100, 128, 150, 199, 200)
@@ -130,6 +131,14 @@ def test_documents_that_nobody_separates_are_refused_when_compiled(qwen3, refuse
     documents = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
     with refused(NotImplementedError, match="position_ids restart"):
         run(text(1, 9), position_ids=documents, **inputs)
+
+
+@pytest.mark.cell("Execution", "compiled: cu_seq_lens_q")
+def test_cumulative_lengths_are_refused_when_compiled(qwen3, refused):
+    sa_patch.apply(qwen3, variant=make_variant("sa", 3))
+    ends = {f"cu_seq_lens_{side}": torch.tensor([0, 4, 9], dtype=torch.int32) for side in "qk"}
+    with torch.no_grad(), refused(NotImplementedError, match="or is compiled"):
+        torch.compile(qwen3, backend="eager")(text(1, 9), use_cache=False, **ends)
 
 
 def gradients(model, run, tokens, **inputs):
@@ -289,6 +298,17 @@ def test_the_compiled_function_has_the_gradients_of_the_reference():
         found.append([tensor.grad for tensor in tensors])
     for gradient, expected in zip(*found, strict=True):
         close(gradient, expected, "compiled gradients", rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["sa", "moba-sinks-local-tail"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_operator_keeps_pytorchs_rules(case, padded):
+    tensors = [tensor.requires_grad_() for tensor in random_heads(40, query_len=30)]
+    mask = torch.ones(2, 40, dtype=torch.bool)
+    mask[0, :5] = False
+    codes = encode(2, 30, 40, 10, mask, None, torch.device("cpu")) if padded else None
+    settings = make_variant(case).spec, torch.tensor(1), 3, "torch", 0.25, "last"
+    torch.library.opcheck(torch.ops.sa_patch.attend.default, (*tensors, codes, None, *settings))
 
 
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}

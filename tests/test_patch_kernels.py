@@ -41,6 +41,23 @@ def test_kernel_equals_reference(name, case, length, dtype):
     assert error(output, *heads, pattern) <= allowed_error(*heads, pattern)
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", FAST)
+def test_any_strides_and_float64_are_as_exact_as_the_reference(name, case):
+    query, key, value = (tensor.double() for tensor in random_heads(100))
+    variant = make_variant(case)
+    expected = sa_patch.attention(query, key, value, variant, kernel="reference")
+    layouts = [
+        lambda x: x,
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: x.repeat_interleave(2, dim=3)[..., ::2],
+        lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    ]
+    for change in layouts:
+        found = sa_patch.attention(change(query), change(key), change(value), variant, kernel=name)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("heads", [(4, 4), (4, 1), (10, 2), (8, 1)], ids=str)
 @pytest.mark.parametrize("head_dim", [16, 48, 80])
 @pytest.mark.parametrize("case", ["swa", "sa", "sa-bucket", "sa-sinks-local", "moba"])
@@ -168,5 +185,10 @@ def test_shapes_that_do_not_fit_are_refused():
     query, key, value = random_heads(10)
     with pytest.raises(ValueError, match=r"H a multiple of Hkv.*\(2, 3, 10, 16\)"):
         sa_patch.attention(query[:, :3], key, value, make_variant("sa"))
+    for shape in ((0, 4, 10, 16), (2, 0, 10, 16)):
+        with pytest.raises(ValueError, match="attention needs query"):
+            sa_patch.attention(torch.empty(shape), torch.empty(shape), torch.empty(shape), make_variant("sa"))
+    with pytest.raises(ValueError, match=r"one dtype, got torch.float32, torch.bfloat16 and"):
+        sa_patch.attention(query, key.bfloat16(), value.bfloat16(), make_variant("sa"))
     with pytest.raises(ValueError, match="attention_mask has shape"):
         sa_patch.attention(query, key, value, make_variant("sa"), attention_mask=torch.zeros(2, 9))

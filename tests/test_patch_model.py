@@ -10,6 +10,7 @@ from patch_cases import CASES, make_variant, random_heads
 
 import sa_patch
 from sa_patch.forward import KINDS
+from sa_patch.variants.stochastic import kept_order
 
 
 def logits(model, tokens, **kwargs):
@@ -42,7 +43,10 @@ def test_restore_leaves_no_trace(qwen3):
         return {name: sorted(module.__dict__) for name, module in qwen3.named_modules()}
 
     before, config = attributes(), copy.deepcopy(qwen3.config.__dict__)
-    sa_patch.apply(qwen3, "sa", 12).restore()
+    with sa_patch.apply(qwen3, "sa", 12, horizon="dyadic", decode="sparse"):
+        qwen3.generate(torch.ones(1, 40, dtype=torch.long), max_new_tokens=3)
+        assert kept_order.cache_info().currsize == 3
+    assert kept_order.cache_info().currsize == 0
     assert attributes() == before
     assert qwen3.config.__dict__ == config
 
@@ -98,10 +102,13 @@ def test_a_nested_patch_keeps_the_outer_counters(qwen3, tokens):
 
 def test_other_edits_of_the_config_survive_the_patch(qwen3, tmp_path):
     config = qwen3.config
+    config.dropped = 1
     with sa_patch.apply(qwen3, "sa", 12):
         qwen3.resize_token_embeddings(120)
         qwen3.config.use_cache = False
+        del qwen3.config.dropped
     assert qwen3.config is config and config.vocab_size == 120 and config.use_cache is False
+    assert not hasattr(config, "dropped")
     qwen3.save_pretrained(tmp_path)
     assert type(qwen3).from_pretrained(tmp_path).config.vocab_size == 120
 

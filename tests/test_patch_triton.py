@@ -74,9 +74,14 @@ def test_tensors_with_any_strides_give_the_same():
 
 
 def test_what_triton_can_not_do_is_refused(monkeypatch):
-    query, key, value = (tensor.to(DEVICE).requires_grad_() for tensor in random_heads(40))
-    with pytest.raises(NotImplementedError, match=r"triton.*it has no gradients: use kernel='torch'"):
-        sa_patch.attention(query, key, value, make_variant("sa"), kernel="triton")
+    query, key, value = (tensor.to(DEVICE) for tensor in random_heads(40))
+    for tensor in (query, key, value):
+        tensor.requires_grad_()
+        with pytest.raises(NotImplementedError, match=r"triton.*it has no gradients: use kernel='torch'"):
+            sa_patch.attention(query, key, value, make_variant("sa"), kernel="triton")
+        tensor.requires_grad_(False)
+    with pytest.raises(NotImplementedError, match=r"triton.*computes in float32"):
+        sa_patch.attention(query.double(), key.double(), value.double(), make_variant("sa"), kernel="triton")
     if DEVICE == "cpu":
         short = (tensor.detach().bfloat16() for tensor in (query, key, value))
         with pytest.raises(NotImplementedError, match="interpreter multiplies bfloat16 wrongly"):
@@ -85,4 +90,4 @@ def test_what_triton_can_not_do_is_refused(monkeypatch):
         with pytest.raises(NotImplementedError, match="it needs a GPU, the tensors are on 'cpu'"):
             sa_patch.attention(query, key, value, make_variant("sa"), kernel="triton")
     pattern = make_pattern(make_variant("sa-dyadic"), 40)
-    assert isinstance(pattern, Pieces) and kernels.get("triton").refusal(pattern, query, key)
+    assert isinstance(pattern, Pieces) and kernels.get("triton").refusal(pattern, query, key, value)

@@ -129,6 +129,7 @@ def _attention(
     prompt = module.__dict__["_sa_patch"].reads_prompt
     ends = kwargs.get("cu_seq_lens_q")
     if torch.compiler.is_compiling():
+        assert isinstance(attention_mask, (Geometry, Tensor))
         position_ids = kwargs.get("position_ids")
         output = attend_compiled(query, key, value, attention_mask, position_ids, layer, factor, prompt=prompt)
     elif isinstance(attention_mask, Tensor):

@@ -17,6 +17,7 @@ from sa_patch.integration.modules import attention_modules, device
 from sa_patch.integration.state import NAME, State, state
 from sa_patch.kernels import crossover
 from sa_patch.variants.base import Variant
+from sa_patch.variants.stochastic import forget_orders
 
 _IMPLEMENTATION = "_attn_implementation_internal"  # where a config keeps the name
 
@@ -71,6 +72,9 @@ def unbind(model: nn.Module) -> None:
     for name, value in held.patched_config.__dict__.items():
         if name != _IMPLEMENTATION and (name not in held.snapshot or held.snapshot[name] != value):
             held.original_config.__dict__[name] = value
+    for name in held.snapshot.keys() - held.patched_config.__dict__.keys():
+        held.original_config.__dict__.pop(name, None)
+    forget_orders()
     # A wrapper outside `model` may still hold the copy: let it say what the original says.
     held.patched_config._attn_implementation = held.original_config._attn_implementation
     _swap_config(model, held.patched_config, held.original_config)

@@ -32,14 +32,14 @@ def get(name: str) -> Kernel:
     return getattr(import_module(module), attribute)()
 
 
-def explain(pattern: Pattern, query: Tensor, key: Tensor) -> tuple[str, str]:
+def explain(pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> tuple[str, str]:
     """The kernel `auto` takes for a pattern and why: (name, reason).
 
     The rules are measured; they choose a way to compute, never other keys.
     """
     if pattern.covers_all:
         return "sdpa", "the pattern is plain causal attention"
-    refusal = get("torch").refusal(pattern, query, key)
+    refusal = get("torch").refusal(pattern, query, key, value)
     if refusal:
         return "sdpa", f"torch refuses: {refusal}"
     limit = MASKED_BELOW_MERGED if pattern.sinks or pattern.local else MASKED_BELOW
@@ -48,15 +48,15 @@ def explain(pattern: Pattern, query: Tensor, key: Tensor) -> tuple[str, str]:
     return "torch", f"O(n w) is faster beyond {limit} x {limit} scores or {MASKED_KEYS} keys"
 
 
-def select(requested: str, pattern: Pattern, query: Tensor, key: Tensor) -> Kernel:
+def select(requested: str, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> Kernel:
     """The kernel to run.
 
     Raises:
         NotImplementedError: when the requested kernel (or, for "auto", every kernel) refuses the pattern.
     """
-    name = explain(pattern, query, key)[0] if requested == "auto" else requested
+    name = explain(pattern, query, key, value)[0] if requested == "auto" else requested
     kernel = get(name)
-    refusal = kernel.refusal(pattern, query, key)
+    refusal = kernel.refusal(pattern, query, key, value)
     if refusal:
         raise NotImplementedError(
             f"kernel {name!r} can't run this {type(pattern).__name__} pattern: {refusal}. "
@@ -72,7 +72,7 @@ def execute(requested: str, query: Tensor, key: Tensor, value: Tensor, pattern: 
         NotImplementedError: when the requested kernel refuses the pattern.
     """
     if not isinstance(pattern, Pieces):
-        return select(requested, pattern, query, key)(query, key, value, pattern, scaling)
+        return select(requested, pattern, query, key, value)(query, key, value, pattern, scaling)
     outputs = []
     for piece in pattern.pieces:
         rows = query[:, :, piece.first - pattern.first : piece.length - pattern.first]
@@ -116,8 +116,8 @@ def describe(requested: str, merged: bool) -> str:
     return f"kernel auto: sdpa with a mask up to {limit} tokens, torch, O(n w), beyond: measured to be faster there"
 
 
-def refusals(length: int) -> dict[str, str]:
-    """The kernels that refuse prompts of this length, sinks or not, and why."""
-    pattern, nothing = Band(length=length, query_len=length, width=1), torch.empty(0)
-    reasons = {name: get(name).refusal(pattern, nothing, nothing) for name in KERNELS}
+def refusals(length: int, device: torch.device) -> dict[str, str]:
+    """The kernels that refuse prompts of this length on this device, and why."""
+    pattern, nothing = Band(length=length, query_len=length, width=1), torch.empty(0, device=device)
+    reasons = {name: get(name).refusal(pattern, nothing, nothing, nothing) for name in KERNELS}
     return {name: reason for name, reason in reasons.items() if reason and not pattern.covers_all}

@@ -15,7 +15,7 @@ class Kernel(Protocol):
 
     name: str
 
-    def refusal(self, pattern: Pattern, query: Tensor, key: Tensor) -> str | None:
+    def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         """Why this kernel can't run the pattern on these tensors; None when it can."""
         ...
 

@@ -1,6 +1,7 @@
 """Attention over part of the keys, with what is needed to merge parts: outputs and log-sum-exps.
 
-Not a kernel by itself. Key sets that are merged must be disjoint. Everything is differentiable and computed in float32.
+Not a kernel by itself. Key sets that are merged must be disjoint. Everything is differentiable, and computed in
+float32 at least.
 """
 
 from collections.abc import Sequence
@@ -23,20 +24,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
         mask: bool, broadcastable to [tiles, 1, q, k], True where visible; None shows everything.
 
     Returns:
-        float32 (output [tiles, heads, q, head_dim], log-sum-exp [tiles, heads, q]); 0 and -inf where a query sees
-        nothing.
+        (output [tiles, heads, q, head_dim], log-sum-exp [tiles, heads, q]) in float32, or float64 for such tensors; 0
+        and -inf where a query sees nothing.
     """
     recorded = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if query.device.type == "cpu" and not recorded:
         return _attend_fused(query, key, value, mask, scaling)
-    grouped = query.unflatten(1, (key.shape[1], -1)).float()
-    scores = grouped @ key[:, :, None].float().transpose(-1, -2) * scaling
+    exact = wide(query)
+    grouped = query.unflatten(1, (key.shape[1], -1)).to(exact)
+    scores = grouped @ key[:, :, None].to(exact).transpose(-1, -2) * scaling
     if mask is not None:
         scores = scores.masked_fill(~mask.unsqueeze(-3), -torch.inf)
     lse = scores.logsumexp(dim=-1)
     # A row without keys has lse -inf: subtracting 0 instead keeps its weights at exp(-inf) = 0, with zero gradient.
     weights = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
-    return (weights @ value[:, :, None].float()).flatten(1, 2), lse.flatten(1, 2)
+    return (weights @ value[:, :, None].to(exact)).flatten(1, 2), lse.flatten(1, 2)
 
 
 def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float):
@@ -49,10 +51,17 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
         bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
     else:
         bias = None
+    # The public function sees to this, the operator reads head_dim as if it were contiguous.
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     output, lse = flash(query, key, value, 0.0, False, attn_mask=bias, scale=scaling)
-    lse = lse.float()
-    return output.float(), lse if mask is None else lse.masked_fill(~mask.any(dim=-1), -torch.inf)
+    lse = lse.to(wide(query))
+    return output.to(lse.dtype), lse if mask is None else lse.masked_fill(~mask.any(dim=-1), -torch.inf)
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """What parts are kept in until they are merged: float32, or float64 for float64."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def merge(parts: Sequence[Part]) -> Part:
@@ -73,7 +82,7 @@ def attend_sinks(query: Tensor, key: Tensor, value: Tensor, sinks: int, scaling:
         query: [batch, heads, q, head_dim]; key, value: [batch, kv_heads, n, head_dim].
 
     Returns:
-        float32 (output [batch, heads, q, head_dim], log-sum-exp [batch, heads, q])
+        (output [batch, heads, q, head_dim], log-sum-exp [batch, heads, q])
     """
     query_len, length = query.shape[2], key.shape[2]
     row = torch.arange(query_len, device=query.device)

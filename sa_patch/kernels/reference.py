@@ -9,7 +9,7 @@ from sa_patch.patterns import Pattern
 class Reference:
     name = "reference"
 
-    def refusal(self, pattern: Pattern, query: Tensor, key: Tensor) -> str | None:
+    def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:

@@ -14,7 +14,7 @@ MAX_PAIRS = 4096 * 4096
 class Sdpa:
     name = "sdpa"
 
-    def refusal(self, pattern: Pattern, query: Tensor, key: Tensor) -> str | None:
+    def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         if not pattern.covers_all and pattern.query_len * pattern.length > MAX_PAIRS:
             return f"a {pattern.query_len} x {pattern.length} mask is over the limit of {MAX_PAIRS:,} entries"
         return None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sa_patch.kernels.dense import fused
-from sa_patch.kernels.partial import CHUNK_ENTRIES, Part, attend, merge
+from sa_patch.kernels.partial import CHUNK_ENTRIES, Part, attend, merge, wide
 from sa_patch.kernels.tiles import Tiles, attend_tiles
 from sa_patch.patterns import Blocks
 from sa_patch.randomness import inverse
@@ -115,8 +115,8 @@ def _selected_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, sc
     kept = pair.flatten() >= 0
     target = pair.flatten()[kept]
     total = selected.numel()
-    output = query.new_zeros(total, head_dim, dtype=torch.float32)
-    lse = query.new_full((total,), -torch.inf, dtype=torch.float32)
+    output = query.new_zeros(total, head_dim, dtype=wide(query))
+    lse = query.new_full((total,), -torch.inf, dtype=wide(query))
     if outputs:
         output = output.index_copy(0, target, torch.cat(outputs)[kept])
         lse = lse.index_copy(0, target, torch.cat(lses)[kept])

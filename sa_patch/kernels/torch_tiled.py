@@ -20,7 +20,7 @@ from sa_patch.patterns import Band, Blocks, Pattern
 class TorchTiled:
     name = "torch"
 
-    def refusal(self, pattern: Pattern, query: Tensor, key: Tensor) -> str | None:
+    def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         if pattern.covers_all:
             return None
         if not isinstance(pattern, (Band, Blocks)):

@@ -30,7 +30,7 @@ def _interpreted() -> bool:
 class Triton:
     name = "triton"
 
-    def refusal(self, pattern: Pattern, query: Tensor, key: Tensor) -> str | None:
+    def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         if pattern.covers_all:
             return None
         if not isinstance(pattern, (Band, Blocks)):
@@ -43,7 +43,11 @@ class Triton:
             return "Triton's interpreter multiplies bfloat16 wrongly: use float16 or float32 there"
         if query.dim() == 4 and query.shape[-1] > _LARGEST_HEAD:
             return f"head_dim {query.shape[-1]} is over {_LARGEST_HEAD}"
-        if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+        if query.dtype == torch.float64:
+            return "it computes in float32: use kernel='torch' for float64"
+        if query.dim() == 4 and query.shape[1] // key.shape[1] > _TILE_ROWS:
+            return f"{query.shape[1]} query heads on {key.shape[1]} key heads are over {_TILE_ROWS} a group"
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
             return "it has no gradients: use kernel='torch', or torch.no_grad()"
         return None
 
@@ -70,7 +74,7 @@ def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Bloc
         pattern = replace(pattern, local=0)
     kv_heads, first, skip = key.shape[1], pattern.first, pattern.sinks
     group = query.shape[1] // kv_heads
-    rows = max(16, _TILE_ROWS // (1 << (group - 1).bit_length()))
+    rows = max(1, _TILE_ROWS // (1 << (group - 1).bit_length()))
     # A sliding window is in order already: longer lists would only hold more keys.
     per_list = 1 if isinstance(pattern, Band) and pattern.order is None else _TILES_PER_LIST
     plan = make_plan(pattern, rows, per_list, _KEYS, query.device)
