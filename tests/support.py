@@ -39,7 +39,10 @@ class Support:
     """Collects the outcome of every cell during a test run."""
 
     def __init__(self, config: pytest.Config):
-        self.config, self.write = config, config.getoption("--write-support")
+        self.write = config.getoption("--write-support")
+        self.whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+        if self.write and not self.whole:
+            raise pytest.UsageError("--write-support needs the whole suite: give neither files nor -k")
         self.outcomes: dict[tuple[str, str], set[str]] = {}
         self.undecided: set[tuple[str, str]] = set()
         self.complaints: list[str] = []
@@ -76,10 +79,9 @@ class Support:
         if self.write:
             write_page({**{cell: text for cell, text in known.items() if cell in self.undecided}, **seen})
             return
-        whole = self.config.args_source is pytest.Config.ArgsSource.TESTPATHS and not self.config.option.keyword
         for cell, text in seen.items():
             # Part of a cell's tests may show another of its refusals.
-            same = text == known.get(cell) if whole else text.split(":")[0] == known.get(cell, "").split(":")[0]
+            same = text == known.get(cell) if self.whole else text.split(":")[0] == known.get(cell, "").split(":")[0]
             if not same:
                 self.complaints.append(f"{' / '.join(cell)}: the page says {known.get(cell)!r}, the tests saw {text!r}")
         if self.complaints:
