@@ -397,12 +397,12 @@ def test_an_attention_set_behind_the_patch_is_told_once(model):
 
 def test_a_hook_of_ones_own_survives_the_patch(qwen3):
     seen = []
-    first = qwen3.model.layers[0].self_attn
-    handle = first.register_forward_pre_hook(lambda module, inputs: seen.append(1))
+    backbone = qwen3.model
+    handle = backbone.register_forward_pre_hook(lambda module, inputs: seen.append(1))
     sa_patch.apply(qwen3, "sa", 12).restore()
     sa_patch.apply(qwen3, "sa", 12)
     logits(qwen3, text(8))
-    assert len(seen) == 1 and len(first._forward_pre_hooks) == 2
+    assert len(seen) == 1 and len(backbone._forward_pre_hooks) == 2
     sa_patch.restore(qwen3)
     handle.remove()
-    assert not first._forward_pre_hooks
+    assert not backbone._forward_pre_hooks

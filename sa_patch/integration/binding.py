@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import GenerationMixin
+from transformers import GenerationMixin, PreTrainedModel
 
 from sa_patch.forward import Layer
 from sa_patch.integration.generation import OVERRIDES
@@ -61,7 +61,9 @@ def attach(model: nn.Module, patch: State) -> None:
     for module in model.modules():
         if isinstance(module, GenerationMixin):
             module.__dict__.update({name: partial(function, module) for name, function in OVERRIDES.items()})
-    modules[0].register_forward_pre_hook(_tell_when_overridden)
+    # On the innermost model, not on a layer: layers that are compiled one by one stay alike.
+    backbone = [module for module in model.modules() if isinstance(module, PreTrainedModel)][-1]
+    backbone.register_forward_pre_hook(_tell_when_overridden)
 
 
 def unbind(model: nn.Module) -> None:
@@ -87,12 +89,12 @@ def unbind(model: nn.Module) -> None:
 
 
 def _tell_when_overridden(module: nn.Module, _: object) -> None:
-    """The first attention layer's forward pre-hook: a patch that was switched off behind our back says so, once."""
+    """The backbone's forward pre-hook: a patch that was switched off behind our back says so, once."""
     if torch.compiler.is_compiling():
         return  # a compiled graph can't warn
-    held: State = module.__dict__["_sa_patch"]
-    found = held.overridden
-    if found != held.told:
+    held = state(module)
+    found = None if held is None else held.overridden
+    if held is not None and found != held.told:
         held.told = found
         if found is not None:
             warnings.warn(
