@@ -1,116 +1,199 @@
-"""Time of one attention call, every variant and kernel against full attention, interleaved in one process.
+"""Time and memory of one attention call: every variant and kernel beside full attention and what else there is.
 
-    python benchmarks/attention.py --lengths 2048 16384 --windows 128 512
+    python benchmarks/attention.py --lengths 2048 16384 --windows 128 512 --threads 1 --cpu-time
+    python benchmarks/attention.py --device cuda --dtype bfloat16 --heads 32 --kv-heads 8 --head-dim 128 \\
+        --kernels triton torch --lengths 8192 32768 131072 --windows 512 --out results.json
 
-Prints medians and their ratio to causal `scaled_dot_product_attention`; above 1x is faster than full.
+All calls of a cell run in turns in one process; medians. "x full" is the time of full causal attention (the fastest of
+PyTorch's backends) over the call's: above 1 is faster than full. "floor" is the time the pairs that are needed would
+take at this machine's measured rate of matrix products, or the inputs and outputs at its rate of copies, whichever is
+more. `masked` is PyTorch's fused attention with the dense mask of sa, `flex` compiled FlexAttention with the same mask.
 """
 
 import argparse
 import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from measure import Call, environment, host_seconds, limits, medians, peak_bytes, times
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 import sa_patch
-from sa_patch.kernels.dense import causal
+from sa_patch.geometry import Group
+from sa_patch.kernels.dense import causal, fused
 
 ARMS = {
+    "swa": ("swa", {}),
     "sa": ("sa", {}),
     "sa-bucket": ("sa", {"form": "bucket"}),
-    "swa": ("swa", {}),
-    "moba": ("moba", {}),
+    "sa-dyadic": ("sa", {"horizon": "dyadic"}),
     "sa+swa": ("sa+swa", {}),
+    "moba": ("moba", {}),
     "swa+sinks": ("swa", {"sinks": 4}),
 }
+BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+LONGEST_MASK = 16_384  # a dense mask of more is no way anybody takes
 
 
-def measure(calls: dict[str, Callable[[], Tensor]], args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of each call, taken in turns so that a drifting machine hits all alike; one warm-up round."""
-    clock = time.process_time if args.cpu_time else time.perf_counter
-    taken = {name: [] for name in calls}
-    for turn in range(args.rounds + 1):
-        for name, call in calls.items():
-            start = clock()
-            call()
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                taken[name].append(clock() - start)
-    return {name: statistics.median(times) for name, times in taken.items()}
+def full_calls(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Call]:
+    """Full causal attention, through every backend there is for it."""
+    scaling = query.shape[-1] ** -0.5
+    if query.device.type != "cuda":
+        return {"full": lambda: causal(query, key, value, scaling)}
+
+    def through(backend: SDPBackend) -> Call:
+        def call() -> Tensor:
+            with sdpa_kernel(backend):
+                return fused(query, key, value, scaling, causal=True)
+
+        return call
+
+    calls = {}
+    for name, backend in BACKENDS.items():
+        try:
+            through(backend)()
+        except RuntimeError:
+            continue  # not for these tensors
+        calls[f"full/{name}"] = through(backend)
+    return calls
 
 
-def compare(length: int, window: int, args: argparse.Namespace) -> dict:
-    """One row of the table: full attention and all arms at one length and window."""
-    dtype = getattr(torch, args.dtype)
-    shape = {"device": args.device, "dtype": dtype}
+def rival_calls(query: Tensor, key: Tensor, value: Tensor, window: int, flex: bool) -> dict[str, Call]:
+    """The mask of sa, given to PyTorch's own ways of running a mask."""
+    length, scaling = query.shape[2], query.shape[-1] ** -0.5
+    if length > LONGEST_MASK:
+        return {}
+    group = Group(length, length, query.device)
+    mask = sa_patch.variant("sa", window).sparse_pattern(group, 0, None, None).visible()
+    calls: dict[str, Call] = {"sa/masked": lambda: fused(query, key, value, scaling, mask)}
+    if flex:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        def seen(batch, head, row, column):
+            return mask[row, column]
+
+        blocks = create_block_mask(seen, None, None, length, length, device=query.device)
+        compiled = torch.compile(flex_attention)
+        calls["sa/flex"] = lambda: compiled(query, key, value, block_mask=blocks, scale=scaling, enable_gqa=True)
+    return calls
+
+
+def arm_calls(args: argparse.Namespace, window: int, tensors: tuple[Tensor, ...]) -> dict[str, Call]:
+    def run(variant: sa_patch.Variant, kernel: str) -> Call:
+        return lambda: sa_patch.attention(*tensors, variant, kernel=kernel)
+
+    calls = {}
+    for arm in args.arms:
+        mode, options = ARMS[arm]
+        for kernel in args.kernels:
+            calls[f"{arm}/{kernel}"] = run(sa_patch.variant(mode, window, **options), kernel)
+    return calls
+
+
+def compare(length: int, window: int, args: argparse.Namespace, rates: dict, tick: Callable[[], object]) -> dict:
+    """One cell of the table: every call's time, memory and floor at one length and window."""
+    shape = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     query = torch.randn(1, args.heads, length, args.head_dim, **shape)
     key, value = (torch.randn(1, args.kv_heads, length, args.head_dim, **shape) for _ in range(2))
-    calls: dict[str, Callable[[], Tensor]] = {"full": lambda: causal(query, key, value, args.head_dim**-0.5)}
-    pairs = {"full": length * (length + 1) // 2}
-    for name in args.arms:
-        mode, options = ARMS[name]
-        variant = sa_patch.variant(mode, window, **options)
-        pairs[name] = variant.sparse_budget(length, 0).pairs
-        for kernel in args.kernels:
-            if kernel == "sdpa" and length > 4096:
-                continue
-
-            def call(variant=variant, kernel=kernel) -> Tensor:
-                return sa_patch.attention(query, key, value, variant, kernel=kernel)
-
-            calls[f"{name}/{kernel}"] = call
-    with torch.no_grad():
-        seconds = measure(calls, args)
-    return {"length": length, "window": window, "pairs": pairs, "ms": {name: 1e3 * s for name, s in seconds.items()}}
-
-
-def hardware() -> dict:
-    """What the numbers were taken on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
+    calls = full_calls(query, key, value)
+    baselines = list(calls)
+    calls |= rival_calls(query, key, value, window, args.flex) | arm_calls(args, window, (query, key, value))
+    taken = medians(times(calls, args.rounds, args.device, cpu_time=args.cpu_time, tick=tick))
+    moved = 2 * (query.nbytes + key.nbytes)
+    full = min(taken[name] for name in baselines)
+    rows = {}
+    for name, call in calls.items():
+        mode, options = ARMS.get(name.split("/")[0], ("full", {}))
+        pairs = sa_patch.variant(mode, window, **options).sparse_budget(length, 0).pairs
+        floor = max(4 * pairs * args.heads * args.head_dim / rates["flops"], moved / rates["bytes"])
+        rows[name] = {
+            "ms": 1e3 * taken[name],
+            "times_full": full / taken[name],
+            "keys_per_query": pairs / length,
+            "floor_ms": 1e3 * floor,
+            "memory": peak_bytes(call, args.device) / moved,
+        }
+        if args.device == "cuda":
+            rows[name]["host_us"] = 1e6 * host_seconds(call)
+    return {"length": length, "window": window, "calls": rows}
 
 
-def main() -> None:
+def show(cell: dict) -> None:
+    print(f"\nn={cell['length']:,} w={cell['window']}")
+    print(f"  {'':<18}{'ms':>10}{'x full':>9}{'keys/query':>12}{'floor ms':>10}{'of floor':>10}{'memory':>9}")
+    for name, row in cell["calls"].items():
+        line = f"  {name:<18}{row['ms']:>10.2f}{row['times_full']:>9.2f}{row['keys_per_query']:>12.1f}"
+        share = row["floor_ms"] / row["ms"]
+        host = f"{row['host_us']:>8.0f} us host" if "host_us" in row else ""
+        print(f"{line}{row['floor_ms']:>10.2f}{share:>10.0%}{row['memory']:>8.1f}x{host}")
+
+
+def plot(cells: list[dict], path: Path) -> None:
+    """Times full over the length, a line per call and window."""
+    import matplotlib.pyplot as pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    names = sorted({(name, cell["window"]) for cell in cells for name in cell["calls"] if not name.startswith("full")})
+    for name, window in names:
+        points = [
+            (cell["length"], cell["calls"][name]["times_full"])
+            for cell in cells
+            if cell["window"] == window and name in cell["calls"]
+        ]
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=f"{name}, w={window}")
+    axes.axhline(1, color="grey", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="times as fast as full attention")
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+
+
+def arguments() -> argparse.Namespace:
+    cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 16384])
-    parser.add_argument("--windows", type=int, nargs="+", default=[128, 512])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["sa", "sa-bucket", "swa", "moba"])
-    parser.add_argument("--kernels", nargs="+", default=["torch"], help="torch, sdpa")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 16384], help="tokens")
+    parser.add_argument("--windows", type=int, nargs="+", default=[128, 512], help="keys per query")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["swa", "sa", "sa-bucket", "sa-dyadic", "moba"])
+    parser.add_argument("--kernels", nargs="+", default=["triton", "torch"] if cuda else ["torch"])
+    parser.add_argument("--flex", action="store_true", help="compiled FlexAttention too (a minute of compilation)")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cuda" if cuda else "cpu", choices=["cuda", "cpu"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--cpu-time", action="store_true", help="CPU instead of wall time: busy machines, 1 thread")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON, and a picture beside it")
     args = parser.parse_args()
     if args.cpu_time and (args.threads != 1 or args.device != "cpu"):
         parser.error("--cpu-time means something on a CPU with --threads 1 only")
+    return args
+
+
+@torch.no_grad()
+def main() -> None:
+    args = arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
-    cells = [(length, window) for length in args.lengths for window in args.windows if window < length]
-    rows = [compare(length, window, args) for length, window in tqdm(cells, unit="cell")]
-    print(json.dumps(hardware()))
-    for row in rows:
-        full = row["ms"]["full"]
-        print(f"\nn={row['length']:,} w={row['window']}: full {full:.1f} ms")
-        for name, taken in row["ms"].items():
-            if name != "full":
-                share = row["pairs"][name.split("/")[0]] / row["pairs"]["full"]
-                print(f"  {name:<18} {taken:9.1f} ms  {full / taken:6.2f}x full  (pairs allow {1 / share:.1f}x)")
+    rates = limits(args.device, getattr(torch, args.dtype))
+    found = {**environment(), "dtype": args.dtype, **{f"{name}_per_s": rate for name, rate in rates.items()}}
+    print(json.dumps(found))
+    cells = []
+    todo = [(length, window) for length in args.lengths for window in args.windows if window < length]
+    with tqdm(todo, unit="cell") as progress:
+        for length, window in progress:
+            cells.append(compare(length, window, args, rates, progress.refresh))
+            show(cells[-1])
+            if args.out:  # after every cell: what was measured is not lost
+                args.out.write_text(json.dumps({"environment": found, "cells": cells}, indent=1) + "\n")
     if args.out:
-        args.out.write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
+        try:
+            plot(cells, args.out.with_suffix(".png"))
+        except ImportError:
+            print("no picture: matplotlib is not installed")
 
 
 if __name__ == "__main__":

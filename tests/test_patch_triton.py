@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from patch_cases import CASES, make_pattern, make_variant, random_heads
 
 import sa_patch
@@ -46,19 +44,6 @@ def test_triton_equals_reference(case):
     for dtype in DTYPES:
         check(case, 70, 70, (4, 2), 16, dtype)
     check(case, 70, 9, (4, 2), 16, torch.float32)
-
-
-@given(
-    case=st.sampled_from(list(CASES)),
-    length=st.integers(2, 50),
-    query_len=st.integers(1, 50),
-    heads=st.sampled_from([(2, 2), (3, 1), (5, 1), (8, 1)]),
-    head_dim=st.sampled_from([16, 48, 80]),
-    window=st.integers(9, 30),
-)
-@settings(max_examples=25, deadline=None)
-def test_triton_equals_reference_for_odd_shapes(case, length, query_len, heads, head_dim, window):
-    check(case, length, min(length, query_len), heads, head_dim, torch.float32, window)
 
 
 def test_tensors_with_any_strides_give_the_same():
