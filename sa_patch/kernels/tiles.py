@@ -4,8 +4,9 @@ Not a kernel by itself; the `torch` kernel turns bands and runs into tiles. Chun
 and the output stays small.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Tiles:
         slot: int64 [query_len], where in the flattened `queries` each query's result is.
         near: some tiles -> their pairs of near ranks, bool [tiles or 1, rows, span]; None where all pairs are.
         line: where `keys` is an overlapping view of a line of positions, that line and its step from tile to tile.
+        alike: (mask, start, stop): from tile start to stop all masks are this one, bool [1, rows, span].
     """
 
     queries: Tensor
@@ -32,9 +34,19 @@ class Tiles:
     slot: Tensor
     near: Callable[[slice], Tensor] | None = None
     line: tuple[Tensor, int] | None = None
+    alike: tuple[Tensor, int, int] | None = None
+
+    def steps(self, most: int) -> Iterator[slice]:
+        """The tiles in stretches of at most `most`; those with one mask by themselves."""
+        edges = [0, self.queries.shape[0]] if self.alike is None else [0, *self.alike[1:], self.queries.shape[0]]
+        for first, last in pairwise(edges):
+            for start in range(first, last, most):
+                yield slice(start, min(start + most, last))
 
     def mask(self, part: slice, exclude: Pattern | None) -> Tensor:
-        """Visible pairs of some tiles, without those that the extras of `exclude` open: bool [tiles, rows, span]."""
+        """Visible pairs of some tiles, without what the extras of `exclude` open: bool [tiles or 1, rows, span]."""
+        if self.alike is not None and exclude is None and self.alike[1] <= part.start < self.alike[2]:
+            return self.alike[0]
         row, key = self.queries[part, :, None], self.keys[part, None]
         mask = key <= row
         if self.near is not None:
@@ -71,33 +83,31 @@ def attend_tiles(
         lse = torch.cat([lse for _, lse in parts if lse is not None]) if part else None
         return torch.cat([output for output, _ in parts]), lse
     batch, heads = query.shape[:2]
-    num_tiles, rows = tiles.queries.shape
+    rows, span = tiles.queries.shape[1], tiles.keys.shape[1]
     keys, values = _keys_of_tiles(key, tiles), _keys_of_tiles(value, tiles)
-    step = max(1, CHUNK_ENTRIES // (batch * rows * tiles.keys.shape[1] * (heads if part else 1)))
     outputs, lses = [], []
-    for start in range(0, num_tiles, step):
-        stop = min(start + step, num_tiles)
-        q = _gather(query, tiles.queries[start:stop] - pattern.first)
-        mask = tiles.mask(slice(start, stop), pattern if exclude else None)[:, None]
+    for part_of in tiles.steps(max(1, CHUNK_ENTRIES // (batch * rows * span * (heads if part else 1)))):
+        q = _gather(query, tiles.queries[part_of] - pattern.first)
+        mask = tiles.mask(part_of, pattern if exclude else None)[:, None]
         mask = mask if batch == 1 else mask.repeat(batch, 1, 1, 1)
         if part:
-            output, lse = attend(q, keys(start, stop), values(start, stop), mask, scaling)
+            output, lse = attend(q, keys(part_of), values(part_of), mask, scaling)
             lses.append(_join(lse, batch))
         else:
-            output = fused(q, keys(start, stop), values(start, stop), scaling, mask)
+            output = fused(q, keys(part_of), values(part_of), scaling, mask)
         outputs.append(_join(output, batch))
     output = torch.cat(outputs, dim=2).index_select(2, tiles.slot)
     return output, torch.cat(lses, dim=2).index_select(2, tiles.slot) if part else None
 
 
-def _keys_of_tiles(tensor: Tensor, tiles: Tiles) -> Callable[[int, int], Tensor]:
-    """(start, stop) -> keys or values [batch * tiles, kv_heads, span, head_dim]; a view where they lie evenly."""
+def _keys_of_tiles(tensor: Tensor, tiles: Tiles) -> Callable[[slice], Tensor]:
+    """Some tiles -> their keys or values [batch * tiles, kv_heads, span, head_dim]; a view where they lie evenly."""
     last = tensor.shape[2] - 1  # what empty slots hold is masked
     if tiles.line is None:
-        return lambda start, stop: _gather(tensor, tiles.keys[start:stop].clamp(max=last))
+        return lambda part: _gather(tensor, tiles.keys[part].clamp(max=last))
     line, step = tiles.line
     windows = tensor[0].index_select(1, line.clamp(max=last)).unfold(1, tiles.keys.shape[1], step)
-    return lambda start, stop: windows[:, start:stop].permute(1, 0, 3, 2)
+    return lambda part: windows[:, part].permute(1, 0, 3, 2)
 
 
 def _gather(tensor: Tensor, index: Tensor) -> Tensor:

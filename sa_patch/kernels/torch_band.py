@@ -60,7 +60,12 @@ def _even_tiles(band: Band, queries: Tensor, slot: Tensor, token: Tensor) -> Til
         # Surplus rows are no queries; they see something so that no softmax is empty and no gradient NaN.
         return shared | surplus[part, :, None] if part.stop == num_tiles else shared
 
-    return Tiles(queries, line.unfold(0, span, rows)[:num_tiles], slot, near, (line, rows))
+    alike = None
+    if band.order is None:
+        # Past the first tiles and before the last a window looks the same everywhere.
+        full = -(-side // rows), band.query_len // rows
+        alike = None if full[0] >= full[1] else ((shared & (distance <= 0))[None], *full)
+    return Tiles(queries, line.unfold(0, span, rows)[:num_tiles], slot, near, (line, rows), alike)
 
 
 def _rows(band: Band) -> int:
