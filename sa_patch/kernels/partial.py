@@ -12,8 +12,8 @@ from torch import Tensor
 # Attention over part of the keys: (output, log-sum-exp), the latter None where nothing is left to merge.
 Part = tuple[Tensor, Tensor | None]
 
-# Entries of a mask or of scores held at once: 32 MiB of float32, so that a chunk stays near the caches of a CPU.
-CHUNK_ENTRIES = 1 << 23
+# Entries of a mask or of scores held at once: 8 MiB of float32, so that a chunk stays near the caches of a CPU.
+CHUNK_ENTRIES = 1 << 21
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
@@ -71,8 +71,10 @@ def merge(parts: Sequence[Part]) -> Part:
     lse = torch.stack([part_lse for _, part_lse in parts if part_lse is not None])
     total = lse.logsumexp(dim=0)
     weights = (lse - total.masked_fill(total == -torch.inf, 0.0)).exp()
-    terms = [weight[..., None] * output for weight, (output, _) in zip(weights, parts, strict=True)]
-    return torch.stack(terms).sum(dim=0), total
+    merged = weights[0, ..., None] * parts[0][0]
+    for weight, (output, _) in zip(weights[1:], parts[1:], strict=True):
+        merged = torch.addcmul(merged, weight[..., None], output)
+    return merged, total
 
 
 def attend_sinks(query: Tensor, key: Tensor, value: Tensor, sinks: int, scaling: float) -> tuple[Tensor, Tensor]:

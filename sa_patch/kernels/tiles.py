@@ -86,7 +86,8 @@ def attend_tiles(
     rows, span = tiles.queries.shape[1], tiles.keys.shape[1]
     keys, values = _keys_of_tiles(key, tiles), _keys_of_tiles(value, tiles)
     outputs, lses = [], []
-    for part_of in tiles.steps(max(1, CHUNK_ENTRIES // (batch * rows * span * (heads if part else 1)))):
+    even = torch.empty_like(query) if tiles.line is not None and not part else None
+    for part_of in tiles.steps(_tiles_at_once(batch * rows, span, heads, query.shape[-1], part)):
         q = _gather(query, tiles.queries[part_of] - pattern.first)
         mask = tiles.mask(part_of, pattern if exclude else None)[:, None]
         mask = mask if batch == 1 else mask.repeat(batch, 1, 1, 1)
@@ -95,9 +96,22 @@ def attend_tiles(
             lses.append(_join(lse, batch))
         else:
             output = fused(q, keys(part_of), values(part_of), scaling, mask)
-        outputs.append(_join(output, batch))
+        output = _join(output, batch)
+        if even is None:
+            outputs.append(output)
+        else:  # no surplus but at the end: results go where they belong while they are in the cache
+            place = tiles.queries[part_of].flatten()[: pattern.query_len - part_of.start * rows]
+            even.index_copy_(2, place.long(), output[:, :, : place.numel()])
+    if even is not None:
+        return even, None
     output = torch.cat(outputs, dim=2).index_select(2, tiles.slot)
     return output, torch.cat(lses, dim=2).index_select(2, tiles.slot) if part else None
+
+
+def _tiles_at_once(rows: int, span: int, heads: int, head_dim: int, part: bool) -> int:
+    """As many tiles as keep masks (scores, for parts) and gathered queries small."""
+    entries = rows * span * (heads if part else 1)
+    return max(1, min(CHUNK_ENTRIES // entries, CHUNK_ENTRIES // (rows * heads * head_dim)))
 
 
 def _keys_of_tiles(tensor: Tensor, tiles: Tiles) -> Callable[[slice], Tensor]:

@@ -13,7 +13,6 @@ from sa_patch.kernels.dense import fused
 from sa_patch.kernels.partial import CHUNK_ENTRIES, Part, attend, merge, wide
 from sa_patch.kernels.tiles import Tiles, attend_tiles
 from sa_patch.patterns import Blocks
-from sa_patch.randomness import inverse
 
 _TILE = 64  # queries that attend to one selected run together
 
@@ -60,19 +59,32 @@ def run_tiles(blocks: Blocks, device: torch.device) -> Tiles:
 
 def _own_runs_fused(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float) -> Tensor:
     """Whole sequences without extras: the own runs are a batch of short causal sequences, no mask needed."""
-    if blocks.order is not None:
-        query, key, value = (tensor.index_select(2, blocks.order) for tensor in (query, key, value))
-    size, batch = blocks.block_size, query.shape[0]
-    whole = query.shape[2] // size * size
-    pieces = []
-    if whole:
-        q, k, v = (_runs(tensor[:, :, :whole], size) for tensor in (query, key, value))
-        pieces.append(_unruns(fused(q, k, v, scaling, causal=True), batch))
-    if whole < query.shape[2]:
-        q, k, v = (tensor[:, :, whole:] for tensor in (query, key, value))
-        pieces.append(fused(q, k, v, scaling, causal=True))
-    output = torch.cat(pieces, dim=2)
-    return output if blocks.order is None else output.index_select(2, inverse(blocks.order))
+    size, batch, length = blocks.block_size, query.shape[0], query.shape[2]
+    # A few runs at a time: what is gathered stays in the caches, and no large buffer is made and dropped.
+    step = max(1, CHUNK_ENTRIES // (batch * query.shape[1] * size * query.shape[3])) * size
+    output = torch.empty_like(query)
+    for start in range(0, length // size * size, step):
+        stop = min(start + step, length // size * size)
+        q, k, v = (_runs(_ranks(tensor, blocks.order, start, stop), size) for tensor in (query, key, value))
+        _put(output, _unruns(fused(q, k, v, scaling, causal=True), batch), blocks.order, start, stop)
+    if length % size:
+        start = length - length % size
+        q, k, v = (_ranks(tensor, blocks.order, start, length) for tensor in (query, key, value))
+        _put(output, fused(q, k, v, scaling, causal=True), blocks.order, start, length)
+    return output
+
+
+def _ranks(tensor: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor:
+    """The tokens of some ranks: [batch, heads, stop - start, head_dim]."""
+    return tensor[:, :, start:stop] if order is None else tensor.index_select(2, order[start:stop])
+
+
+def _put(output: Tensor, part: Tensor, order: Tensor | None, start: int, stop: int) -> None:
+    """The inverse of `_ranks`, in place."""
+    if order is None:
+        output[:, :, start:stop] = part
+    else:
+        output.index_copy_(2, order[start:stop], part)
 
 
 def _runs(tensor: Tensor, size: int) -> Tensor:
@@ -103,23 +115,21 @@ def _selected_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, sc
     pair, source = pair.view(-1, _TILE), (pair.clamp(min=0) // num_chosen).view(-1, _TILE)
     keys = key[:, :, : whole * size].reshape(-1, size, head_dim)
     values = value[:, :, : whole * size].reshape(-1, size, head_dim)
-    flat = query.reshape(-1, head_dim)
+    flat, total = query.reshape(-1, head_dim), selected.numel()
+    output = query.new_zeros(total, head_dim, dtype=wide(query))
+    lse = query.new_full((total,), -torch.inf, dtype=wide(query))
     step = max(1, CHUNK_ENTRIES // (_TILE * size))
-    outputs, lses = [], []
     for tiles in torch.arange(tile_run.numel(), device=query.device).split(step):
         mask = _selected_mask(source[tiles], tile_run[tiles], blocks, whole) if part else None
         run = tile_run[tiles]
-        output, lse = attend(flat[source[tiles]][:, None], keys[run][:, None], values[run][:, None], mask, scaling)
-        outputs.append(output.flatten(0, 2))
-        lses.append(lse.flatten())
-    kept = pair.flatten() >= 0
-    target = pair.flatten()[kept]
-    total = selected.numel()
-    output = query.new_zeros(total, head_dim, dtype=wide(query))
-    lse = query.new_full((total,), -torch.inf, dtype=wide(query))
-    if outputs:
-        output = output.index_copy(0, target, torch.cat(outputs)[kept])
-        lse = lse.index_copy(0, target, torch.cat(lses)[kept])
+        rows = flat.index_select(0, source[tiles].flatten()).view(-1, 1, _TILE, head_dim)
+        found, found_lse = attend(
+            rows, keys.index_select(0, run)[:, None], values.index_select(0, run)[:, None], mask, scaling
+        )
+        kept = (pair[tiles].flatten() >= 0).nonzero()[:, 0]
+        target = pair[tiles].flatten()[kept]
+        output.index_copy_(0, target, found.flatten(0, 2).index_select(0, kept))
+        lse.index_copy_(0, target, found_lse.flatten().index_select(0, kept))
     output, lse = output.view(*selected.shape, head_dim), lse.view(selected.shape)
     return list(zip(output.unbind(3), lse.unbind(3), strict=True))
 
