@@ -40,6 +40,11 @@ class Layer:
         return variant.always_dense or not named.isdisjoint(variant.dense_layers)
 
     @cached_property
+    def generating(self) -> Variant:
+        """The variant for generated tokens: a dense tail is the prompt's."""
+        return replace(self.variant, dense_tail=0) if self.variant.dense_tail else self.variant
+
+    @cached_property
     def traced(self) -> "Traced":
         """What compiled models have in place of this object."""
         with torch.inference_mode(False):  # or nobody could write to it later
@@ -166,9 +171,7 @@ def attend_group(
     Returns:
         [sequences, heads, query_len, head_dim]
     """
-    variant = layer.variant
-    if generated and variant.dense_tail:
-        variant = replace(variant, dense_tail=0)  # it is the prompt's
+    variant = layer.generating if generated else layer.variant
     short = is_short(variant, group.length, group.device)
     if layer.is_dense_layer or short:
         pattern = variant.dense(group)

@@ -4,7 +4,7 @@ Padding never reaches a pattern or a kernel: real tokens are gathered into group
 are scattered back. Packed documents are sequences of their own. Imports torch only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -66,6 +66,7 @@ class Geometry:
     columns: Group
     key_mask: Tensor | None = None
     documents: Tensor | None = None
+    _moved: dict[torch.device, "Geometry"] = field(default_factory=dict, repr=False)  # one per device, for all layers
 
     ndim = 2  # generate asks a mask for it
 
@@ -136,9 +137,11 @@ class Geometry:
         device = torch.device(device)
         if self.columns.device == device:
             return self
-        columns = Group(self.columns.length, self.columns.query_len, device)
-        moved = (None if tensor is None else tensor.to(device) for tensor in (self.key_mask, self.documents))
-        return Geometry(columns, *moved)
+        if device not in self._moved:
+            columns = Group(self.columns.length, self.columns.query_len, device)
+            tensors = (None if tensor is None else tensor.to(device) for tensor in (self.key_mask, self.documents))
+            self._moved[device] = Geometry(columns, *tensors)
+        return self._moved[device]
 
     def contiguous(self) -> "Geometry":
         """Itself: generate asks a mask for it."""

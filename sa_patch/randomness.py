@@ -4,6 +4,8 @@ A hash has no state, so the same token gets the same key on every device, in eve
 Imports torch only.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -55,3 +57,23 @@ def inverse(order: Tensor) -> Tensor:
     ranks = torch.empty_like(order)
     ranks[order] = torch.arange(order.numel(), device=order.device)
     return ranks
+
+
+def random_order(horizon: int, seed: int, layer_idx: int, run_size: int, device: torch.device) -> Tensor:
+    """The permuted order: int64 [horizon]; with a run size, every run of that many ranks is sorted by position."""
+    order = permutation(horizon, seed, layer_idx, device)
+    if not run_size:
+        return order
+    return torch.argsort(inverse(order) // run_size * horizon + torch.arange(horizon, device=device))
+
+
+@lru_cache(maxsize=512)
+def kept_order(horizon: int, seed: int, layer_idx: int, run_size: int, device: torch.device) -> Tensor:
+    """`random_order`, kept for the next token: 8 bytes per token of the horizon and layer."""
+    with torch.inference_mode(False):  # or autograd could not save it later
+        return random_order(horizon, seed, layer_idx, run_size, device)
+
+
+def forget_orders() -> None:
+    """Give the memory of kept orders back; they would be made again."""
+    kept_order.cache_clear()

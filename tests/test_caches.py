@@ -317,3 +317,15 @@ def test_a_mask_without_the_cached_columns_is_refused_in_a_static_cache(model, r
         logits(model, tokens[:, :40], past_key_values=cache, attention_mask=torch.ones(1, 40))
         with refused(ValueError, match="no real token among the 5 new columns up to 45: pass one column per token"):
             logits(model, tokens[:, 40:], past_key_values=cache, attention_mask=torch.ones(1, 5))
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_prompt_may_fill_a_static_cache_to_the_last_column(kind, padded):
+    """generate then asks for the mask twice, and hands the first one back."""
+    model = make_model(kind)
+    tokens, mask = left_padded(12, 20) if padded else (texts(2, 20), torch.ones(2, 20, dtype=torch.long))
+    options = {"attention_mask": mask, "max_new_tokens": 1, "do_sample": False}
+    with sa_patch.apply(model, "sa", 8):
+        expected = model.generate(tokens, **options)
+        assert torch.equal(model.generate(tokens, cache_implementation="static", **options), expected)

@@ -10,7 +10,7 @@ from patch_cases import CASES, make_variant, random_heads
 
 import sa_patch
 from sa_patch.forward import KINDS
-from sa_patch.variants.stochastic import kept_order
+from sa_patch.randomness import kept_order
 
 
 def logits(model, tokens, **kwargs):

@@ -92,3 +92,10 @@ def test_variants_of_ones_own_run_at_once(qwen3, tokens):
     assert "every-other" in repr(patch)
     with pytest.raises(ValueError, match="EveryOther is no built-in variant"):
         patch.save("never-written.json")
+
+
+def test_buckets_cross_over_earlier_than_permuted_windows(qwen3):
+    told = [sa_patch.apply(qwen3, "sa", 128, form=form, dense_below="crossover") for form in ("bucket", "sliding")]
+    for patch, length in zip(told, (512, 896), strict=True):
+        assert f"prompts up to {length} tokens stay full" in patch.describe()
+        assert patch.budget(length).density == 1 and patch.budget(length + 1).density < 1

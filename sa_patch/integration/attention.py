@@ -34,7 +34,7 @@ def _mask(
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
     mask_function=causal_mask_function,
-    attention_mask: Tensor | None = None,
+    attention_mask: Geometry | Tensor | None = None,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
     **_: object,
@@ -44,6 +44,8 @@ def _mask(
     A static cache and a compiled model get a tensor (`geometry.encode`): shapes that never change, values nobody reads
     on the way. Being 4D, transformers hands it through where it comes by a second time.
     """
+    if isinstance(attention_mask, Geometry):  # generate made it for a static cache that the prompt fills
+        return attention_mask
     if q_length == 0:
         raise ValueError("this call has no tokens: an empty prompt has no last token to go on from, pass at least one")
     if use_vmap:
@@ -102,7 +104,10 @@ def _traced_documents(mask_function: Any, batch: int, length: int, device: torch
     if mask_function is causal_mask_function:
         return None
     if mask_function.__code__ is not _AND_MASK:
-        raise NotImplementedError("mask functions other than those of packed documents are not supported by sa_patch")
+        raise NotImplementedError(
+            "mask functions other than those of packed documents are not supported by sa_patch: pass a 2D "
+            "attention_mask [batch, tokens], or restore the patch"
+        )
     row, column = torch.arange(batch, device=device)[:, None], torch.arange(length, device=device)
     sees_previous = mask_function(row, 0, column, (column - 1).clamp(min=0))
     return (~sees_previous).cumsum(dim=1)

@@ -16,8 +16,8 @@ from sa_patch.integration.generation import OVERRIDES
 from sa_patch.integration.modules import attention_modules, device
 from sa_patch.integration.state import NAME, State, state
 from sa_patch.kernels import crossover
+from sa_patch.randomness import forget_orders
 from sa_patch.variants.base import Variant
-from sa_patch.variants.stochastic import forget_orders
 
 _IMPLEMENTATION = "_attn_implementation_internal"  # where a config keeps the name
 

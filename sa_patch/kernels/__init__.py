@@ -23,7 +23,7 @@ KERNELS = {
 MASKED_BELOW, MASKED_BELOW_MERGED = 256, 512
 MASKED_KEYS = 2048
 # Sparse prefill is not faster than full up to max(windows x window, tokens), by how a variant's keys lie in memory.
-CROSSOVER = {"window": (4, 384), "buckets": (4, 384), "permuted": (8, 768), "routed": (16, 1792), "merged": (14, 1792)}
+CROSSOVER = {"window": (4, 384), "buckets": (4, 384), "permuted": (7, 448), "routed": (9, 1536), "merged": (9, 1536)}
 
 
 def get(name: str) -> Kernel:
@@ -32,20 +32,13 @@ def get(name: str) -> Kernel:
     return getattr(import_module(module), attribute)()
 
 
-def explain(pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> tuple[str, str]:
-    """The kernel `auto` takes for a pattern and why: (name, reason).
-
-    The rules are measured; they choose a way to compute, never other keys.
-    """
-    if pattern.covers_all:
-        return "sdpa", "the pattern is plain causal attention"
-    refusal = get("torch").refusal(pattern, query, key, value)
-    if refusal:
-        return "sdpa", f"torch refuses: {refusal}"
+def choose(pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str:
+    """The kernel `auto` takes. The rules are measured; they choose a way to compute, never other keys."""
+    if pattern.covers_all or get("torch").refusal(pattern, query, key, value):
+        return "sdpa"
     limit = MASKED_BELOW_MERGED if pattern.sinks or pattern.local else MASKED_BELOW
-    if pattern.query_len * pattern.length <= limit**2 and pattern.length <= MASKED_KEYS:
-        return "sdpa", f"a masked dense kernel is faster up to {limit} x {limit} scores and {MASKED_KEYS} keys"
-    return "torch", f"O(n w) is faster beyond {limit} x {limit} scores or {MASKED_KEYS} keys"
+    few = pattern.query_len * pattern.length <= limit**2 and pattern.length <= MASKED_KEYS
+    return "sdpa" if few else "torch"
 
 
 def select(requested: str, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> Kernel:
@@ -54,7 +47,7 @@ def select(requested: str, pattern: Pattern, query: Tensor, key: Tensor, value: 
     Raises:
         NotImplementedError: when the requested kernel (or, for "auto", every kernel) refuses the pattern.
     """
-    name = explain(pattern, query, key, value)[0] if requested == "auto" else requested
+    name = choose(pattern, query, key, value) if requested == "auto" else requested
     kernel = get(name)
     refusal = kernel.refusal(pattern, query, key, value)
     if refusal:

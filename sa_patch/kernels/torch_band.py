@@ -17,8 +17,11 @@ def band_tiles(band: Band, device: torch.device) -> Tiles:
     Work is O(query_len (rows + width)) pairs. Tokens of the horizon that have not come yet take no slots.
     """
     positions = torch.arange(band.first, band.length, device=device)
-    rank = positions if band.order is None else inverse(band.order)[positions]
-    by_rank = torch.argsort(rank)
+    if band.order is None:
+        rank, by_rank = positions, positions - band.first
+    else:
+        rank = inverse(band.order)[positions]
+        by_rank = torch.argsort(rank)
     rows = _rows(band)
     num_tiles = -(-band.query_len // rows)
     # The last tile is filled up with the last query, whose surplus results nobody picks.

@@ -1,10 +1,8 @@
 """`sa` and `sa+swa`: stochastic attention (arXiv 2604.00754) and its training-free union with a sliding window."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from sa_patch.budget import LayerBudget, matched_width
@@ -13,7 +11,7 @@ from sa_patch.errors import unknown
 from sa_patch.geometry import Group
 from sa_patch.horizons import opening, stretches
 from sa_patch.patterns import Band, Blocks, Pattern, Pieces
-from sa_patch.randomness import inverse, permutation
+from sa_patch.randomness import kept_order, random_order
 from sa_patch.variants.base import Sizes, Variant, option
 
 
@@ -53,7 +51,6 @@ class Stochastic(Variant):
 
     name: ClassVar[str] = "sa"
     label: ClassVar[str] = "stochastic attention"
-    layout: ClassVar[str] = "permuted"
 
     form: str = option("sliding", "'sliding' (permuted window) or 'bucket' (buckets of 2w-1 permuted tokens)")
     horizon: str = option("length", "'length': one permutation of the whole prompt; 'dyadic': of each power of two")
@@ -83,6 +80,10 @@ class Stochastic(Variant):
                     f"{name}={getattr(self, name)} is a fraction of the prompt's length, on which nothing may depend "
                     "with horizon='dyadic': give a number of tokens, or use horizon='length'"
                 )
+
+    @property
+    def layout(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "buckets" if self.form == "bucket" and self.horizon == "length" else "permuted"
 
     @property
     def prefix_consistent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -137,26 +138,6 @@ class Stochastic(Variant):
 
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
         return self.counted(length, layer_idx)
-
-
-def random_order(horizon: int, seed: int, layer_idx: int, run_size: int, device: torch.device) -> Tensor:
-    """The permuted order: int64 [horizon]; with a run size, every run of that many ranks is sorted by position."""
-    order = permutation(horizon, seed, layer_idx, device)
-    if not run_size:
-        return order
-    return torch.argsort(inverse(order) // run_size * horizon + torch.arange(horizon, device=device))
-
-
-@lru_cache(maxsize=512)
-def kept_order(horizon: int, seed: int, layer_idx: int, run_size: int, device: torch.device) -> Tensor:
-    """`random_order`, kept for the next token: 8 bytes per token of the horizon and layer."""
-    with torch.inference_mode(False):  # or autograd could not save it later
-        return random_order(horizon, seed, layer_idx, run_size, device)
-
-
-def forget_orders() -> None:
-    """Give the memory of kept orders back; they would be made again."""
-    kept_order.cache_clear()
 
 
 @dataclass(frozen=True, kw_only=True)
