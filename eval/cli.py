@@ -1,153 +1,26 @@
-"""Owns the command line: flags from the settings, the order of the steps, and one clear message per error.
-
-Heavy imports wait until they are needed, so --help and bad arguments answer at once.
-"""
+"""Owns the command line: which command runs, and one clear message per error."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from sa_eval.config import ARM_MODES, MODE_HELP, SETTINGS, Settings, SettingsError, settings_from
-from sa_eval.settings_file import read_yaml
-
-EXAMPLES = """\
-examples
-  sa-eval                             bundled model, offline suite, full/swa/sa/moba, two windows, two lengths
-  sa-eval --modes sa,sa-bucket,sa+swa,moba --window 32,64,128 --lengths 512,1024,2048 --seeds 0,1,2
-  sa-eval --tasks needle_single,majority_topic --num-samples 50 --dense-tail 0,32
-  sa-eval --tasks niah_single_1,niah_multikey_2 --lengths 2048     RULER, through lm-eval
-  sa-eval --model Qwen/Qwen3-8B --device cuda --dtype bfloat16 --window 128,512 --lengths 4096 --dry-run
-  sa-eval --config configs/smoke.yaml --out runs/smoke
-"""
-DETAILS = """\
-settings
-  Flags and YAML (--config) are the same settings; a flag wins over the file. Lists take commas or spaces. Unknown keys
-  are errors. The effective settings are saved as config.yaml in the run directory, and --config runs them again.
-
-what comes out (in --out, default runs/<time>-<model>)
-  a table here; report.html (self-contained); results.json; summary.csv; records/*.jsonl, one line per document
-
-exit status
-  0 all went well   1 finished, but something failed (see the report)   2 bad arguments   130 interrupted
-"""
+from sa_eval.commands import COMMANDS, load
+from sa_eval.config import SettingsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `sa-eval`; returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its table
-    parser = build_parser()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name, rest = (given[0], given[1:]) if given and given[0] in COMMANDS else ("run", given)
     try:
-        namespace = parser.parse_args(arguments)
-        if namespace.list_tasks:
-            return list_tasks()
-        settings = effective_settings(namespace)
-        return dry_run(settings) if namespace.dry_run else run(settings, verbose=namespace.verbose)
+        return load(name).main(rest)
     except SettingsError as error:
         print(f"sa-eval: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sa-eval: interrupted before anything was evaluated", file=sys.stderr)
         return 130
-
-
-def build_parser() -> argparse.ArgumentParser:
-    modes = "\n".join(f"  {name:<12} {text}" for name, text in MODE_HELP.items())
-    parser = argparse.ArgumentParser(
-        prog="sa-eval",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description="Compare sparse attention variants on long-context tasks, at measured and matched budgets.\n\n"
-        f"modes\n{modes}\n\n{EXAMPLES}",
-        epilog=DETAILS,
-    )
-    parser.add_argument("--config", metavar="FILE", help="settings from a YAML file")
-    for name, item in SETTINGS.items():
-        flag = "--" + name.replace("_", "-")
-        help_text = f"{item.metadata['help']} (default: {_shown(item.default)})".replace("%", "%%")
-        if "(default:" in item.metadata["help"]:
-            help_text = item.metadata["help"]
-        if item.metadata.get("kind") is bool:
-            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=help_text)
-        else:
-            parser.add_argument(
-                flag,
-                dest=name,
-                nargs="+" if item.metadata.get("many") else None,
-                default=None,
-                metavar=_metavar(item.metadata),
-                help=help_text,
-            )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print arms, budgets, documents, estimated time and memory; run nothing"
-    )
-    parser.add_argument("--list-tasks", action="store_true", help="print the tasks that --tasks takes")
-    parser.add_argument("--verbose", action="store_true", help="let the libraries' logs through")
-    return parser
-
-
-def effective_settings(namespace: argparse.Namespace) -> Settings:
-    """Defaults, then the file, then the flags."""
-    given: dict[str, Any] = read_yaml(namespace.config) if namespace.config else {}
-    given.update({name: getattr(namespace, name) for name in SETTINGS if getattr(namespace, name) is not None})
-    return settings_from(given)
-
-
-def run(settings: Settings, *, verbose: bool = False) -> int:
-    from sa_eval.progress import Progress
-
-    progress = Progress(verbose=verbose)
-    with progress.quiet():
-        from sa_eval import runner, summary, table
-    directory = runner.run(settings, progress)
-    with progress.step("statistics"):
-        results = summary.summarise(directory)
-    print("\n" + table.render(results) + "\n")
-    from sa_eval import report
-
-    report.write(directory)
-    print(f"report:  {directory.path / 'report.html'}\nrecords: {directory.path}")
-    if any("interrupted" in failure["error"] for failure in results["failures"]):
-        return 130
-    return 1 if results["failures"] else 0
-
-
-def dry_run(settings: Settings) -> int:
-    from sa_eval import plan
-
-    try:
-        print(plan.render(settings))
-    except (ValueError, NotImplementedError) as error:  # an arm that this model refuses
-        raise error if isinstance(error, SettingsError) else SettingsError(f"this cannot run: {error}") from error
-    return 0
-
-
-def list_tasks() -> int:
-    from sa_eval.tasks import TASKS
-
-    print("offline suite (no network; `offline` is all of them)")
-    for name, task in TASKS.items():
-        print(f"  {name:<20} {task.family:<12} {'generated answer' if task.output == 'generate' else 'log-likelihood'}")
-    print("\nRULER through lm-eval, no network")
-    print("  niah_single_1  niah_multikey_2  niah_multikey_3  ruler_vt  ruler_cwe  ruler_fwe")
-    print("\nany other lm-eval task by its name (`lm-eval ls tasks` lists them); most need the network once")
-    return 0
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(str(item) for item in value) or "none"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _metavar(rule: Any) -> str:
-    if "choices" in rule:
-        return "{" + ",".join(rule["choices"]) + "}"
-    return {int: "N", "amount": "N|0.x", "samples": "N|all", "dense_below": "N|crossover"}.get(rule.get("kind"), "TEXT")
-
-
-assert set(MODE_HELP) == set(ARM_MODES)

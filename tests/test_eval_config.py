@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from sa_eval.arms import arms_from
-from sa_eval.cli import build_parser, effective_settings
+from sa_eval.commands.run import build_parser, effective_settings
 from sa_eval.config import SETTINGS, Settings, SettingsError, settings_from, to_yaml
 
 
