@@ -47,8 +47,8 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     That log-sum-exp has no gradient, hence the other way while gradients are recorded.
     """
     if mask is not None:
-        mask = mask.expand(query.shape[0], 1, query.shape[2], key.shape[2])
         bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+        bias = bias.expand(query.shape[0], 1, query.shape[2], key.shape[2])
     else:
         bias = None
     # The public function sees to this, the operator reads head_dim as if it were contiguous.

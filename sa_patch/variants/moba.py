@@ -137,15 +137,17 @@ def select_blocks(query: Tensor, key: Tensor, block_size: int, count: int) -> Te
     earlier = (length - 1) // block_size
     means = key[:, :, : earlier * block_size].float().unflatten(2, (earlier, block_size)).mean(dim=3)
     grouped = query.reshape(batch, kv_heads, heads // kv_heads, query_len, head_dim)
-    own = torch.arange(length - query_len, length, device=query.device) // block_size
-    block = torch.arange(earlier, device=query.device)
-    count = min(count, earlier)
-    chosen = []
+    first, count, chosen = length - query_len, min(count, earlier), []
     step = max(1, _SCORE_ENTRIES // (batch * heads * earlier))
-    for rows in torch.arange(query_len, device=query.device).split(step):
-        scores = grouped[..., rows, :].float() @ means[:, :, None].transpose(-1, -2)
-        scores = scores.masked_fill(block >= own[rows, None], -torch.inf)
+    for start in range(0, query_len, step):
+        rows = slice(start, min(start + step, query_len))
+        own = torch.arange(first + rows.start, first + rows.stop, device=query.device)[:, None] // block_size
+        # Blocks before the first row's own are open to all rows, blocks from the last row's own on to none.
+        open_to_all, reached = (first + rows.start) // block_size, (first + rows.stop - 1) // block_size
+        scores = grouped[..., rows, :].float() @ means[:, :, None, : max(reached, count)].transpose(-1, -2)
+        some = torch.arange(open_to_all, scores.shape[-1], device=query.device)
+        scores[..., open_to_all:].masked_fill_(some >= own, -torch.inf)
         # The largest one is found faster than the largest few.
         best = scores.argmax(dim=-1, keepdim=True) if count == 1 else scores.topk(count, dim=-1).indices
-        chosen.append(torch.where(best < own[rows, None], best, -1))
+        chosen.append(torch.where(best < own, best, -1))
     return torch.cat(chosen, dim=3).reshape(batch, heads, query_len, count)
