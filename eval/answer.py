@@ -114,7 +114,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         names = ", ".join(dict.fromkeys(scored))
         found.append(f"Scored by log-likelihood, so only prefill is exercised: {names}.")
     if len(scored) < len(results["tasks"]):
-        decode = results["settings"]["decode"]
+        decode = " or ".join(results["settings"]["decode"])
         found.append(
             f"Generated answers: prefill is sparse, decode is {decode}"
             + (" (new tokens read the whole cache)." if decode == "full" else ".")

@@ -1,85 +1,77 @@
-"""Owns what an arm is: one variant at one budget with its seeds. Imports no torch."""
+"""Owns which arms a run has: every meaning once, and what is left out with its reason. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from sa_eval.config import ARM_MODES, Settings, SettingsError
+from sa_eval import grid
+from sa_eval.arm import Arm
+from sa_eval.config import Settings, SettingsError
 
-SEEDED_MODES = ("sa", "sa+swa")
+MOST_COMBINATIONS = 5_000  # beyond it a list is a slip of the keyboard
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One row of the comparison. `options` is what `sa_patch.apply` gets besides mode, window, seed and kernel."""
+class Sweep:
+    """The arms of a run, and the combinations that were asked for but are no arm of it, each with its reason."""
 
-    name: str  # unique in a run and usable in a file name
-    label: str  # the name under --modes
-    mode: str  # the sa_patch mode
-    window: int | float | None  # None: full
-    dense_tail: int = 0
-    seeds: tuple[int, ...] = (0,)
-    kernel: str = "auto"
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def apply(self, model: Any, seed: int) -> Any:
-        """Patch the model; the caller restores. The full arm runs the model's own attention and returns None."""
-        if self.window is None:
-            return None
-        import sa_patch
-
-        return sa_patch.apply(model, mode=self.mode, window=self.window, seed=seed, kernel=self.kernel, **self.options)
-
-    def check(self) -> None:
-        """Refuse an arm that no model can run, before a model is loaded."""
-        if self.window is None:
-            return
-        import sa_patch
-        from sa_patch import kernels
-
-        try:
-            kernels.check_name(self.kernel)
-            sa_patch.variant(self.mode, self.window, seed=self.seeds[0], **self.options)
-        except (ValueError, NotImplementedError) as error:
-            raise SettingsError(f"arm {self.name} cannot run: {error}") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "label": self.label,
-            "mode": self.mode,
-            "window": self.window,
-            "dense_tail": self.dense_tail,
-            "seeds": list(self.seeds),
-            "kernel": self.kernel,
-            "options": self.options,
-        }
+    arms: tuple[Arm, ...]
+    left_out: tuple[tuple[Arm, str], ...]
+    combinations: int
 
 
 def arms_from(settings: Settings) -> list[Arm]:
-    """Every arm of a run: full first, then tail by tail, window by window, mode by mode."""
-    arms = [Arm("full", "full", "full", None)]
-    for tail in settings.dense_tail:
-        for window in settings.window:
-            for label in settings.modes:
-                if label != "full":
-                    arms.append(_arm(settings, label, window, tail))
-    return arms
+    """Every arm of a run: full first, then the grid (tail by tail, window by window, mode by mode), then named arms.
+
+    Raises:
+        SettingsError: when nothing but full is left, or two arms would have one name.
+    """
+    sweep = sweep_of(settings)
+    if len(sweep.arms) == 1 and sweep.left_out:
+        arm, reason = sweep.left_out[0]
+        others = f" (and {len(sweep.left_out) - 1} more)" if len(sweep.left_out) > 1 else ""
+        raise SettingsError(f"arm {arm.name} cannot run{others}: {reason}")
+    return list(sweep.arms)
 
 
-def _arm(settings: Settings, label: str, window: int | float, tail: int) -> Arm:
-    mode, variant_options = ARM_MODES.get(label, (label, {}))
-    options: dict[str, Any] = {
-        "budget": settings.budget,
-        "decode": settings.decode,
-        "dense_tail": tail,
-        **variant_options,
-    }
-    for name in ("sinks", "local", "dense_layers", "dense_below"):
-        value = getattr(settings, name)
-        if value:
-            options[name] = value
-    seeds = settings.seeds if mode in SEEDED_MODES or label not in ARM_MODES else (0,)
-    name = f"{label}-w{window}" + (f"-tail{tail}" if tail else "")
-    return Arm(name, label, mode, window, tail, seeds, settings.kernel, options)
+def left_out(settings: Settings) -> list[dict[str, Any]]:
+    """The combinations that are no arm of the run: Arm.to_dict with a `reason`."""
+    return [{**arm.to_dict(), "reason": reason} for arm, reason in sweep_of(settings).left_out]
+
+
+def sweep_of(settings: Settings) -> Sweep:
+    """The product of all lists, every meaning once; what a variant refuses is left out with its reason."""
+    count = grid.combinations(settings)
+    if count > MOST_COMBINATIONS:
+        raise SettingsError(
+            f"the settings make {count:,} combinations of mode, window and options; at most {MOST_COMBINATIONS:,} are "
+            "run at once: shorten the lists"
+        )
+    named, listed = grid.named_arms(settings), grid.grid_arms(settings)
+    kept: dict[Any, Arm] = {}
+    refused: dict[str, tuple[Arm, str]] = {}
+    for place, arm in enumerate([*named, *listed]):
+        reason = arm.refusal()
+        first = arm if reason else kept.setdefault(_meaning(arm), arm)
+        if reason:
+            refused[arm.name] = (arm, reason)
+        elif first is not arm and place < len(named):
+            refused[arm.name] = (arm, f"the same as {first.name}")
+    arms = [arm for arm in [*listed, *named] if kept.get(_meaning(arm)) is arm]
+    _refuse_one_name_twice(arms)
+    return Sweep((Arm("full", "full", "full", None), *arms), tuple(refused.values()), count)
+
+
+def _meaning(arm: Arm) -> Any:
+    """What the arm computes: two arms with one meaning are one arm."""
+    options = {**arm.options, "dense_layers": frozenset(arm.options.get("dense_layers", ()))}
+    return arm.mode, arm.window, frozenset(options.items())
+
+
+def _refuse_one_name_twice(arms: list[Arm]) -> None:
+    taken = {"full"}
+    for arm in arms:
+        if arm.name.casefold() in taken:  # names are file names, and some file systems don't tell Sa from sa
+            raise SettingsError(f"two arms are called {arm.name!r}: rename the one in `arms`")
+        taken.add(arm.name.casefold())

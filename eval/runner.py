@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_eval import environment, model_files, models, prepare, rows
-from sa_eval.arms import Arm, arms_from
+from sa_eval.arms import Arm, arms_from, left_out
 from sa_eval.budgets import measured_budget
 from sa_eval.config import Settings, SettingsError, to_yaml
 from sa_eval.messages import one_line, shown
@@ -116,6 +116,7 @@ def _manifest(this: Run, started: str) -> dict[str, Any]:
         "versions": environment.versions(),
         "hardware": environment.hardware(this.loaded.model.device),
         "arms": [arm.to_dict() for arm in this.arms],
+        "left_out": left_out(this.settings),
         "tasks": [task.to_dict() for task in this.tasks],
     }
 

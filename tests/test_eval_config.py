@@ -7,7 +7,7 @@ import yaml
 
 from sa_eval.arms import arms_from
 from sa_eval.commands.run import build_parser, effective_settings
-from sa_eval.config import SETTINGS, Settings, SettingsError, settings_from, to_yaml
+from sa_eval.config import FLAGS, SETTINGS, Settings, SettingsError, settings_from, to_yaml
 
 
 def from_flags(*flags):
@@ -41,7 +41,7 @@ def test_a_flag_wins_over_the_file(tmp_path):
 
 def test_every_setting_has_a_flag_with_help():
     text = build_parser().format_help()
-    assert all("--" + name.replace("_", "-") in text for name in SETTINGS)
+    assert all("--" + name.replace("_", "-") in text for name in FLAGS)
     assert all(item.metadata["help"] for item in SETTINGS.values())
 
 
@@ -104,8 +104,10 @@ def test_every_built_in_arm_can_be_made():
 
 
 def test_an_impossible_arm_is_refused_before_a_model_is_loaded():
-    (_, arm) = arms_from(settings_from({"modes": "sa", "window": 8, "sinks": 64}))
-    with pytest.raises(SettingsError, match="sa-w8 cannot run"):
+    with pytest.raises(SettingsError, match="sa-w8-sinks64 cannot run"):
+        arms_from(settings_from({"modes": "sa", "window": 8, "sinks": 64}))
+    (_, arm) = arms_from(settings_from({"modes": "sa", "kernel": "fast"}))[:2]
+    with pytest.raises(SettingsError, match="sa-w64 cannot run"):
         arm.check()
 
 

@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from sa_eval.config import ARM_MODES, MODE_HELP, SETTINGS, Settings, SettingsError, settings_from
+from sa_eval.config import FLAGS, Settings, SettingsError, settings_from
+from sa_eval.modes import ARM_MODES, MODE_HELP
 from sa_eval.settings_file import read_yaml
 
 EXAMPLES = """\
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=DETAILS,
     )
     parser.add_argument("--config", metavar="FILE", help="settings from a YAML file")
-    for name, item in SETTINGS.items():
+    for name, item in FLAGS.items():
         flag = "--" + name.replace("_", "-")
         help_text = f"{item.metadata['help']} (default: {_shown(item.default)})".replace("%", "%%")
         if "(default:" in item.metadata["help"]:
@@ -90,7 +91,7 @@ def _commands() -> str:
 def effective_settings(namespace: argparse.Namespace) -> Settings:
     """Defaults, then the file, then the flags."""
     given: dict[str, Any] = read_yaml(namespace.config) if namespace.config else {}
-    given.update({name: getattr(namespace, name) for name in SETTINGS if getattr(namespace, name) is not None})
+    given.update({name: getattr(namespace, name) for name in FLAGS if getattr(namespace, name) is not None})
     return settings_from(given)
 
 
@@ -137,14 +138,15 @@ def list_tasks() -> int:
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(str(item) for item in value) or "none"
+        return ",".join(_shown(item) for item in value) or "none"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _metavar(rule: Any) -> str:
     if "choices" in rule:
         return "{" + ",".join(rule["choices"]) + "}"
-    return {int: "N", "amount": "N|0.x", "samples": "N|all", "dense_below": "N|crossover"}.get(rule.get("kind"), "TEXT")
+    numbers = {int: "N", "amount": "N|0.x", "samples": "N|all", "dense_below": "N|crossover"}
+    return {**numbers, "layers": "SETS"}.get(rule.get("kind"), "TEXT")
 
 
 assert set(MODE_HELP) == set(ARM_MODES)
