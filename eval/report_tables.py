@@ -127,7 +127,7 @@ def budgets(results: dict[str, Any]) -> str:
         )
     return (
         '<h2>Budgets: asked and measured</h2><p class="soft">Prefill, over the prompts of each length. Decode reads '
-        f"the whole cache when decode is full (here: {' or '.join(results['settings']['decode'])}). Router: work spent on "
+        f"the whole cache when decode is full (here: {' or '.join(results['settings']['decode'])}). Router: work on "
         "choosing keys, in score computations per query.</p><details><summary>Table</summary>"
         + _table(["arm", "length", "window asked", "keys per query", "density", "router"], rows)
         + "</details>"
