@@ -152,7 +152,7 @@ def _measure_speed(this: Run, arms: list[Arm]) -> None:
     prompts: dict[Any, list[int]] = {}
     for task in this.tasks:
         prompts.setdefault(task.length, _first_row(this.lm, task))
-    with this.progress.bar(len(prompts) * len(arms) * (speed.REPEATS + 1), "latency", unit="prefill") as bar:
+    with this.progress.bar(len(prompts) * len(arms) * speed.REPEATS, "latency", unit="turn") as bar:
 
         def advance(name: str) -> None:
             bar.describe(f"latency · {name}")
