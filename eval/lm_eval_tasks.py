@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
 
 from sa_eval import ruler
-from sa_eval.config import Settings
+from sa_eval.config import Settings, SettingsError
 from sa_eval.lm_tasks import PreparedTask, build_requests, offline_names, unknown_task
 
 SCORE_METRICS = ("acc", "exact_match", "score", "acc_norm", "pass@1", "f1", "em")
@@ -21,41 +24,108 @@ def task_manager() -> TaskManager:
     return TaskManager()
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """One task to be loaded: its lm-eval name (or file), its length, and the family it is reported in."""
+
+    name: str
+    length: int | None
+    family: str
+
+    @property
+    def label(self) -> str:
+        return self.name if self.length is None else f"{self.name}@{self.length}"
+
+
 def check_names(names: list[str]) -> None:
     """Refuse unknown names before anything is loaded."""
     for name in names:
-        if name in ruler.OFFLINE or (name.endswith((".yaml", ".yml")) and Path(name).is_file()):
+        if ruler.is_asked(name) or _is_file(name):
             continue
         if name not in task_manager().all_tasks:
-            raise unknown_task(name, [*task_manager().all_tasks, *offline_names(), "offline"])
+            raise unknown_task(name, [*task_manager().all_tasks, *ruler.GROUPS, *offline_names(), "offline"])
 
 
-def lengths_of(name: str, settings: Settings) -> tuple[int | None, ...]:
-    """RULER's tasks are built for a length; all others bring their own."""
-    return settings.lengths if ruler.is_ruler(name) else (None,)
+def wanted(names: list[str], settings: Settings) -> list[Wanted]:
+    """The leaves of everything asked for, each by itself, so that one whose data cannot be fetched costs no other.
+
+    RULER's tasks are built for every length; all others bring their own. A group that is not RULER's is a family.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        leaves = ruler.GROUPS.get(name) or _leaves(name)
+        for leaf in leaves:
+            alone = leaf == name or len(leaves) == 1
+            found.setdefault(leaf, ruler.family(leaf) if ruler.is_ruler(leaf) else "lm-eval" if alone else name)
+    ordered = [Wanted(leaf, None, family) for leaf, family in found.items() if not ruler.is_ruler(leaf)]
+    return ordered + [
+        Wanted(leaf, length, family)
+        for leaf, family in found.items()
+        for length in settings.lengths
+        if ruler.is_ruler(leaf)
+    ]
 
 
-def prepare(name: str, length: int | None, settings: Settings, lm: Any) -> list[PreparedTask]:
-    """Load one task (or the leaves of a group) and build its requests."""
-    if length is None:
-        loaded = task_manager().load([name])["tasks"]
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) and Path(name).is_file()
+
+
+def _leaves(name: str) -> list[str]:
+    """The tasks of a group or tag by name; a group whose members carry changes of their own is loaded as a whole."""
+    entry = None if ruler.is_ruler(name) else task_manager().task_index.get(name)
+    if entry is None or entry.kind not in (Kind.TAG, Kind.GROUP):
+        return [name]
+    members = sorted(entry.tags) if entry.kind is Kind.TAG else (entry.cfg or {}).get("task")
+    known = task_manager().task_index
+    if not isinstance(members, list) or any(not isinstance(name, str) or name not in known for name in members):
+        return [name]
+    return [leaf for member in members for leaf in _leaves(member)]
+
+
+def prepare(wanted: Wanted, settings: Settings, lm: Any) -> list[PreparedTask]:
+    """Load one task (or a group that cannot be taken apart) and build its requests."""
+    if wanted.length is not None:
+        loaded = {wanted.name: ruler.load(wanted.name, wanted.length, settings, lm.tokenizer)}
     else:
-        loaded = {name: ruler.load(name, length, settings, lm.tokenizer)}
-    return [_prepared(leaf, task, length, settings, lm) for leaf, task in loaded.items()]
+        _confirm_unsafe_code(wanted.name, settings)
+        loaded = task_manager().load([wanted.name])["tasks"]
+    return [_prepared(leaf, task, wanted, settings, lm) for leaf, task in loaded.items()]
 
 
-def _prepared(name: str, task: Any, length: int | None, settings: Settings, lm: Any) -> PreparedTask:
-    if task.get_config("num_fewshot") is None:
-        task.set_config("num_fewshot", 0)
-    prepared = PreparedTask(
-        name,
-        length,
-        "lm-eval" if length is None else ruler.family(name),
-        task.OUTPUT_TYPE,
-        task,
-        score_metric=None if length is None else str(length),
+def _confirm_unsafe_code(name: str, settings: Settings) -> None:
+    """Refuse a task that runs what the model writes unless that is wanted; its scorer looks into the environment.
+
+    Raises:
+        SettingsError: before the task's own code is imported, which would ask for the same less clearly.
+    """
+    entry = task_manager().task_index.get(name)
+    if settings.confirm_unsafe_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+    elif entry is not None and (entry.cfg or {}).get("unsafe_code"):
+        raise _unconfirmed(name)
+
+
+def _unconfirmed(name: str) -> SettingsError:
+    return SettingsError(
+        f"{name} runs programs that the model writes, on this machine: set confirm_unsafe_code (--confirm-unsafe-code) "
+        "where that is safe, or leave the task out"
     )
+
+
+def _prepared(name: str, task: Any, wanted: Wanted, settings: Settings, lm: Any) -> PreparedTask:
+    if getattr(task, "UNSAFE_CODE", False) and not settings.confirm_unsafe_code:  # a file's, or a group's member
+        raise _unconfirmed(name)
+    _set_fewshot(task, settings.num_fewshot)
+    metric = None if wanted.length is None else str(wanted.length)
+    prepared = PreparedTask(name, wanted.length, wanted.family, task.OUTPUT_TYPE, task, score_metric=metric)
     return build_requests(prepared, lm, settings)
+
+
+def _set_fewshot(task: Any, asked: int | None) -> None:
+    """As lm-eval does it: a task that says 0 keeps it (its prompt has no room for examples)."""
+    own = task.get_config("num_fewshot")
+    if own is None or (asked is not None and own != 0):
+        task.set_config("num_fewshot", asked or 0)
 
 
 def score_of(metrics: dict[str, float], preferred: str | None) -> tuple[str, float]:

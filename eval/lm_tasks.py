@@ -59,6 +59,7 @@ class PreparedTask:
             "family": self.family,
             "output": self.output,
             "phase": SPARSE_PHASE.get(self.output, "prefill only"),
+            "num_fewshot": self.task.get_config("num_fewshot"),
             "documents": self.num_documents,
             "median_prompt_tokens": int(statistics.median(self.prompt_tokens)),
             "hashes": self.hashes,

@@ -34,7 +34,7 @@ def check_lengths(settings: Settings, limit: int | None) -> None:
 
     offline, other = lm_tasks.split_names(settings)
     longest = max(settings.lengths)
-    if limit is not None and longest > limit and (offline or any(map(ruler.is_ruler, other))):
+    if limit is not None and longest > limit and (offline or any(map(ruler.is_asked, other))):
         raise SettingsError(
             f"length {longest} is longer than the model's {limit} positions: nothing is truncated here, ask for "
             "shorter lengths"
@@ -84,8 +84,7 @@ def _lm_eval(settings: Settings, lm: Any) -> list[tuple[str, Build]]:
         return []
     from sa_eval import lm_eval_tasks
 
-    def build(name: str, length: int | None) -> Build:
-        return lambda: lm_eval_tasks.prepare(name, length, settings, lm)
+    def build(wanted: lm_eval_tasks.Wanted) -> Build:
+        return lambda: lm_eval_tasks.prepare(wanted, settings, lm)
 
-    pairs = [(name, length) for name in names for length in lm_eval_tasks.lengths_of(name, settings)]
-    return [(name if length is None else f"{name}@{length}", build(name, length)) for name, length in pairs]
+    return [(wanted.label, build(wanted)) for wanted in lm_eval_tasks.wanted(names, settings)]

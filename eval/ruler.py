@@ -7,7 +7,6 @@ when a document cannot fit. So they run in a child process that is seeded, gets 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import multiprocessing
@@ -21,16 +20,10 @@ from unittest import mock
 from sa_eval.config import Settings
 
 OFFLINE = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe")
-NAMES = (
-    *OFFLINE,
-    "niah_single_2",
-    "niah_single_3",
-    "niah_multikey_1",
-    "niah_multiquery",
-    "niah_multivalue",
-    "ruler_qa_squad",
-    "ruler_qa_hotpot",
-)
+ESSAYS = ("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multiquery", "niah_multivalue")
+QUESTIONS = ("ruler_qa_squad", "ruler_qa_hotpot")
+NAMES = (*OFFLINE, *ESSAYS, *QUESTIONS)
+GROUPS = {"ruler": NAMES, "ruler-offline": OFFLINE}
 # In the offline suite's families, because variants win in different ones.
 FAMILIES = {
     "niah": "retrieval",
@@ -40,10 +33,17 @@ FAMILIES = {
     "ruler_qa": "retrieval",
 }
 BASE_SECONDS, TOKENS_PER_SECOND = 40, 50
+FETCH_SECONDS = 600  # for the texts of tasks that are not offline
+SPLITTER = "punkt_tab"  # nltk's sentence splitter
 
 
 def is_ruler(name: str) -> bool:
     return name in NAMES
+
+
+def is_asked(name: str) -> bool:
+    """Whether a name under --tasks means RULER, as a task or a group of them."""
+    return name in NAMES or name in GROUPS
 
 
 def family(name: str) -> str:
@@ -61,15 +61,20 @@ def load(name: str, length: int, settings: Settings, tokenizer: Any) -> Any:
         return rows if settings.num_samples == "all" else rows[: settings.num_samples]
 
     if name in OFFLINE and name.startswith("niah"):
-        with _no_nltk_download(True):  # millions of words are made on import: here, so that children have them
+        with _no_nltk_download():  # millions of words are made on import: here, so that children have them
             importlib.import_module("lm_eval.tasks.ruler.prepare_niah")
-    seconds = BASE_SECONDS + length / TOKENS_PER_SECOND
+    seconds = BASE_SECONDS + length / TOKENS_PER_SECOND + (0 if name in OFFLINE else FETCH_SECONDS)
     rows = _in_child(
         documents,
         seconds,
         f"RULER's generator of {name} did not finish at {length} tokens in {seconds:.0f} s; it "
         "retries forever when a document cannot fit this tokenizer and length: ask for a longer length",
     )
+    if settings.num_samples != "all" and len(rows) < settings.num_samples:
+        raise ValueError(
+            f"RULER's generator of {name} made {len(rows)} of {settings.num_samples} documents at {length} tokens and "
+            "dropped the others: ask for a longer length, or fewer documents (it makes 500 at most)"
+        )
     if not all(row["outputs"] for row in rows):
         raise ValueError(
             f"RULER's generator of {name} made documents without answers at {length} tokens: ask for a longer length"
@@ -78,7 +83,7 @@ def load(name: str, length: int, settings: Settings, tokenizer: Any) -> Any:
     def hold(task: Any, *args: Any, **kwargs: Any) -> None:
         task.dataset = {"test": Dataset.from_list(rows)}
 
-    with mock.patch.object(ConfigurableTask, "download", hold), _no_nltk_download(True):
+    with mock.patch.object(ConfigurableTask, "download", hold), _no_nltk_download():
         return _manager(length).load([name])["tasks"][name]
 
 
@@ -91,13 +96,34 @@ def _build(name: str, length: int, doc_seed: int, tokenizer: Any) -> Any:
     random.seed(int.from_bytes(digest[:8], "big"))
     np.random.seed(int.from_bytes(digest[:4], "big"))
     loaded_tokenizer = mock.patch.object(AutoTokenizer, "from_pretrained", lambda *args, **kwargs: tokenizer)
-    with loaded_tokenizer, _no_nltk_download(name in OFFLINE):
+    if name in ESSAYS:
+        _fetch_splitter()
+    with loaded_tokenizer, _no_nltk_download():
         return _manager(length).load([name])["tasks"][name]
 
 
-def _no_nltk_download(wanted: bool) -> Any:
-    """RULER's module fetches a sentence splitter on import; only its essay tasks use it."""
-    return mock.patch("nltk.download", lambda *args, **kwargs: False) if wanted else contextlib.nullcontext()
+def _no_nltk_download() -> Any:
+    """RULER's module fetches a sentence splitter on import; only its essay tasks use it, and get it before."""
+    return mock.patch("nltk.download", lambda *args, **kwargs: False)
+
+
+def _fetch_splitter() -> None:
+    """What RULER's module does when it is first imported; here it may have been imported for an offline task before.
+
+    Raises:
+        RuntimeError: when it is neither here nor to be had: the generator would take its absence for documents that
+            do not fit, try smaller ones, and drop them all.
+    """
+    import nltk
+
+    try:
+        nltk.data.find(f"tokenizers/{SPLITTER}")
+    except LookupError:
+        if not nltk.download(SPLITTER, quiet=True):
+            raise RuntimeError(
+                f"RULER's essay tasks need nltk's sentence splitter {SPLITTER}, which is not here and cannot be "
+                f"fetched: run `python -m nltk.downloader {SPLITTER}` where there is a network, or leave them out"
+            ) from None
 
 
 def _manager(length: int) -> Any:

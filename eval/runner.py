@@ -231,7 +231,14 @@ def evaluate_task(this: Run, task: Any) -> list[dict[str, Any]]:
     from lm_eval.evaluator import evaluate
 
     limit = None if this.settings.num_samples == "all" else this.settings.num_samples
-    result = evaluate(lm=this.lm, task_dict={task.key: task.task}, limit=limit, bootstrap_iters=0, log_samples=True)
+    result = evaluate(
+        lm=this.lm,
+        task_dict={task.key: task.task},
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        confirm_run_unsafe_code=this.settings.confirm_unsafe_code,
+    )
     return rows.scored(task, result["samples"][task.key])
 
 

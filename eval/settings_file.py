@@ -6,17 +6,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sa_eval.config import SettingsError
+from sa_eval import presets
 from sa_eval.messages import one_line, shown
+from sa_eval.values import SettingsError
 
 MOST_CHARACTERS = 2**20  # settings take a few lines
 MERGE = "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings of a YAML file, unchecked; an empty file is an empty set of settings."""
+    """The settings of a YAML file or of shipped settings (by name), unchecked; an empty file is an empty set."""
     import yaml
 
+    path = presets.place(path)
     try:
         with Path(path).open(encoding="utf-8") as stream:
             text = stream.read(MOST_CHARACTERS + 1)
@@ -52,4 +54,9 @@ def _strict_loader() -> Any:
                 raise SettingsError(f"the config holds {shown(doubled[0])} twice: which one counts?")
             return super().construct_mapping(node, deep)
 
+        def construct_yaml_int(self, node: Any) -> int | str:
+            """`1:30` is a slice of layers here, not ninety (YAML 1.1 counts in sixties)."""
+            return node.value if ":" in node.value else super().construct_yaml_int(node)
+
+    StrictLoader.add_constructor("tag:yaml.org,2002:int", StrictLoader.construct_yaml_int)
     return StrictLoader

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from sa_eval import presets
 from sa_eval.config import FLAGS, Settings, SettingsError, settings_from
 from sa_eval.modes import ARM_MODES, MODE_HELP
 from sa_eval.settings_file import read_yaml
@@ -56,7 +57,11 @@ def build_parser() -> argparse.ArgumentParser:
         f"{_commands()}modes\n{modes}\n\n{EXAMPLES}",
         epilog=DETAILS,
     )
-    parser.add_argument("--config", metavar="FILE", help="settings from a YAML file")
+    parser.add_argument(
+        "--config",
+        metavar="FILE|NAME",
+        help=f"settings from a YAML file, or shipped ones by name: {', '.join(presets.names())}",
+    )
     for name, item in FLAGS.items():
         flag = "--" + name.replace("_", "-")
         help_text = f"{item.metadata['help']} (default: {_shown(item.default)})".replace("%", "%%")
