@@ -10,7 +10,7 @@ from patch_cases import CASES, make_variant, random_heads
 
 import sa_patch
 from sa_patch.forward import KINDS
-from sa_patch.randomness import kept_order
+from sa_patch.kept import KEPT
 
 
 def logits(model, tokens, **kwargs):
@@ -45,8 +45,8 @@ def test_restore_leaves_no_trace(qwen3):
     before, config = attributes(), copy.deepcopy(qwen3.config.__dict__)
     with sa_patch.apply(qwen3, "sa", 12, horizon="dyadic", decode="sparse"):
         qwen3.generate(torch.ones(1, 40, dtype=torch.long), max_new_tokens=3)
-        assert kept_order.cache_info().currsize == 3
-    assert kept_order.cache_info().currsize == 0
+        assert len(KEPT) == 6  # two horizons, three layers
+    assert len(KEPT) == KEPT.bytes == 0
     assert attributes() == before
     assert qwen3.config.__dict__ == config
 

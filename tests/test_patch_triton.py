@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from patch_cases import CASES, make_pattern, make_variant, random_heads
+from patch_cases import TILED, make_pattern, make_variant, random_heads
 
 import sa_patch
 from sa_patch import kernels
+from sa_patch.kernels.tile_sizes import Tile
 from sa_patch.patterns import Pieces
 
 pytest.importorskip("triton")
@@ -16,9 +17,8 @@ DTYPES = (torch.float32, torch.float16, *((torch.bfloat16,) if DEVICE == "cuda" 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """So that short sequences fall into several tiles, lists and steps."""
-    monkeypatch.setattr("sa_patch.kernels.triton_tiled._TILE_ROWS", 32)
-    monkeypatch.setattr("sa_patch.kernels.triton_tiled._TILES_PER_LIST", 2)
-    monkeypatch.setattr("sa_patch.kernels.triton_tiled._KEYS", 16)
+    monkeypatch.setattr("sa_patch.kernels.triton_tiled.tile_for", lambda head_dim, exact: Tile(32, 16, 4, 2))
+    monkeypatch.setattr("sa_patch.kernels.triton_tiled.tiles_per_list", lambda width, tokens: 2)
 
 
 def check(case, length, query_len, heads, head_dim, dtype, window=12):
@@ -36,7 +36,7 @@ def check(case, length, query_len, heads, head_dim, dtype, window=12):
     assert float((found - exact).abs().max()) <= allowed
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", TILED)
 def test_triton_equals_reference(case):
     if "moba" in case:  # routes are the content's: in one dtype they are the same for both kernels
         check(case, 70, 70, (4, 2), 16, torch.float32)

@@ -15,8 +15,8 @@ from sa_patch.forward import Layer
 from sa_patch.integration.generation import OVERRIDES
 from sa_patch.integration.modules import attention_modules, device
 from sa_patch.integration.state import NAME, State, state
+from sa_patch.kept import KEPT
 from sa_patch.kernels import crossover
-from sa_patch.randomness import forget_orders
 from sa_patch.variants.base import Variant
 
 _IMPLEMENTATION = "_attn_implementation_internal"  # where a config keeps the name
@@ -76,7 +76,7 @@ def unbind(model: nn.Module) -> None:
             held.original_config.__dict__[name] = value
     for name in held.snapshot.keys() - held.patched_config.__dict__.keys():
         held.original_config.__dict__.pop(name, None)
-    forget_orders()
+    KEPT.forget()
     # A wrapper outside `model` may still hold the copy: let it say what the original says.
     held.patched_config._attn_implementation = held.original_config._attn_implementation
     _swap_config(model, held.patched_config, held.original_config)

@@ -1,6 +1,6 @@
 """Plans: a pattern as tiles of queries and sorted lists of keys, for kernels that gather as they go.
 
-Nothing here waits for the device where every token is a query. Imports torch only.
+Nothing here waits for the device where every token is a query. Imports torch, patterns and what keeps plans only.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sa_patch.kept import KEPT
 from sa_patch.patterns import Band, Blocks
 from sa_patch.randomness import inverse
 
@@ -21,23 +22,23 @@ class Plan:
         query_pos: int32 [lists * tiles_per_list, rows], positions, ascending inside a list; -1 where empty.
         query_rank: int32, likewise.
         key_pos, key_rank: int32 [lists, span], sorted by position; beyond a list's end anything.
+        past: int32 [tiles], how many keys of its list no query of a tile precedes: positions need no comparison there.
         stop: int32 [tiles], how many keys of its list a tile has to visit: the later ones are in its future.
         tiles_per_list: see above.
         width: only ranks that differ by less are visible; 0: all are.
-        keys_per_step: keys a kernel should take at once.
     """
 
     query_pos: Tensor
     query_rank: Tensor
     key_pos: Tensor
     key_rank: Tensor
+    past: Tensor
     stop: Tensor
     tiles_per_list: int
     width: int
-    keys_per_step: int
 
 
-def make_plan(pattern: Band | Blocks, rows: int, tiles_per_list: int, keys_per_step: int, device: torch.device) -> Plan:
+def make_plan(pattern: Band | Blocks, rows: int, tiles_per_list: int, device: torch.device) -> Plan:
     """The own part of a pattern, selected runs aside.
 
     Args:
@@ -45,14 +46,32 @@ def make_plan(pattern: Band | Blocks, rows: int, tiles_per_list: int, keys_per_s
         tiles_per_list: for bands; tiles of one list see fewer keys the earlier they are, and a list more the longer.
     """
     if isinstance(pattern, Blocks):
-        return _plan_runs(pattern, rows, keys_per_step, device)
+        return _plan_runs(pattern, rows, device)
     if pattern.order is None:
-        return _plan_window(pattern, rows, tiles_per_list, keys_per_step, device)
-    return _plan_band(pattern, pattern.order, rows, tiles_per_list, keys_per_step, device)
+        return _plan_window(pattern, rows, tiles_per_list, device)
+    return _plan_band(pattern, pattern.order, rows, tiles_per_list, device)
+
+
+def kept_plan(pattern: Band | Blocks, rows: int, tiles_per_list: int, device: torch.device) -> Plan:
+    """`make_plan`, made once for all calls and layers with the same order, where that can be told."""
+
+    def make() -> Plan:
+        return make_plan(pattern, rows, tiles_per_list, device)
+
+    key = plan_key(pattern)
+    return make() if key is None else KEPT.get(("plan", rows, tiles_per_list, *key), device, make)
+
+
+def plan_key(pattern: Band | Blocks) -> tuple | None:
+    """What the own part of a pattern depends on, selected runs aside; None where its order's source is not known."""
+    if pattern.order is not None and pattern.source is None:
+        return None
+    shape = pattern.length, pattern.query_len, pattern.source if pattern.order is not None else None
+    return (*shape, pattern.width, pattern.circular) if isinstance(pattern, Band) else (*shape, pattern.block_size)
 
 
 def _finish(
-    queries: Tensor, query_rank: Tensor, keys: Tensor, key_rank: Tensor, rows: int, absent: int, width: int, step: int
+    queries: Tensor, query_rank: Tensor, keys: Tensor, key_rank: Tensor, rows: int, absent: int, width: int
 ) -> Plan:
     """From queries [lists, m * rows] and keys [lists, span], `absent` (beyond any position) where empty."""
     queries, order = queries.sort(dim=1)
@@ -61,24 +80,24 @@ def _finish(
     key_rank = key_rank.gather(1, order)
     real = queries < absent
     # The keys a query may see are those up to its own position.
-    reach = torch.searchsorted(keys, queries, right=True).masked_fill(~real, 0)
-    stop = reach.unflatten(1, (-1, rows)).amax(dim=2).flatten()
+    reach = torch.searchsorted(keys, queries, right=True).masked_fill(~real, 0).unflatten(1, (-1, rows))
+    past, stop = reach[..., 0].flatten(), reach.amax(dim=2).flatten()
     queries = queries.masked_fill(~real, -1)
-    tensors = (queries.view(-1, rows), query_rank.reshape(-1, rows), keys, key_rank, stop)
-    return Plan(*(x.to(torch.int32).contiguous() for x in tensors), queries.shape[1] // rows, width, step)
+    tensors = (queries.view(-1, rows), query_rank.reshape(-1, rows), keys, key_rank, past, stop)
+    return Plan(*(x.to(torch.int32).contiguous() for x in tensors), queries.shape[1] // rows, width)
 
 
-def _plan_window(band: Band, rows: int, tiles_per_list: int, step: int, device: torch.device) -> Plan:
+def _plan_window(band: Band, rows: int, tiles_per_list: int, device: torch.device) -> Plan:
     length, side, block = band.length, band.width - 1, rows * tiles_per_list
     lists = -(-band.query_len // block)
     queries = band.first + torch.arange(lists * block, device=device).view(lists, block)
     keys = queries[:, :1] - side + torch.arange(block + side, device=device)
     keys = keys.masked_fill((keys < 0) | (keys >= length), length)
     queries = queries.clamp(max=length)
-    return _finish(queries, queries, keys, keys, rows, length, band.width, step)
+    return _finish(queries, queries, keys, keys, rows, length, band.width)
 
 
-def _plan_band(band: Band, order: Tensor, rows: int, tiles_per_list: int, step: int, device: torch.device) -> Plan:
+def _plan_band(band: Band, order: Tensor, rows: int, tiles_per_list: int, device: torch.device) -> Plan:
     length, side, block = band.length, band.width - 1, rows * tiles_per_list
     horizon, lists = order.numel(), -(-band.query_len // block)
     rank, by_rank = inverse(order)[band.first : length].sort()
@@ -100,17 +119,17 @@ def _plan_band(band: Band, order: Tensor, rows: int, tiles_per_list: int, step: 
     there = slot < high[:, None]
     slot = slot.clamp(max=token.numel() - 1)
     keys = token[slot].masked_fill(~there, length)
-    return _finish(queries, query_rank, keys, token_rank[slot], rows, length, band.width, step)
+    return _finish(queries, query_rank, keys, token_rank[slot], rows, length, band.width)
 
 
-def _plan_runs(blocks: Blocks, rows: int, step: int, device: torch.device) -> Plan:
+def _plan_runs(blocks: Blocks, rows: int, device: torch.device) -> Plan:
     n, size = blocks.length, blocks.block_size
     order = torch.arange(n, device=device) if blocks.order is None else blocks.order
     position = F.pad(order, (0, -order.numel() % size), value=n).view(-1, size)
     keys = position.masked_fill(position >= n, n)
     queries = keys.masked_fill(keys < blocks.first, n)
     queries = F.pad(queries, (0, -size % rows), value=n)
-    return _finish(queries, queries, keys, keys, rows, n, 0, step)
+    return _finish(queries, queries, keys, keys, rows, n, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,13 +147,12 @@ class Requests:
     tile_start: Tensor
     tile_count: Tensor
     rows: int
-    keys_per_step: int
     run_size: int
     num_runs: int
     num_chosen: int
 
 
-def make_requests(blocks: Blocks, kv_heads: int, rows: int, keys_per_step: int) -> Requests:
+def make_requests(blocks: Blocks, kv_heads: int, rows: int) -> Requests:
     """The selected runs of a pattern. The number of tiles is an upper bound: the real one is never looked at."""
     selected, size = blocks.selected, blocks.block_size
     assert selected is not None
@@ -154,4 +172,4 @@ def make_requests(blocks: Blocks, kv_heads: int, rows: int, keys_per_step: int) 
     known = run.clamp(max=total - 1)
     within = (tile - (end - tiles)[known]) * rows
     left = (count[known] - within).clamp(min=0, max=rows)
-    return Requests(order, run, begin[known] + within, left, rows, keys_per_step, size, num_runs, num_chosen)
+    return Requests(order, run, begin[known] + within, left, rows, size, num_runs, num_chosen)

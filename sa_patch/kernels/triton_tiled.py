@@ -12,12 +12,9 @@ from torch import Tensor
 
 from sa_patch.kernels.dense import causal
 from sa_patch.kernels.partial import merge
-from sa_patch.kernels.plan import make_plan, make_requests
+from sa_patch.kernels.plan import Plan, kept_plan, make_requests
+from sa_patch.kernels.tile_sizes import LARGEST_HEAD, Tile, tile_for, tiles_per_list
 from sa_patch.patterns import Band, Blocks, Pattern
-
-# Tile sizes: not measured on a GPU yet. Tokens x heads of a group per tile, tiles per list, keys per step.
-_TILE_ROWS, _TILES_PER_LIST, _KEYS = 128, 4, 64
-_LARGEST_HEAD = 256
 
 
 @lru_cache(maxsize=1)
@@ -41,12 +38,12 @@ class Triton:
             return f"it needs a GPU, the tensors are on {query.device.type!r}"
         if query.dtype == torch.bfloat16 and _interpreted():
             return "Triton's interpreter multiplies bfloat16 wrongly: use float16 or float32 there"
-        if query.dim() == 4 and query.shape[-1] > _LARGEST_HEAD:
-            return f"head_dim {query.shape[-1]} is over {_LARGEST_HEAD}"
+        if query.dim() == 4 and query.shape[-1] > LARGEST_HEAD:
+            return f"head_dim {query.shape[-1]} is over {LARGEST_HEAD}"
         if query.dtype == torch.float64:
             return "it computes in float32: use kernel='torch' for float64"
-        if query.dim() == 4 and query.shape[1] // key.shape[1] > _TILE_ROWS:
-            return f"{query.shape[1]} query heads on {key.shape[1]} key heads are over {_TILE_ROWS} a group"
+        if query.dim() == 4 and query.shape[1] // key.shape[1] > _tile(query).rows:
+            return f"{query.shape[1]} query heads on {key.shape[1]} key heads are over {_tile(query).rows} a group"
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
             return "it has no gradients: use kernel='torch', or torch.no_grad()"
         return None
@@ -66,24 +63,32 @@ def _dense_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def _tile(query: Tensor) -> Tile:
+    return tile_for(query.shape[-1], query.dtype == torch.float32)
+
+
+def _plan(pattern: Band | Blocks, query: Tensor, key: Tensor) -> Plan:
+    group = query.shape[1] // key.shape[1]
+    rows = max(1, _tile(query).rows // (1 << (group - 1).bit_length()))
+    # A sliding window is in order already: longer lists would only hold more keys.
+    permuted = isinstance(pattern, Band) and pattern.order is not None
+    return kept_plan(pattern, rows, tiles_per_list(pattern.width, rows) if permuted else 1, query.device)
+
+
 def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Blocks, scaling: float) -> Tensor:
     from sa_patch.kernels.triton_programs import attend_plan, attend_requests
 
-    # A sliding window as wide as `local` contains it.
-    if isinstance(pattern, Band) and pattern.order is None and pattern.local <= pattern.width:
+    # A sliding window as wide as `local` contains it; so does the query itself.
+    contained = pattern.width if isinstance(pattern, Band) and pattern.order is None else 1
+    if 0 < pattern.local <= contained:
         pattern = replace(pattern, local=0)
-    kv_heads, first, skip = key.shape[1], pattern.first, pattern.sinks
-    group = query.shape[1] // kv_heads
-    rows = max(1, _TILE_ROWS // (1 << (group - 1).bit_length()))
-    # A sliding window is in order already: longer lists would only hold more keys.
-    per_list = 1 if isinstance(pattern, Band) and pattern.order is None else _TILES_PER_LIST
-    plan = make_plan(pattern, rows, per_list, _KEYS, query.device)
+    tile, first, skip = _tile(query), pattern.first, pattern.sinks
     prior, split = None, pattern.local > 0
     if isinstance(pattern, Blocks) and pattern.selected is not None and pattern.selected.shape[-1]:
-        requests = make_requests(pattern, kv_heads, _TILE_ROWS, _KEYS)
-        prior = attend_requests(query, key, value, requests, scaling, first=first, skip=skip, local=pattern.local)
+        requests = make_requests(pattern, key.shape[1], tile.rows)
+        prior = attend_requests(query, key, value, requests, tile, scaling, first=first, skip=skip, local=pattern.local)
     own = attend_plan(
-        *(query, key, value, plan, scaling),
+        *(query, key, value, _plan(pattern, query, key), tile, scaling),
         first=first,
         skip=skip,
         sinks=skip > 0,
@@ -94,6 +99,6 @@ def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Bloc
     if not split:
         return own[0]
     near = Band(length=pattern.length, query_len=pattern.query_len, width=min(pattern.local, pattern.length))
-    plan = make_plan(near, rows, 1, _KEYS, query.device)
-    beside = attend_plan(query, key, value, plan, scaling, first=first, skip=skip, exact_output=True)
+    plan = _plan(near, query, key)
+    beside = attend_plan(query, key, value, plan, tile, scaling, first=first, skip=skip, exact_output=True)
     return merge([own, beside])[0].to(query.dtype)

@@ -11,7 +11,7 @@ from sa_patch.errors import unknown
 from sa_patch.geometry import Group
 from sa_patch.horizons import opening, stretches
 from sa_patch.patterns import Band, Blocks, Pattern, Pieces
-from sa_patch.randomness import kept_order, random_order
+from sa_patch.randomness import kept_order
 from sa_patch.variants.base import Sizes, Variant, option
 
 
@@ -111,8 +111,7 @@ class Stochastic(Variant):
         sizes, length = self.sizes(group.length), group.length
         if self.horizon == "length":
             width = self._width(sizes, length)
-            order = self._order(length, width, layer_idx, group)
-            return self._permuted(width, order, self.common(group, sizes))
+            return self._permuted(width, length, layer_idx, group, self.common(group, sizes))
         pieces: list[Pattern] = []
         for start, stop, horizon in stretches(length - group.query_len, length):
             width = self._width(sizes, horizon, opening(horizon))
@@ -121,20 +120,18 @@ class Stochastic(Variant):
                 covered = Group(stop, stop - (length - group.query_len), group.device)
                 pieces = [self.dense(covered)]  # whatever came before it is covered as well
             else:
-                order = self._order(horizon, width, layer_idx, part)
-                pieces.append(self._permuted(width, order, self.common(part, sizes, after=length - stop)))
+                common = self.common(part, sizes, after=length - stop)
+                pieces.append(self._permuted(width, horizon, layer_idx, part, common))
         return Pieces.of(pieces)
 
-    def _order(self, horizon: int, width: int, layer_idx: int, group: Group) -> Tensor:
+    def _permuted(self, width: int, horizon: int, layer_idx: int, group: Group, common: dict) -> Pattern:
         run_size = 2 * width - 1 if self.form == "bucket" else 0
-        # A token that is decoded needs the order of its horizon again at the next step.
-        make = kept_order if group.query_len == 1 and self.horizon == "dyadic" else random_order
-        return make(horizon, self.seed, layer_idx, run_size, group.device)
-
-    def _permuted(self, width: int, order: Tensor, common: dict) -> Pattern:
+        source = (horizon, self.seed, layer_idx, run_size)
+        # The next prompt of that length needs it again, and so does the next token that is decoded.
+        order = kept_order(*source, group.device)
         if self.form == "bucket":
-            return Blocks(block_size=2 * width - 1, order=order, **common)
-        return Band(width=width, order=order, circular=self.circular, **common)
+            return Blocks(block_size=run_size, order=order, source=source, **common)
+        return Band(width=width, order=order, circular=self.circular, source=source, **common)
 
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
         return self.counted(length, layer_idx)

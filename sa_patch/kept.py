@@ -1,0 +1,87 @@
+"""What is made from lengths and seeds alone, kept for the next layer or call: orders, plans, block masks.
+
+All of it is bounded together; the least recently used goes first. Nothing here takes part in a result: what is not kept
+is made again, the same. Imports torch only.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from threading import Lock
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+Made = TypeVar("Made")
+
+
+@dataclass(eq=False)
+class Kept:
+    """Results of functions by what they depend on.
+
+    Attributes:
+        most: bytes held at once.
+    """
+
+    most: int
+    bytes: int = 0
+    _held: OrderedDict[tuple, tuple[Any, int]] = field(default_factory=OrderedDict)
+    _lock: Any = field(default_factory=Lock)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, key: tuple, device: torch.device, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made at most once while it is kept.
+
+        Args:
+            key: everything it depends on, the device aside.
+            make: gives tensors of that device, or tuples and dataclasses of them.
+        """
+        if is_in_torch_dispatch_mode():  # somebody watches or fakes tensors: theirs are not for others
+            return make()
+        # A kernel on another stream would not wait for the one that makes it.
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        key = (*key, device, stream)
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key][0]
+        with torch.inference_mode(False):  # or autograd could not save it later
+            made = make()
+        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():  # a graph's memory is the graph's
+            self._hold(key, made)
+        return made
+
+    def _hold(self, key: tuple, made: Any) -> None:
+        size = sum(tensor.untyped_storage().nbytes() for tensor in _tensors(made))
+        with self._lock:
+            if size > self.most or key in self._held:
+                return
+            self._held[key] = made, size
+            self.bytes += size
+            while self.bytes > self.most:
+                self.bytes -= self._held.popitem(last=False)[1][1]
+
+    def forget(self) -> None:
+        """Give the memory back."""
+        with self._lock:
+            self._held.clear()
+            self.bytes = 0
+
+
+def _tensors(made: Any) -> Iterator[Tensor]:
+    if isinstance(made, Tensor):
+        yield made
+    elif isinstance(made, (tuple, list)):
+        for item in made:
+            yield from _tensors(item)
+    elif is_dataclass(made):
+        for item in fields(made):
+            yield from _tensors(getattr(made, item.name))
+
+
+# All 36 layers of an 8B model at 131,072 tokens and w=512 take about 230 MiB: an order of 1 MiB and 5 n keys a layer.
+KEPT = Kept(512 << 20)

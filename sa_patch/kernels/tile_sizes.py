@@ -1,0 +1,49 @@
+"""Tile sizes of the Triton programs: one table, and what follows from a pattern. Imports nothing.
+
+Not measured on a GPU. Chosen by what the compiler makes of them for sm_90 (tests/test_patch_triton_compiles.py): 128
+rows on 8 warps keep both products on wgmma without spilling; 4 warps spill at head_dim 128, and fewer rows would need
+more bytes per multiplication than L2 delivers. benchmarks/tune_triton.py times the candidates on a GPU.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program instance works on.
+
+    Attributes:
+        rows: queries, tokens x heads of a group.
+        keys: keys per step.
+        warps, stages: Triton's num_warps and num_stages.
+    """
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# Up to this head_dim: half precision, float32. The first that fits is taken.
+TILES: dict[int, tuple[Tile, Tile]] = {
+    64: (Tile(128, 64, 8, 3), Tile(64, 32, 4, 2)),
+    128: (Tile(128, 64, 8, 3), Tile(64, 32, 8, 2)),
+    256: (Tile(128, 32, 8, 2), Tile(32, 32, 8, 2)),
+}
+LARGEST_HEAD = max(TILES)
+
+
+def tile_for(head_dim: int, exact: bool) -> Tile:
+    """The tile for heads of that size; `exact` for float32."""
+    return next(tiles[exact] for most, tiles in TILES.items() if head_dim <= most)
+
+
+def tiles_per_list(width: int, tokens: int) -> int:
+    """How many tiles of `tokens` share a sorted list of keys, for a band of that width in a permuted order.
+
+    m tiles share m t + 2w ranks, and visit (m + 1) / 2m of them on average because later keys are skipped; the product
+    is smallest at m = sqrt(2w / t). The power of two above: as few visits, fewer lists.
+    """
+    best = sqrt((2 * width - 1) / tokens)
+    return 1 << max(0, min(4, (round(best) - 1).bit_length()))
