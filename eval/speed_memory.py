@@ -44,7 +44,6 @@ def _on_cpu(call: Callable[[], Result]) -> tuple[Result, int]:
     from torch.autograd import profiler
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it tells the terminal whenever it starts and stops
-    gc.collect()  # what only waits to be freed must not be credited to the call
     with profiler.profile(use_cpu=True, profile_memory=True) as profile:
         result = call()
     events = [event for event in profile.kineto_results.events() if event.name() == _EVENT]

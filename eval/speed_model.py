@@ -59,7 +59,7 @@ def _random(asked: SpeedSettings) -> Subject:
     settings = asked.of
     torch.set_num_threads(settings.threads or min(torch.get_num_threads(), environment.allowed_cpus()))
     device = models.pick_device(settings)
-    config = _shape_file(asked.shape) if asked.shape else _shape_of(asked)
+    config = shape_file(asked.shape) if asked.shape else _shape_of(asked)
     limit = config.get_text_config()
     limit.max_position_embeddings = max(asked.longest, getattr(limit, "max_position_embeddings", 0) or 0)
     dtype = models.pick_dtype(settings, device)
@@ -90,7 +90,7 @@ def _shape_of(asked: SpeedSettings) -> Any:
     return models.empty_model(models.find(asked.of.model), asked.of).config
 
 
-def _shape_file(path: str) -> Any:
+def shape_file(path: str) -> Any:
     """The config in a file; classes of transformers only, no code that the file may name."""
     from transformers import AutoConfig
 

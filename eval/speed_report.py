@@ -51,14 +51,19 @@ def table(result: dict[str, Any]) -> str:
     """Text for a terminal: a block per length, what is slower than full, what failed, how it was measured."""
     blocks = [_title(result), *(_block(result, length) for length in result["settings"]["lengths"])]
     failed = [f"  ! {row['arm']} at {row['length']:,}: {row['error']}" for row in result["failures"]]
-    notes = [*_slower(result["rows"]), *_late(result["rows"]), *NOTES, *result["notes"]]
+    remarks = [*notes(result["rows"]), *NOTES, *result["notes"]]
     blocks.append(
         "\n".join(
             textwrap.fill(note, WIDTH, initial_indent="  * ", subsequent_indent="    ", break_on_hyphens=False)
-            for note in notes
+            for note in remarks
         )
     )
     return "\n\n".join([*blocks, *(["\n".join(["Failed:", *failed])] if failed else [])])
+
+
+def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the rows show that nobody should have to search for."""
+    return [*_slower(rows), *_late(rows)]
 
 
 def to_csv(result: dict[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +90,12 @@ def _measure(
     total = len(asked.of.lengths) * len(arms) * asked.repeats
     with progress.bar(total, "speed", unit="turn") as bar, progress.quiet():
         for length in asked.of.lengths:
-            before = bar.done
+            turns = count()
 
-            def told(name: str, length: int = length) -> None:
+            def told(name: str, length: int = length, turns: Iterator[int] = turns) -> None:
                 bar.describe(f"{length:,} tokens · {name}")
                 bar.advance(1)
+                next(turns)
 
             def failed(arm: Arm, error: Exception, length: int = length) -> None:
                 result["failures"].append({"arm": arm.name, "length": length, "error": one_line(error)})
@@ -109,7 +112,7 @@ def _measure(
                 progress=told,
                 refused=failed,
             )
-            bar.advance(total // len(asked.of.lengths) - (bar.done - before))  # what failed arms left out
+            bar.advance(len(arms) * asked.repeats - next(turns))  # what failed arms left out
             result["rows"] = speed_report.ratios(result["rows"])
             directory.write_json("speed.json", result)
 
