@@ -1,0 +1,146 @@
+"""Owns `sa-eval fidelity`: its flags, and what it prints. Heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sa_eval.config import SETTINGS, Settings, SettingsError, settings_from
+from sa_eval.messages import shown
+from sa_eval.settings_file import read_yaml
+
+HELP = "compare every arm's next-token distribution with the full model's, on your own texts; no task needed"
+DESCRIPTION = """\
+How far is every variant from the full model, on your own texts? No task and no data set is needed: the full model and
+the patched one read the same tokens, and what they predict is compared. Any causal model that sa_patch accepts.
+"""
+EXAMPLES = """\
+examples
+  sa-eval fidelity                                          the bundled model on the bundled texts
+  sa-eval fidelity --modes swa,sa,sa+swa,moba --window 64,128 --lengths 512,1024,2048 --seeds 0,1,2
+  sa-eval fidelity --model Qwen/Qwen3-8B --device cuda --dtype bfloat16 --text report.txt book.txt --length 8192 \\
+                   --window 512 --passages 4
+  sa-eval fidelity --model ./my-model --text notes/*.md --length 4096 --sinks 4 --dense-tail 64
+"""
+DETAILS = """\
+texts
+  UTF-8 files, each a text of its own, cut into passages of --length tokens (a shorter text is one passage); what is
+  used and what is left out is printed. Without --text: documents of the offline suite, written for the length, with
+  questions and their answers. The bundled models know nothing else, and were trained on the answers alone: only these
+  are scored there.
+
+what is measured, on the same tokens for every arm
+  KL(full || arm) of the next-token distribution; how often both prefer the same token; perplexity, and the difference
+  in nats per token: overall, by the tokens read before, by how far back the token could be copied from (the last
+  earlier occurrence of the same two tokens).
+  Per layer, at up to 1,024 places of a passage: the share of full attention's mass on keys that the arm shows (kept
+  mass), also by distance, the first four tokens apart; the relative error of the attention's output when it gets the
+  full model's queries, keys and values (isolated), and when it gets what the patched layers before it made; the
+  relative error of the residual stream after the layer.
+  All of it while a text is read (prefill); --decode changes nothing here, so it is no flag.
+
+cost
+  Per arm and passage: one pass of the full model, one of the patched model per seed. Memory: logits exist for a chunk
+  of positions at a time, attention scores for a few queries; the rest grows with the length alone.
+
+what comes out (in --out, default runs/<time>-fidelity-<model>)
+  a table here, the largest loss first; fidelity.json (all numbers, settings, versions, hardware, text hashes),
+  rewritten after every arm, so Ctrl-C keeps those that are finished; fidelity.csv; pictures (PNG and SVG): kl by
+  position, kept mass by distance, layers
+
+exit status
+  0 all went well   1 finished, but an arm failed   2 bad arguments   130 interrupted
+"""
+# Settings of a run that mean the same here.
+SHARED = (
+    *("model", "revision", "modes", "window", "lengths", "seeds", "doc_seed"),
+    *("form", "horizon", "sinks", "local", "dense_layers", "dense_tail", "dense_below", "budget", "kernel"),
+    *("threads", "device", "dtype", "device_map", "use_safetensors", "trust_remote_code", "out"),
+)
+FROM_FILE = (*SHARED, "arms")
+CHANGED = {
+    "lengths": "tokens of a passage; several values measure each length apart",
+    "doc_seed": "seed of the bundled texts",
+    "out": "directory of the result (default: runs/<time>-fidelity-<model>)",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    namespace = build_parser().parse_args(arguments)
+    settings, passages = settings_of(namespace), _passages(namespace.passages)
+    from sa_eval.progress import Progress
+
+    progress = Progress(verbose=namespace.verbose)
+    with progress.quiet():
+        from sa_eval.fidelity import outputs, run, table
+    request = run.Request(tuple(namespace.text or ()), passages)
+    directory, results = run.run(settings, request, progress)
+    if results["cells"]:
+        with progress.step("pictures"):
+            outputs.write(directory, results)
+    print(f"\n{table.render(results)}\n\nresult: {directory.path}")
+    if results["interrupted"]:
+        return 130
+    return 1 if results["failures"] else 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from sa_eval.modes import MODE_HELP
+
+    modes = "\n".join(f"  {name:<16} {text}" for name, text in MODE_HELP.items())
+    parser = argparse.ArgumentParser(
+        prog="sa-eval fidelity",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        description=f"{DESCRIPTION}\nmodes\n{modes}\n\n{EXAMPLES}",
+        epilog=DETAILS,
+    )
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="UTF-8 text files (default: the bundled texts)")
+    parser.add_argument(
+        "--passages",
+        metavar="N|all",
+        help="passages of a text at most, spread over it (default: 8); for the bundled texts: documents per task "
+        "(default: 2)",
+    )
+    parser.add_argument("--config", metavar="FILE|NAME", help="settings from a YAML file of `sa-eval run`")
+    for name in SHARED:
+        item = SETTINGS[name]
+        _add(parser, name, {**item.metadata, "help": CHANGED.get(name, item.metadata["help"])}, item.default)
+    parser.add_argument("--verbose", action="store_true", help="let the libraries' logs through")
+    return parser
+
+
+def settings_of(namespace: argparse.Namespace) -> Settings:
+    """Defaults, then what the file says about models and arms (not about tasks), then the flags."""
+    given = read_yaml(namespace.config) if namespace.config else {}
+    settings_from(given)  # a typo is an error, also where the setting means nothing here
+    known: dict[str, Any] = {name: value for name, value in given.items() if name in FROM_FILE}
+    flags = {name: getattr(namespace, name) for name in SHARED}
+    return settings_from({**known, **{name: value for name, value in flags.items() if value is not None}})
+
+
+def _passages(text: str | None) -> int | str | None:
+    if text is None or text == "all":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingsError(f"passages must be a whole number of at least 1, or all; found {shown(text)}")
+    return int(text)
+
+
+def _add(parser: argparse.ArgumentParser, name: str, rule: Mapping[str, Any], default: Any) -> None:
+    text = rule["help"] if "(default:" in rule["help"] else f"{rule['help']} (default: {_shown(default)})"
+    flags = ["--" + name.replace("_", "-"), *(["--length"] if name == "lengths" else [])]
+    text = text.replace("%", "%%")
+    if rule.get("kind") is bool:
+        parser.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        return
+    kind = {int: "N", "amount": "N|0.x", "dense_below": "N|crossover"}.get(rule.get("kind", str), "TEXT")
+    metavar = "{" + ",".join(rule["choices"]) + "}" if "choices" in rule else kind
+    parser.add_argument(*flags, dest=name, nargs="+" if rule.get("many") else None, metavar=metavar, help=text)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(_shown(item) for item in value) or "none"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
