@@ -13,6 +13,7 @@ import multiprocessing
 import random
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,6 +34,7 @@ FAMILIES = {
     "ruler_qa": "retrieval",
 }
 BASE_SECONDS, TOKENS_PER_SECOND = 40, 50
+MOST_DOCUMENTS = 500  # what RULER's generators make
 FETCH_SECONDS = 600  # for the texts of tasks that are not offline
 SPLITTER = "punkt_tab"  # nltk's sentence splitter
 
@@ -48,6 +50,11 @@ def is_asked(name: str) -> bool:
 
 def family(name: str) -> str:
     return next(family for start, family in FAMILIES.items() if name.startswith(start))
+
+
+def new_tokens(name: str) -> int:
+    """The most tokens that the task lets a model generate."""
+    return int(_manager(0).task_index[name].cfg["generation_kwargs"]["max_gen_toks"])
 
 
 def load(name: str, length: int, settings: Settings, tokenizer: Any) -> Any:
@@ -73,7 +80,7 @@ def load(name: str, length: int, settings: Settings, tokenizer: Any) -> Any:
     if settings.num_samples != "all" and len(rows) < settings.num_samples:
         raise ValueError(
             f"RULER's generator of {name} made {len(rows)} of {settings.num_samples} documents at {length} tokens and "
-            "dropped the others: ask for a longer length, or fewer documents (it makes 500 at most)"
+            f"dropped the others: ask for a longer length, or fewer documents (it makes {MOST_DOCUMENTS} at most)"
         )
     if not all(row["outputs"] for row in rows):
         raise ValueError(
@@ -126,6 +133,7 @@ def _fetch_splitter() -> None:
             ) from None
 
 
+@cache
 def _manager(length: int) -> Any:
     """An index of RULER's folder alone: the whole one takes seconds."""
     import lm_eval.tasks
