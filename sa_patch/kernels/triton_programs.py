@@ -20,11 +20,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def _dot(a, b, EXACT: tl.constexpr):
-    if EXACT:
-        product = tl.dot(a, b, input_precision="ieee")
-    else:
-        product = tl.dot(a, b)
-    return product
+    return tl.dot(a, b, input_precision="ieee") if EXACT else tl.dot(a, b)
 
 
 @triton.jit
