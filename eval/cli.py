@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 
+from sa_eval import interrupts
 from sa_eval.commands import COMMANDS, load
 from sa_eval.config import SettingsError
 
@@ -19,8 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return load(name).main(rest)
     except SettingsError as error:
-        print(f"sa-eval: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")  # several processes: say which
+        print(f"sa-eval{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("sa-eval: interrupted before anything was evaluated", file=sys.stderr)
-        return 130
+        return interrupts.status(stop)

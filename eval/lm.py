@@ -10,6 +10,7 @@ left-padded and always carries its attention mask. Tokens are remembered across 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from array import array
 from collections import defaultdict
@@ -46,6 +47,15 @@ class ExactLM(HFLM):
         self._progress = progress or (lambda count: None)
         self._tokens: dict[Any, Any] = {}
 
+    @contextlib.contextmanager
+    def smaller_batches(self, batch_size: int) -> Iterator[None]:
+        """Ask with this batch size for a while."""
+        before, self.batch_size_per_gpu = self.batch_size_per_gpu, batch_size
+        try:
+            yield
+        finally:
+            self.batch_size_per_gpu = before
+
     def on_progress(self, progress: Callable[[int], None] | None) -> None:
         """Call `progress(n)` whenever n more requests are answered."""
         self._progress = progress or (lambda count: None)
@@ -81,7 +91,7 @@ class ExactLM(HFLM):
         answers: list[Any] = [None] * len(requests)
         for rows in self._batches_of_equal_length(requests):
             keep = max(len(requests[idx][2]) for members in rows.values() for idx in members)
-            logits = self._scored_logits([list(row) for row in rows], keep)
+            logits = self.scored_logits([list(row) for row in rows], keep)
             for row_logits, members in zip(logits, rows.values(), strict=True):
                 for idx in members:
                     answers[idx] = _score(row_logits, requests[idx][2])
@@ -100,7 +110,7 @@ class ExactLM(HFLM):
                 yield dict(rows[start : start + self.batch_size])
 
     @torch.inference_mode()
-    def _scored_logits(self, rows: list[list[int]], keep: int) -> torch.Tensor:
+    def scored_logits(self, rows: list[list[int]], keep: int) -> torch.Tensor:
         """Log-probabilities of the last `keep` positions only: never length x vocabulary."""
         input_ids = torch.tensor(rows, dtype=torch.long, device=self.device)
         logits = self.model(input_ids=input_ids, use_cache=False, logits_to_keep=keep).logits
@@ -138,23 +148,38 @@ class ExactLM(HFLM):
 
     @torch.inference_mode()
     def _generate_batch(self, prompts: list[array], options: dict[str, Any]) -> list[str]:
-        width = max(len(prompt) for prompt in prompts)
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
-        real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self.device)
+        ids, real = self._padded(prompts)
+        width = ids.shape[1]
         stops = [stop for stop in options.pop("until") if stop]
         criteria = StoppingCriteriaList([_StopStrings(self.tokenizer, stops, width)] if stops else [])
-        output = self.model.generate(
+        output = self._generate(ids, real, stopping_criteria=criteria, **options)
+        texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        return [_cut(text, stops) for text in texts]
+
+    @torch.inference_mode()
+    def first_token_log_probs(self, prompts: list[array]) -> torch.Tensor:
+        """Log-probabilities [prompts, vocabulary] of the first generated token, batched as in generation."""
+        output = self._generate(
+            *self._padded(prompts), max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        return torch.log_softmax(output.logits[0].float(), dim=-1)
+
+    def _padded(self, prompts: list[array]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask, both [prompts, longest], padded on the left."""
+        width, pad = max(len(prompt) for prompt in prompts), self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
+        real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self.device)
+        return ids, real
+
+    def _generate(self, ids: torch.Tensor, real: torch.Tensor, **options: Any) -> Any:
+        return self.model.generate(
             input_ids=ids,
             attention_mask=real,
-            stopping_criteria=criteria,
-            pad_token_id=pad,
+            pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self._end_ids(),
             use_cache=True,
             **options,
         )
-        texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-        return [_cut(text, stops) for text in texts]
 
     def _end_ids(self) -> list[int] | None:
         declared = getattr(self.model.generation_config, "eos_token_id", None)

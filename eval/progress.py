@@ -44,9 +44,11 @@ class Progress:
         self.say(f"{text}: {time.perf_counter() - start:.1f} s")
 
     @contextlib.contextmanager
-    def bar(self, total: int, text: str, unit: str) -> Iterator[Bar]:
+    def bar(self, total: int, text: str, unit: str, done: int = 0) -> Iterator[Bar]:
+        """A bar over `total`; what was `done` before counts as done, not as speed."""
         with tqdm(
             total=total,
+            initial=done,
             desc=text,
             unit=f" {unit}",
             disable=not self.enabled,
@@ -78,18 +80,20 @@ class Progress:
 
 
 class Bar:
-    """One tqdm bar that knows how much was done."""
+    """One tqdm bar."""
 
     def __init__(self, bar: tqdm) -> None:
         self._bar = bar
-        self.done = 0
 
     def describe(self, text: str, *, now: bool = False) -> None:
         self._bar.set_description_str(text, refresh=now)
 
     def advance(self, count: int) -> None:
-        self.done += count
-        self._bar.update(count)
+        if count >= 0:
+            self._bar.update(count)
+        else:  # tqdm forgets its rate here; a step back is rare
+            self._bar.n += count
+            self._bar.refresh()
 
 
 class _Silence(io.TextIOBase):

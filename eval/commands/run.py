@@ -6,10 +6,12 @@ Heavy imports wait until they are needed, so --help and bad arguments answer at 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
-from sa_eval import presets
+from sa_eval import interrupts, presets
 from sa_eval.config import FLAGS, Settings, SettingsError, settings_from
 from sa_eval.modes import ARM_MODES, MODE_HELP
 from sa_eval.settings_file import read_yaml
@@ -32,7 +34,19 @@ what comes out (in --out, default runs/<time>-<model>)
   a table here; report.html (self-contained); results.json; summary.csv; records/*.jsonl, one line per document
 
 exit status
-  0 all went well   1 finished, but something failed (see the report)   2 bad arguments   130 interrupted
+  0 all went well   1 finished, but something failed (see the report), or a process died
+  2 refused: bad arguments, a full disk, a failed self-test (the message says what to do)   130, 143 interrupted
+
+what is lost when it stops
+  Nothing that was finished: records are on the disk before the next documents are asked, and `sa-eval resume DIR` does
+  what is missing or failed, after a kill, a full disk, Ctrl-C or memory that ran out.
+
+several devices or machines
+  accelerate launch --multi_gpu --num_processes 8 -m sa_eval run --device cuda ...
+  torchrun --nproc-per-node 2 -m sa_eval run --device cpu ...
+  Documents are shared out, each process on its own device of that kind; with several machines (--num_machines) the run
+  directory must be on a disk they share. The records are those of a single process. The bar shows the first process's
+  share.
 """
 
 
@@ -103,20 +117,34 @@ def effective_settings(namespace: argparse.Namespace) -> Settings:
 def run(settings: Settings, *, verbose: bool = False) -> int:
     from sa_eval.progress import Progress
 
-    progress = Progress(verbose=verbose)
+    progress = Progress(verbose=verbose, enabled=is_first_process())
     with progress.quiet():
-        from sa_eval import runner, summary, table
-    directory = runner.run(settings, progress)
-    with progress.step("statistics"):
-        results = summary.summarise(directory)
-    print("\n" + table.render(results) + "\n")
-    from sa_eval import report
+        from sa_eval import runner
+    with interrupts.sigterm_stops():
+        return finish(runner.run(settings, progress), progress)
 
-    report.write(directory)
-    print(f"report:  {directory.path / 'report.html'}\nrecords: {directory.path}")
-    if any("interrupted" in failure["error"] for failure in results["failures"]):
-        return 130
+
+def finish(outcome: Any, progress: Any) -> int:
+    """Table and report of what there is; the exit status. Processes beside the first one have nothing to say."""
+    if not outcome.main:
+        return outcome.status or 0
+    from sa_eval import report, summary, table
+
+    directory = outcome.directory
+    with contextlib.nullcontext() if outcome.status is None else interrupts.ignored():
+        with progress.step("statistics"):
+            results = summary.summarise(directory)
+        print("\n" + table.render(results) + "\n")
+        report.write(directory)
+        print(f"report:  {directory.path / 'report.html'}\nrecords: {directory.path}")
+    if outcome.status is not None:
+        return outcome.status
     return 1 if results["failures"] else 0
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that talks, before anything heavy is imported."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def dry_run(settings: Settings) -> int:

@@ -1,0 +1,53 @@
+"""Owns `sa-eval resume`: continue a run directory, in as many processes as it is launched in."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from sa_eval import interrupts
+from sa_eval.commands.run import finish, is_first_process
+
+HELP = "continue a run that was killed, interrupted or in which something failed"
+DETAILS = """\
+examples
+  sa-eval resume runs/20260131-093000-qwen3-tiny
+  accelerate launch --multi_gpu --num_processes 8 -m sa_eval resume runs/qwen3-8b
+
+what it does
+  Documents that have a score are never asked again; those that are missing or failed are, and so are tasks whose data
+  could not be fetched. Model, code, versions, settings and documents must be what the records belong to: whatever
+  differs is named and refused, and nothing is overwritten. It may run on another device of the same kind and in any
+  number of processes.
+
+exit status
+  as `sa-eval run`: 0 all went well, 1 something failed, 2 refused, 130 or 143 interrupted
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    namespace = build_parser().parse_args(arguments)
+    from sa_eval.progress import Progress
+
+    progress = Progress(verbose=namespace.verbose, enabled=is_first_process())
+    with progress.quiet():
+        from sa_eval import resume, runner
+    directory, _ = resume.open_directory(namespace.directory)
+    with interrupts.sigterm_stops():
+        if resume.nothing_left(directory):
+            progress.say(f"{directory.path}: every document has its score, nothing is left to do")
+            return finish(runner.Outcome(directory, main=is_first_process()), progress)
+        return finish(runner.resume_run(namespace.directory, progress), progress)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sa-eval resume",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        description="Continue a run: what is missing or failed, nothing else.",
+        epilog=DETAILS,
+    )
+    parser.add_argument("directory", metavar="DIR", help="the run directory")
+    parser.add_argument("--verbose", action="store_true", help="let the libraries' logs through")
+    return parser

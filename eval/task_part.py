@@ -1,0 +1,60 @@
+"""Owns handing some documents of a prepared task to lm-eval's `evaluate`, which scores them as it scores a whole task.
+
+lm-eval's own `samples=` walks through all documents, and processes them again, at every call. A part holds the requests
+that were built once; building, iterating and aggregating are answered here, everything else is the task's own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lm_eval.api.instance import Instance
+
+
+def requests_by_document(task: Any) -> list[list[Instance]]:
+    """The requests of every document, by document index."""
+    found: dict[int, list[Instance]] = {}
+    for instance in task.instances:
+        found.setdefault(instance.doc_id, []).append(instance)
+    return [found[index] for index in range(len(found))]
+
+
+class TaskPart:
+    """What `evaluate` needs of a task, for these documents only; they keep their numbers."""
+
+    def __init__(self, task: Any, documents: Sequence[Sequence[Instance]]) -> None:
+        self._task = task
+        self._documents = documents
+        self._instances: list[Instance] = []
+        self.eval_docs = [requests[0].doc for requests in documents]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    @property
+    def instances(self) -> list[Instance]:
+        return self._instances
+
+    @property
+    def num_answers(self) -> int:
+        """Answers the model has to give."""
+        return sum(request.repeats or 1 for requests in self._documents for request in requests)
+
+    def build_all_requests(self, **options: Any) -> None:
+        """The requests, unanswered: another arm's answers must not be there."""
+        self._instances = [
+            replace(request, resps=[], filtered_resps={}) for requests in self._documents for request in requests
+        ]
+
+    def doc_iterator(self, **options: Any) -> Iterator[tuple[int | None, Any]]:
+        return ((requests[0].doc_id, requests[0].doc) for requests in self._documents)
+
+    def apply_filters(self) -> Any:
+        return type(self._task).apply_filters(self)
+
+    def aggregation(self) -> dict[str, Callable[[list[Any]], float]]:
+        """Of nothing: scores are kept by document, and a corpus metric of some of them may not even exist."""
+        return defaultdict(lambda: lambda items: float("nan"))
