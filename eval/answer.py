@@ -1,14 +1,21 @@
-"""Owns the words: the answer computed from the results, losses first, and the notes a reader must see."""
+"""Owns the words: the answer computed from the results, losses first, and the notes a reader must see.
+
+A difference is called one only where it is significant after Holm; everything else "cannot be told apart", with the
+interval and the size of what would have been seen. What could be wrong with a run is in gates.py.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-DENSE_ENOUGH = 0.9  # at this density equality with full says nothing
-TOLERANCE = 0.05  # a measured budget further off than this is not matched
-FLOOR = 0.5  # below this, full attention itself cannot do the task
+from sa_eval.gates import weak_cells
+from sa_eval.scores import FULL
+
 RIVALS = ("swa", "moba")  # what the paper compares sa with; all pairs are in the report's table
 FOCUS = ("sa", "sa-bucket", "sa-circular", "sa-dyadic", "sa-dyadic-bucket", "sa+swa")
+PERCENT = "\u00a0%"
+
+Row = dict[str, Any]
 
 
 def points(value: float, *, sign: bool = True) -> str:
@@ -17,55 +24,63 @@ def points(value: float, *, sign: bool = True) -> str:
     return text.replace("-", "\u2212")
 
 
-def answer(results: dict[str, Any]) -> list[str]:
-    """One sentence per budget, smallest first; within a sentence losses come before wins."""
-    sparse = [arm for arm in results["arms"] if arm["mode"] != "full" and arm["name"] not in results["unfinished"]]
-    cells = _overall(results)
-    if not sparse or not cells:
-        if "full" in cells:
-            return [f"Only full attention was run to the end: {points(cells['full']['accuracy'], sign=False)}\u00a0%."]
+def answer(results: Row) -> list[str]:
+    """One sentence per budget, smallest first: what the arm in focus costs against full, then against its rivals."""
+    cells = {cell["arm"]: cell for cell in _pooled(results, ("overall",))}
+    sparse = [arm for arm in results["arms"] if arm["mode"] != "full" and arm["name"] in cells]
+    if not sparse:
+        if FULL in cells:
+            return [f"Only full attention was run to the end: {_percent(cells[FULL])}."]
         return ["No arm was run to the end, so there is nothing to compare."]
     labels = [arm["label"] for arm in sparse]
     focus = next((label for label in FOCUS if label in labels), labels[0])
     return [_sentence(results, arm, cells) for arm in sparse if arm["label"] == focus]
 
 
-def _overall(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each arm's overall cell, lengths pooled."""
-    return {cell["arm"]: cell for cell in _pooled(results, ("overall",))}
-
-
-def _weak(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where full attention itself fails: what a variant does there says nothing about the variant."""
-    cells = _pooled(results, ("overall", "family"))
-    return [cell for cell in cells if cell["arm"] == "full" and cell["accuracy"] < FLOOR]
-
-
-def _pooled(results: dict[str, Any], scopes: tuple[str, ...]) -> list[dict[str, Any]]:
+def _pooled(results: Row, scopes: tuple[str, ...]) -> list[Row]:
+    """Cells of these scopes, lengths pooled."""
     cells = [cell for cell in results["cells"] if cell["scope"] in scopes]
     return [cell for cell in cells if cell["length"] == "all"] or cells
 
 
-def _sentence(results: dict[str, Any], arm: dict[str, Any], cells: dict[str, dict[str, Any]]) -> str:
+def _sentence(results: Row, arm: Row, cells: dict[str, Row]) -> str:
     others = {other["name"]: other["label"] for other in results["arms"]}
     rows = [row for row in results["comparisons"] if row["arm"] == arm["name"] and others[row["base"]] in RIVALS]
-    lost, won, open_ = _sorted_out([row for row in rows if row["scope"] == "overall"])
-    parts = ["loses to " + _joined([_by(row, others) for row in lost])] if lost else []
-    parts += ["beats " + _joined([_by(row, others) for row in won])] if won else []
-    parts += ["cannot be told apart from " + _joined([_tie(row, others) for row in open_])] if open_ else []
-    cell = cells[arm["name"]]
     tail = f" and a dense tail of {arm['dense_tail']}" if arm["dense_tail"] else ""
-    head = f"With window {arm['window']}{tail}, {arm['label']} " + (f"{_joined(parts)}; it " if parts else "")
-    head += f"scores {points(cell['accuracy'], sign=False)}\u00a0%"
-    if "difference" in cell:
-        head += (
-            f" against full attention's {points(cells['full']['accuracy'], sign=False)}\u00a0% (95\u00a0% intervals)"
+    text = f"With window {arm['window']}{tail}, {arm['label']} {_against_full(cells, arm['name'])}"
+    rivals = _against_rivals([row for row in rows if row["scope"] == "overall"], others)
+    if rivals:
+        text += f"; at this budget it {rivals}"
+    weak = {cell["name"] for cell in weak_cells(_pooled(results, ("overall", "family")))}
+    return text + "." + _by_family([row for row in rows if row["name"] not in weak], others)
+
+
+def _against_full(cells: dict[str, Row], name: str) -> str:
+    cell = cells[name]
+    if "difference" not in cell or FULL not in cells:
+        return f"scores {_percent(cell)}"
+    scores = f"{_percent(cell)} against full attention's {_percent(cells[FULL])}"
+    if cell["significant"] and cell["difference"] < 0:
+        return f"costs {_size(cell, f'95{PERCENT} interval ')}: {scores}"
+    if cell["significant"]:
+        return (
+            f"scores {_size(cell, f'95{PERCENT} interval ')} above full attention, which deserves suspicion: {scores}"
         )
-    weak = [cell["name"] for cell in _weak(results)]
-    return head + "." + _by_family([row for row in rows if row["name"] not in weak], others)
+    seen = cell["detectable"]
+    blind = "no difference could be" if seen is None else f"a cost of {points(seen, sign=False)} points could be"
+    return f"cannot be told apart from full attention ({_span(cell)}; {blind} seen with these documents): {scores}"
 
 
-def _by_family(rows: list[dict[str, Any]], others: dict[str, str]) -> str:
+def _against_rivals(rows: list[Row], others: dict[str, str]) -> str:
+    lost, won, open_ = _sorted_out(rows)
+    parts = ["loses to " + _joined([f"{others[row['base']]} by {_size(row)}" for row in lost])] if lost else []
+    parts += ["beats " + _joined([f"{others[row['base']]} by {_size(row)}" for row in won])] if won else []
+    told = [f"{others[row['base']]} ({_span(row)})" for row in open_]
+    parts += ["cannot be told apart from " + _joined(told)] if told else []
+    return _joined(parts) if parts else ""
+
+
+def _by_family(rows: list[Row], others: dict[str, str]) -> str:
     """Where the winner depends on the family, say so: that is the point of having families."""
     grouped: dict[tuple[bool, bool, str], list[str]] = {}
     for family in dict.fromkeys(row["name"] for row in rows if row["scope"] == "family"):
@@ -79,104 +94,100 @@ def _by_family(rows: list[dict[str, Any]], others: dict[str, str]) -> str:
     return f" {text[0].upper()}{text[1:]}." if len(clauses) > 1 else ""
 
 
-def _sorted_out(rows: list[dict[str, Any]]) -> tuple[list[Any], list[Any], list[Any]]:
-    lost = [row for row in rows if row["difference_high"] < 0]
-    won = [row for row in rows if row["difference_low"] > 0]
-    return lost, won, [row for row in rows if row not in lost and row not in won]
+def _sorted_out(rows: list[Row]) -> tuple[list[Row], list[Row], list[Row]]:
+    lost = [row for row in rows if row["significant"] and row["difference"] < 0]
+    won = [row for row in rows if row["significant"] and row["difference"] > 0]
+    return lost, won, [row for row in rows if not row["significant"]]
 
 
-def _names(rows: list[dict[str, Any]], others: dict[str, str]) -> str:
+def _names(rows: list[Row], others: dict[str, str]) -> str:
     return _joined([others[row["base"]] for row in rows])
 
 
-def _by(row: dict[str, Any], others: dict[str, str]) -> str:
-    """A rival with the size of the gap, unsigned: the verb says the direction."""
-    low, high = sorted((abs(row["difference_low"]), abs(row["difference_high"])))
-    return (
-        f"{others[row['base']]} by {points(abs(row['difference']), sign=False)} points "
-        f"({points(low, sign=False)} to {points(high, sign=False)})"
-    )
+def _percent(cell: Row) -> str:
+    return points(cell["accuracy"], sign=False) + PERCENT
 
 
-def _tie(row: dict[str, Any], others: dict[str, str]) -> str:
-    return f"{others[row['base']]} ({points(row['difference_low'])} to {points(row['difference_high'])} points)"
+def _size(row: Row, what: str = "") -> str:
+    """The size of a gap, unsigned: the verb says the direction."""
+    ends = (row["difference_low"], row["difference_high"])
+    low, high = sorted(end if row["difference"] > 0 else -end for end in ends)
+    size, low, high = (points(value, sign=False) for value in (abs(row["difference"]), low, high))
+    return f"{size} points ({what}{low} to {high})"
+
+
+def _span(row: Row) -> str:
+    return f"{points(row['difference_low'])} to {points(row['difference_high'])} points"
 
 
 def _joined(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def notes(results: dict[str, Any]) -> list[str]:
-    """What a reader must know to read the table right; computed, never boilerplate that may not apply."""
+def notes(results: Row) -> list[str]:
+    """What a reader must know to read the tables right; computed, never boilerplate that may not apply."""
+    return [*_what_ran(results), *_what_was_tested(results), *_luck(results)]
+
+
+def _what_ran(results: Row) -> list[str]:
     found = []
     scored = [task["name"] for task in results["tasks"] if task["output"] != "generate_until"]
     if scored:
         names = ", ".join(dict.fromkeys(scored))
         found.append(f"Scored by log-likelihood, so only prefill is exercised: {names}.")
     if len(scored) < len(results["tasks"]):
-        decode = " or ".join(results["settings"]["decode"])
-        found.append(
-            f"Generated answers: prefill is sparse, decode is {decode}"
-            + (" (new tokens read the whole cache)." if decode == "full" else ".")
-        )
-    seeds = next((arm["seeds"] for arm in results["arms"] if len(arm["seeds"]) > 1), None)
-    if seeds:
-        found.append(f"Stochastic arms: a document's score is its mean over seeds {_joined(list(map(str, seeds)))}.")
-    if any(arm["label"] == "moba" for arm in results["arms"]):
+        sparse = [arm for arm in results["arms"] if arm["mode"] != "full"]
+        decode = _joined(sorted({arm["options"].get("decode", "full") for arm in sparse}) or ["full"])
+        read = " (new tokens read the whole cache)" if decode == "full" else ""
+        found.append(f"Generated answers: prefill is sparse, decode is {decode}{read}.")
+    if any(arm["mode"] == "moba" for arm in results["arms"]):
         found.append("moba is untrained here: its authors made it for continued training.")
-    if any(arm["label"] == "sa+swa" for arm in results["arms"]):
+    if any(arm["mode"] == "sa+swa" for arm in results["arms"]):
         found.append("sa+swa is the training-free union of both patterns, not the paper's trained gate.")
-    dense = [
-        f"{row['arm']} at {row['length'] or 'own lengths'} ({row['density']:.2f})"
-        for row in results["budgets"]
-        if row["arm"] != "full" and row["density"] >= DENSE_ENOUGH
-    ]
-    if dense:
-        found.append(
-            f"Nearly full attention (density at least {DENSE_ENOUGH}), so equality means nothing: {_few(dense)}."
-        )
-    uncharged = {arm["name"] for arm in results["arms"] if arm["dense_tail"]}
-    missed = [
-        f"{row['arm']} at {row['length'] or 'own lengths'} ({row['off_target']:+.0%})"
-        for row in results["budgets"]
-        if abs(row.get("off_target", 0)) > TOLERANCE and row["density"] < DENSE_ENOUGH and row["arm"] not in uncharged
-    ]
-    if missed:
-        found.append(f"Measured budget off the window asked for: {_few(missed)}.")
-    if uncharged:
+    if any(arm["dense_tail"] for arm in results["arms"]):
         found.append("A dense tail comes on top of the window: keys per query are measured with it.")
-    cells = _overall(results)
-    weak = [f"{cell['name']} {points(cell['accuracy'], sign=False)}\u00a0%" for cell in _weak(results)]
-    if weak:
-        found.append(
-            f"Full attention itself is weak here, so nothing is learned about what a variant costs: {', '.join(weak)}."
+    return found
+
+
+def _what_was_tested(results: Row) -> list[str]:
+    families = [
+        f"{count} {what}"
+        for count, what in (
+            (results["tests"]["cells"], "differences to full"),
+            (results["tests"]["comparisons"], "differences between variants at one budget"),
         )
-    better = [name for name, cell in cells.items() if cell.get("difference_low", -1) > 0]
-    if better:
-        found.append(f"Significantly above full attention, which deserves suspicion: {', '.join(better)}.")
-    return found + _trouble(results)
+        if count
+    ]
+    if not families:
+        return []
+    return [
+        f"Significant means p < 0.05 after Holm's correction over the {' and, apart from them, the '.join(families)} "
+        "of this run. Intervals are for one difference at a time, and so is what could be detected (with power 0.8)."
+    ]
+
+
+def _luck(results: Row) -> list[str]:
+    """Seeds and documents are two sources of chance: which of them is larger decides what to add more of."""
+    seeds = next((arm["seeds"] for arm in results["arms"] if len(arm["seeds"]) > 1), None)
+    if seeds is None:
+        return []
+    cells = [cell for cell in _pooled(results, ("overall",)) if cell["seeds_vary_more"] is not None]
+    found = [
+        f"Stochastic arms: a document's score is its mean over seeds {_joined(list(map(str, seeds)))}, and intervals "
+        "are about other documents, not about other seeds."
+    ]
+    varying = [
+        f"{cell['arm']} (SD {points(cell['seed_sd'], sign=False)} points)" for cell in cells if cell["seeds_vary_more"]
+    ]
+    if varying:
+        found.append(
+            f"Seeds differ by more than the choice of documents explains: {_few(varying)}. The intervals are too "
+            "narrow for a claim about other seeds: add seeds."
+        )
+    elif cells:
+        found.append("Seeds differ by no more than the choice of documents explains.")
+    return found
 
 
 def _few(items: list[str], most: int = 6) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
-
-
-def _trouble(results: dict[str, Any]) -> list[str]:
-    found = []
-    idle = [run["arm"] for run in results["arm_runs"] if run["arm"] != "full" and _sparse_calls(run["calls"]) == 0]
-    if idle:
-        found.append(f"No sparse prefill happened in {', '.join(dict.fromkeys(idle))}: these arms ran dense.")
-    if results["failures"]:
-        found.append(f"{len(results['failures'])} failure(s); a failed document counts as wrong.")
-    if results["unfinished"]:
-        found.append(f"Not finished, so not in the tables: {', '.join(results['unfinished'])}.")
-    return found
-
-
-def _sparse_calls(calls: Any) -> int | None:
-    """Sparse prefill calls summed over layers; None when the patch does not say."""
-    if isinstance(calls, dict) and "sparse_prefill" in calls:
-        return int(calls["sparse_prefill"])
-    layers = calls.values() if isinstance(calls, dict) else calls if isinstance(calls, list) else ()
-    counts = [layer["sparse_prefill"] for layer in layers if isinstance(layer, dict) and "sparse_prefill" in layer]
-    return int(sum(counts)) if counts else None

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from sa_eval.answer import DENSE_ENOUGH, FOCUS, points
+from sa_eval.answer import FOCUS, points
+from sa_eval.gates import DENSE_ENOUGH
 from sa_eval.summary import by_arm_and_length
 
 DEPTHS = 5

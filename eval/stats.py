@@ -1,14 +1,17 @@
-"""Owns the statistics: intervals of an accuracy and of a paired difference. Pure numpy and scipy, no files, no torch.
+"""Owns the estimates: intervals of an accuracy and of a paired difference. Pure numpy and scipy, no files, no torch.
 
 Documents are the unit: seeds are averaged per document before anything else. Tasks are strata: documents are drawn anew
-within each task, and a family's accuracy is the mean of its tasks. One set of draws serves every arm, so a difference
-is paired by construction and every arm's interval rests on the same documents.
+within each task, and a family's accuracy is the mean of its tasks. A task's draws serve all its arms, so a difference
+is paired by construction, and they depend on the task alone: what else runs changes no interval.
+Whether a difference is more than chance is decided in significance.py.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -33,59 +36,161 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
+@dataclass(frozen=True, eq=False)
+class Stratum:
+    """The documents of one task that all of `arms` answered; `scores` is [documents, arms], seeds averaged."""
+
+    name: str  # seeds the draws
+    arms: tuple[str, ...]
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def of(self, arm: str) -> np.ndarray:
+        """[documents]"""
+        return self.scores[:, self.arms.index(arm)]
+
+    @cached_property
+    def resampled(self) -> np.ndarray:
+        """Means [resamples, arms] of documents drawn anew with replacement, one less than there are.
+
+        Means of n out of n vary by (n - 1) / n too little. With six documents per task that is a sixth, summed over
+        tasks it stays a sixth however many there are; n - 1 out of n (Rao and Wu 1988) vary as they should.
+        """
+        rng, (documents, arms) = self._rng("resampled"), self.scores.shape
+        means = np.empty((RESAMPLES, arms), dtype=np.float32)
+        for rows in self._chunks():
+            count = rows.stop - rows.start
+            drawn = rng.integers(0, documents, size=(count, documents - 1), dtype=np.int32)
+            drawn += (np.arange(count, dtype=np.int32) * documents)[:, None]
+            weights = np.bincount(drawn.ravel(), minlength=count * documents).reshape(count, documents)
+            means[rows] = weights.astype(np.float32) @ self.scores.astype(np.float32) / (documents - 1)
+        return means
+
+    @cached_property
+    def flipped(self) -> np.ndarray:
+        """Means [resamples, arms] with a random sign per document, the same for all arms.
+
+        Of a difference of two arms: the means it would have if each document's difference could as well be the
+        opposite, which is what "no difference" means for pairs.
+        """
+        rng, (documents, arms) = self._rng("flipped"), self.scores.shape
+        scores, means = self.scores.astype(np.float32), np.empty((RESAMPLES, arms), dtype=np.float32)
+        for rows in self._chunks():
+            count = rows.stop - rows.start
+            octets = rng.integers(0, 256, size=(count, (documents + 7) // 8), dtype=np.uint8)
+            positive = np.unpackbits(octets, axis=1, count=documents).astype(np.float32)
+            means[rows] = (2 * positive @ scores - scores.sum(axis=0)) / documents
+        return means
+
+    def _rng(self, purpose: str) -> np.random.Generator:
+        return np.random.default_rng([SEED, zlib.crc32(f"{purpose} {self.name}".encode()), len(self)])
+
+    def _chunks(self) -> list[slice]:
+        step = max(1, _CHUNK // len(self))
+        return [slice(start, min(start + step, RESAMPLES)) for start in range(0, RESAMPLES, step)]
+
+
+def num_documents(strata: Sequence[Stratum]) -> int:
+    return sum(len(stratum) for stratum in strata)
+
+
+def alike(strata: Sequence[Stratum]) -> bool:
+    """Whether all documents weigh the same in the mean of the tasks."""
+    return len({len(stratum) for stratum in strata}) == 1
+
+
+def is_binary(strata: Sequence[Stratum], *arms: str) -> bool:
+    """Whether these arms got every document right or wrong: seeds that disagree give shares."""
+    return all(bool(np.isin(stratum.of(arm), (0.0, 1.0)).all()) for stratum in strata for arm in arms)
+
+
+def differences(strata: Sequence[Stratum], arm: str, base: str) -> list[np.ndarray]:
+    """[documents] for every stratum."""
+    return [stratum.of(arm) - stratum.of(base) for stratum in strata]
+
+
+def stratified_mean(strata: Sequence[Stratum], arm: str) -> float:
+    """Mean of the tasks' means."""
+    return float(np.mean([stratum.of(arm).mean() for stratum in strata]))
+
+
 def wilson(successes: float, total: int) -> tuple[float, float]:
     """Wilson's interval for a share of 0/1 scores; honest at 0 and at 100 %."""
     interval = scipy_stats.binomtest(round(successes), total).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 
-def bootstrap_means(strata: Sequence[np.ndarray], resamples: int = RESAMPLES) -> np.ndarray:
-    """Resampled means [resamples, arms] of strata [documents, arms]: within each stratum, then the mean of the strata.
-
-    Drawing n documents with replacement is a multinomial weight per document, so all arms are one matrix product
-    (scipy.stats.bootstrap would resample each arm apart; for a single difference the two agree, see the tests).
-    """
-    total = np.zeros((resamples, strata[0].shape[1]))
-    for position, scores in enumerate(strata):
-        num_documents = len(scores)
-        rng = np.random.default_rng([SEED, position, num_documents])
-        step = max(1, _CHUNK // num_documents)
-        for start in range(0, resamples, step):
-            count = min(step, resamples - start)
-            weights = rng.multinomial(num_documents, np.full(num_documents, 1 / num_documents), size=count)
-            total[start : start + count] += (weights @ scores) / num_documents
-    return total / len(strata)
+def accuracy(strata: Sequence[Stratum], arm: str) -> Interval:
+    """Wilson where every score is 0 or 1 and documents weigh alike (and at the edges), the bootstrap otherwise."""
+    value, documents = stratified_mean(strata, arm), num_documents(strata)
+    if (alike(strata) and is_binary(strata, arm)) or value in (0.0, 1.0):
+        return Interval(value, *wilson(value * documents, documents), method="wilson")
+    if documents == 1:
+        return Interval(value, 0.0, 1.0, method="one document")
+    return Interval(value, *_percentiles(_resampled(strata, arm)), method="bootstrap")
 
 
-def stratified_mean(strata: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of the strata's means, per arm."""
-    return np.mean([scores.mean(axis=0) for scores in strata], axis=0)
+def sampling_sd(strata: Sequence[Stratum], arm: str) -> float | None:
+    """How much the accuracy would vary with other documents of these tasks; None for a single document."""
+    return None if num_documents(strata) == 1 else float(np.std(_resampled(strata, arm)))
 
 
-def accuracy(strata: Sequence[np.ndarray], arm: int, means: np.ndarray) -> Interval:
-    """Wilson where every score is 0 or 1 and strata weigh alike (and at the edges), the bootstrap otherwise."""
-    scores = np.concatenate([stratum[:, arm] for stratum in strata])
-    value = float(stratified_mean([stratum[:, [arm]] for stratum in strata])[0])
-    alike = len({len(stratum) for stratum in strata}) == 1
-    if (alike and np.isin(scores, (0.0, 1.0)).all()) or value in (0.0, 1.0):
-        return Interval(value, *wilson(value * len(scores), len(scores)), method="wilson")
-    return Interval(value, *_percentiles(means[:, arm]), method="bootstrap")
-
-
-def paired_difference(strata: Sequence[np.ndarray], arm: int, base: int, means: np.ndarray) -> Interval:
+def paired_difference(strata: Sequence[Stratum], arm: str, base: str) -> Interval:
     """Arm minus base on the same documents. When no document differs, the rule-of-three bound on how many could."""
-    values = stratified_mean(strata)
-    value = float(values[arm] - values[base])
-    differences = np.concatenate([stratum[:, arm] - stratum[:, base] for stratum in strata])
-    if np.ptp(differences) == 0:
-        reach = 1 - (1 - LEVEL) ** (1 / len(differences))
+    value = stratified_mean(strata, arm) - stratified_mean(strata, base)
+    found = np.concatenate(differences(strata, arm, base))
+    if np.ptp(found) == 0:
+        reach = 1 - (1 - LEVEL) ** (1 / len(found))
         return Interval(value, max(-1.0, value - reach), min(1.0, value + reach), method="no pair differs")
-    return Interval(value, *_percentiles(means[:, arm] - means[:, base]), method="paired bootstrap")
+    return Interval(value, *_percentiles(_resampled(strata, arm, base)), method="paired bootstrap")
 
 
 def between_seed_sd(per_seed: Sequence[float]) -> float | None:
     """Spread of the accuracy over sa seeds, apart from document sampling; None for a single seed."""
     return float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None
+
+
+def seeds_vary_more(per_seed: Sequence[float], sampling_sd: float) -> bool:
+    """Whether seeds differ by more than documents do: then an interval over documents says too little.
+
+    Were a seed nothing but noise in every answer, the variance of the mean over S seeds would be no larger than
+    sampling_sd squared; (S - 1) times their ratio is held against the 95 % point of chi-square with S - 1.
+    """
+    seeds = len(per_seed)
+    limit = float(scipy_stats.chi2.ppf(LEVEL, seeds - 1)) / (seeds - 1)
+    return float(np.var(per_seed, ddof=1)) / seeds > limit * sampling_sd**2
+
+
+def _resampled(strata: Sequence[Stratum], arm: str, base: str | None = None) -> np.ndarray:
+    """Resampled means of the tasks' means [resamples]: of an arm, or of its difference to another."""
+    arms = (arm,) if base is None else (arm, base)
+    total = np.zeros(RESAMPLES)
+    for stratum in collapsed(strata, arms):
+        total += stratum.resampled[:, stratum.arms.index(arm)]
+        if base is not None:
+            total -= stratum.resampled[:, stratum.arms.index(base)]
+    return total / len(strata)
+
+
+def collapsed(strata: Sequence[Stratum], arms: Sequence[str]) -> list[Stratum]:
+    """Strata of at least two documents, whose means have the same sum.
+
+    A single document shows no spread, so tasks with one document are taken for one task (with the smallest other one,
+    when there is just one such): the spread between the tasks is counted then, which errs on the safe side
+    ("collapsed strata", Cochran 1977, section 5A.12).
+    """
+    ordered = sorted(strata, key=len)
+    single = [stratum for stratum in ordered if len(stratum) == 1]
+    if not single or len(strata) == 1:
+        return list(strata)
+    count = max(2, len(single))
+    joined, rest = ordered[:count], ordered[count:]
+    documents = num_documents(joined)
+    scores = [np.stack([one.of(arm) for arm in arms], axis=1) * documents / len(one) for one in joined]
+    name = " ".join(stratum.name for stratum in joined)
+    return [*rest, Stratum(name, tuple(arms), np.concatenate(scores))]
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:

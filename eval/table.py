@@ -1,4 +1,4 @@
-"""Owns the terminal table: aligned plain text, one block per length, from results only."""
+"""Owns the terminal table: what did not pass first, then aligned plain text per length. Reads results only."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from sa_eval.summary import by_arm_and_length
 
 WIDTH = 118
 SENTENCES = 4  # the report has all of them
+PLACES = 4  # of a gate; the report has all of them
+MARK = "\u2020"
 DASH = "\u2013"
 
 
 def render(results: dict[str, Any]) -> str:
-    """The whole answer for a terminal: sentence, one table per length, notes."""
+    """The whole answer for a terminal: sentence, gates that did not pass, one table per length, notes."""
     blocks = ["\n".join(textwrap.wrap(sentence, WIDTH)) for sentence in results["answer"][:SENTENCES]]
+    blocks += ["\n".join(_bullet(mark, text) for mark, text in _gates(results["gates"]))]
     lengths = list(dict.fromkeys(task["length"] for task in results["tasks"]))
     blocks += [_block(results, length) for length in lengths]
-    lines = [*results["notes"], "Accuracy in %, 95\u00a0% interval in brackets; vs full: points, paired by document."]
-    blocks.append(
-        "\n".join(textwrap.fill(line, WIDTH, initial_indent="  * ", subsequent_indent="    ") for line in lines)
-    )
+    lines = [
+        *results["notes"],
+        "Accuracy in %, 95\u00a0% interval in brackets; vs full: points, paired by document; "
+        f"{MARK} significant after Holm's correction.",
+    ]
+    blocks.append("\n".join(_bullet("*", line) for line in lines))
     failures = [
         f"  ! {_where(failure)}: {failure['error'].splitlines()[0][:WIDTH]}" for failure in results["failures"][:10]
     ]
@@ -29,7 +34,23 @@ def render(results: dict[str, Any]) -> str:
         blocks.append(
             "\n".join(["Failures:", *failures, *([f"  ! and {hidden} more (failures.jsonl)"] if hidden else [])])
         )
-    return "\n\n".join(blocks)
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _gates(gates: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Those that did not pass, and how many did."""
+    found = []
+    for gate in gates:
+        if gate["status"] != "passed":
+            hidden = len(gate["where"]) - PLACES
+            where = ", ".join(gate["where"][:PLACES]) + (f" and {hidden} more" if hidden > 0 else "")
+            text = f"{gate['gate']}: {gate['text']}{f' {where}.' if where else ''}"
+            found.append(("!!" if gate["status"] == "failed" else "!", text))
+    return [*found, ("*", f"{len(gates) - len(found)} of {len(gates)} gates passed.")]
+
+
+def _bullet(mark: str, text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=f"{mark:>3} ", subsequent_indent="    ")
 
 
 def _block(results: dict[str, Any], length: Any) -> str:
@@ -64,8 +85,22 @@ def _block(results: dict[str, Any], length: Any) -> str:
             ]
         )
     title = "Tasks with their own lengths" if length is None else f"Length {length} tokens"
-    documents = next((cell["documents"] for cell in cells.values() if cell["scope"] == "overall"), 0)
-    return f"{title} ({documents} documents per arm)\n" + _aligned([header, *rows])
+    documents = max((cells[name, "overall", "overall"]["documents"] for name in shown), default=0)
+    table = f"{title} ({documents} documents per arm)\n" + _aligned([header, *rows])
+    return f"{table}\n{_detectable([cells[name, 'overall', 'overall'] for name in shown])}".rstrip()
+
+
+def _detectable(cells: list[dict[str, Any]]) -> str:
+    """What this many documents could have shown."""
+    tested = [cell for cell in cells if cell["p_value"] is not None]
+    found = [cell["detectable"] for cell in tested if cell["detectable"] is not None]
+    if not tested:
+        return ""
+    if not found:
+        return "No overall difference to full could be detected with so few documents."
+    low, high = (f"{100 * value:.1f}" for value in (min(found), max(found)))
+    size = f"{low} points" if low == high else f"{low} to {high} points, depending on the arm"
+    return f"Detectable overall with power 0.8: a true difference to full of {size}."
 
 
 def _aligned(rows: list[list[str]]) -> str:
@@ -94,7 +129,8 @@ def _bracket(low: float, high: float, sign: str = "") -> str:
 def _difference(cell: dict[str, Any]) -> str:
     if "difference" not in cell:
         return ""
-    return f"{100 * cell['difference']:+.1f} {_bracket(cell['difference_low'], cell['difference_high'], '+')}"
+    mark = MARK if cell["significant"] else " "
+    return f"{100 * cell['difference']:+.1f}{mark} {_bracket(cell['difference_low'], cell['difference_high'], '+')}"
 
 
 def _number(value: float | None, form: str) -> str:

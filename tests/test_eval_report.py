@@ -139,7 +139,8 @@ def test_cells_equal_the_records(planted):
 def test_the_first_sentence_says_that_sa_loses_and_by_how_much(planted):
     directory, results, page = planted
     first = results["answer"][0]
-    assert re.match(r"With window 64, sa loses to swa by [\d.]+ points \([\d.]+ to [\d.]+\) and moba by", first)
+    assert re.match(r"With window 64, sa costs [\d.]+ points \(95\s% interval [\d.]+ to [\d.]+\): ", first)
+    assert re.search(r"; at this budget it loses to swa by [\d.]+ points \([\d.]+ to [\d.]+\) and moba by", first)
     gap = accuracy_from_records(directory, "swa-w64") - accuracy_from_records(directory, "sa-w64")
     assert f"swa by {100 * gap:.1f} points" in first
     assert "on aggregation it beats swa and moba" in first.replace("On ", "on ")
@@ -149,7 +150,7 @@ def test_the_first_sentence_says_that_sa_loses_and_by_how_much(planted):
 def test_the_sentence_turns_when_sa_wins(tmp_path):
     winning = {**PLANTED, "sa": {"retrieval": GOOD, "aggregation": GOOD, "cloze": GOOD}}
     first = summary.summarise(planted_run(tmp_path / "run", planted=winning))["answer"][0]
-    assert "sa beats swa by" in first and "loses" not in first
+    assert "it beats swa by" in first and "loses" not in first and "cannot be told apart from full" in first
 
 
 def test_arms_that_are_alike_are_called_alike(tmp_path):
@@ -219,15 +220,18 @@ def test_moba_is_called_untrained_and_dense_arms_are_flagged(tmp_path):
             "off_target": 0.0,
         },
     )
-    notes = " ".join(summary.summarise(directory)["notes"])
-    assert "moba is untrained" in notes and "sa-w64 at 512 (0.99)" in notes
+    results = summary.summarise(directory)
+    assert "moba is untrained" in " ".join(results["notes"])
+    dense = next(gate for gate in results["gates"] if gate["gate"] == "density near 1")
+    assert dense["status"] == "warning" and dense["where"] == ["sa-w64 at 512 (0.99)"]
 
 
 def test_families_that_full_attention_fails_decide_nothing(tmp_path):
     weak = {label: {**shares, "cloze": 0.9 if label == "sa" else 0.1} for label, shares in PLANTED.items()}
     results = summary.summarise(planted_run(tmp_path / "run", planted=weak))
     assert "cloze" not in results["answer"][0]
-    assert any("weak here" in note and "cloze" in note for note in results["notes"])
+    weak_gate = next(gate for gate in results["gates"] if gate["gate"] == "full below floor")
+    assert weak_gate["status"] == "warning" and any("cloze" in place for place in weak_gate["where"])
 
 
 def test_a_run_with_nothing_finished_still_gets_a_report(tmp_path):
