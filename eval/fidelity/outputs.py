@@ -14,23 +14,21 @@ from sa_eval.store import RunDirectory
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#6a4c93")  # Okabe-Ito, and two
 STYLES = ("-", (0, (5, 1.5)), "-.", ":", (0, (1, 1)))
 MARKERS = "osD^vP*X"
-FULL = {"color": "black", "linestyle": "--", "linewidth": 1.2, "marker": "", "zorder": 1}
+FULL = {"color": "black", "linestyle": "--", "linewidth": 1.2, "marker": "_", "markersize": 9, "zorder": 1}
 SMALLEST_KL = 1e-4  # the axis is linear below, so that the full model's 0 is on it
 Series = Callable[[dict[str, Any]], tuple[Sequence[float], Sequence[float]]]
 
 
 def write(directory: RunDirectory, results: dict[str, Any]) -> None:
     """fidelity.csv, kl_by_position, kept_mass_by_distance and layers."""
+    from matplotlib import rc_context
+
     directory.write_text("fidelity.csv", summary.to_csv(results))
-    for name, draw in (
-        ("kl_by_position", kl_by_position),
-        ("kept_mass_by_distance", kept_mass_by_distance),
-        ("layers", by_layer),
-    ):
+    for name, draw in DRAWINGS.items():
         figure = draw(results)
-        for ending in ("png", "svg"):
-            metadata = {"Date": None} if ending == "svg" else {}
-            figure.savefig(directory.path / f"{name}.{ending}", dpi=130, metadata=metadata)
+        figure.savefig(directory.path / f"{name}.png", dpi=130)
+        with rc_context({"svg.hashsalt": name}):  # the same numbers give the same file
+            figure.savefig(directory.path / f"{name}.svg", metadata={"Date": None})
 
 
 def kl_by_position(results: dict[str, Any]) -> Any:
@@ -71,31 +69,32 @@ def kept_mass_by_distance(results: dict[str, Any]) -> Any:
         )
         panel.set(title=f"{length:,} tokens", xlabel="tokens between query and key", ylim=(0, 103))
         panel.set_xticks([row["x"] for row in rows], [row["bucket"] for row in rows], rotation=60, fontsize=7)
-    axes[0][0].set_ylabel("% of the attention mass kept (lines), % of it there (bars)")
-    return _finished(
-        figure, results, "Attention mass of the full model on keys that the arm shows, mean of layers and heads"
-    )
+    axes[0][0].set_ylabel("% kept (lines), % of all mass (bars)")
+    return _finished(figure, results, "Full attention's mass on the keys that an arm shows")
 
 
 def by_layer(results: dict[str, Any]) -> Any:
     """Kept mass and the three errors, layer by layer."""
     rows = (
-        ("kept_mass", "kept mass, %", 100),
-        ("isolated_error", "error of the attention output,\nfed by the full model, %", 100),
-        ("attention_error", "error of the attention output,\npatched model, %", 100),
-        ("residual_error", "error of the residual stream,\npatched model, %", 100),
+        ("kept_mass", "kept mass, %"),
+        ("isolated_error", "error of the attention output,\nfed by the full model, %"),
+        ("attention_error", "error of the attention output,\npatched model, %"),
+        ("residual_error", "error of the residual stream,\npatched model, %"),
     )
     figure, axes = _grid(results, len(rows))
     for column, length in enumerate(_lengths(results)):
         axes[0][column].set_title(f"{length:,} tokens")
-        for panel, (name, label, scale) in zip((row[column] for row in axes), rows, strict=True):
-            _lines(panel, results, length, lambda cell, n=name, s=scale: _points(cell["layers"], "layer", n, scale=s))
+        for panel, (name, label) in zip((row[column] for row in axes), rows, strict=True):
+            _lines(panel, results, length, lambda cell, name=name: _points(cell["layers"], "layer", name, scale=100))
             panel.set_ylim(bottom=0)
             panel.xaxis.get_major_locator().set_params(integer=True)
             if column == 0:
                 panel.set_ylabel(label, fontsize=8)
         axes[-1][column].set_xlabel("layer")
     return _finished(figure, results, "Layer by layer")
+
+
+DRAWINGS = {"kl_by_position": kl_by_position, "kept_mass_by_distance": kept_mass_by_distance, "layers": by_layer}
 
 
 def _grid(results: dict[str, Any], rows: int) -> tuple[Any, Any]:
@@ -147,9 +146,14 @@ def _style(results: dict[str, Any], name: str) -> dict[str, Any]:
 def _points(
     rows: Sequence[dict[str, Any]], x: str, y: str, scale: float = 1.0
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """What was measured; a bucket without anything leaves a gap in no line."""
-    found = [(row[x], scale * row[y]) for row in rows if row.get(y) is not None]
-    return [point for point, _ in found], [value for _, value in found]
+    """What was measured; the bucket without a distance stands alone, no line leads there."""
+    points: list[tuple[float, float]] = []
+    for row in rows:
+        if row.get("low", 0) is None:
+            points.append((float("nan"), float("nan")))
+        if row.get(y) is not None:
+            points.append((row[x], scale * row[y]))
+    return [point for point, _ in points], [value for _, value in points]
 
 
 def _placed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
