@@ -152,33 +152,38 @@ def kept_mass(
     """
     length, heads = call.query.shape[2], call.query.shape[1]
     patterns = [_pattern(call, one) for one in attending]
-    key = torch.arange(length, device=call.query.device)
+    count = buckets.num_distance_buckets(length)
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in attending]
-    for rows in torch.from_numpy(places).to(key.device).split(max(1, scores // (heads * length))):
+    for rows in torch.from_numpy(places).to(call.query.device).split(max(1, scores // (heads * length))):
         weights = _weights(call, rows)
-        whole = _by_distance(weights.mean(0), rows, key)
+        mean = weights.mean(0)
+        whole = _by_distance(mean, rows, count)
         for parts, pattern in zip(found, patterns, strict=True):
-            visible = pattern.visible(rows)  # [rows, length], or [1, heads, rows, length] where content decides
-            visible = visible[0] if visible.dim() == 4 else visible
-            parts.append((_by_distance((weights * visible).mean(0), rows, key), whole))
+            visible = pattern.visible(rows)[..., : weights.shape[2]]
+            # [rows, keys], or [1, heads, rows, keys] where content decides
+            seen = mean * visible if visible.dim() == 2 else (weights * visible[0]).mean(0)
+            parts.append((_by_distance(seen, rows, count), whole))
     return [tuple(torch.cat(side).cpu().double().numpy() for side in zip(*parts, strict=True)) for parts in found]  # type: ignore[misc]
 
 
 def _weights(call: Call, rows: Tensor) -> Tensor:
-    """Full attention's weights of some queries: float32 [heads, rows, length]."""
-    heads, kv_heads, length = call.query.shape[1], call.key.shape[1], call.key.shape[2]
+    """Full attention's weights of some queries, ascending: float32 [heads, rows, keys], keys up to the last query."""
+    heads, kv_heads, seen = call.query.shape[1], call.key.shape[1], int(rows[-1]) + 1
     query = call.query[0, :, rows].float().reshape(kv_heads, -1, call.query.shape[-1])
-    scores = (query @ call.key[0].float().transpose(-1, -2) * call.scaling).reshape(heads, len(rows), length)
-    later = torch.arange(length, device=rows.device) > rows[:, None]
+    scores = (query @ call.key[0, :, :seen].float().transpose(-1, -2) * call.scaling).reshape(heads, len(rows), seen)
+    later = torch.arange(seen, device=rows.device) > rows[:, None]
     return scores.masked_fill_(later, -torch.inf).softmax(-1)
 
 
-def _by_distance(weights: Tensor, rows: Tensor, key: Tensor) -> Tensor:
-    """Weights [rows, length] summed by bucket of distance, the first SINKS keys apart: [rows, buckets + 1]."""
-    distance = rows[:, None] - key
-    late = weights.masked_fill(key < buckets.SINKS, 0.0)
-    ranges = map(buckets.distance_range, range(buckets.num_distance_buckets(len(key))))
-    sums = [late.masked_fill((distance < low) | (distance > high), 0.0).sum(1) for low, high in ranges]
+def _by_distance(weights: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Weights [rows, keys] summed by bucket of distance, the first SINKS keys apart: [rows, count + 1]."""
+    distance = torch.arange(weights.shape[1], device=rows.device)
+    late = weights.clone()
+    late[:, : buckets.SINKS] = 0
+    # Keys in order of their distance: then a bucket is a slice. Before the text there is key 0, which counts as 0 here.
+    late = late.gather(1, (rows[:, None] - distance).clamp(min=0))
+    ranges = map(buckets.distance_range, range(count))
+    sums = [late[:, low : high + 1].sum(1) for low, high in ranges]
     return torch.stack([*sums, weights[:, : buckets.SINKS].sum(1)], dim=1)
 
 
