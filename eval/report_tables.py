@@ -1,235 +1,211 @@
-"""Owns the report's tables: HTML strings from results; every number is taken over, none is computed anew."""
+"""Owns the report's tables: every number is taken over from the results, none is computed anew."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
 
 from sa_eval.answer import FOCUS, points
+from sa_eval.charts import Heatmap
 from sa_eval.gates import DENSE_ENOUGH
+from sa_eval.report_parts import Cell, Table, amount, chance, difference, length_name, rows_of, share, span, words
 from sa_eval.summary import by_arm_and_length
 
-DEPTHS = 5
+Results = dict[str, Any]
 
 
-def accuracy(results: dict[str, Any]) -> str:
-    """Accuracy by arm with intervals, difference to full, budget and latency: one table per length."""
-    parts = [
-        "<h2>Accuracy by arm</h2>",
-        '<p class="soft">In %, with 95 % intervals: Wilson where every score is right or wrong, '
-        "bootstrap over documents otherwise. Differences to full are in points, paired by document. "
-        "Seed SD: spread between the seeds of a stochastic arm, in points. keys/q: measured keys per query.</p>",
-    ]
-    lengths = list(dict.fromkeys(cell["length"] for cell in results["cells"]))
-    for length in lengths:
-        cells = {
-            (cell["arm"], cell["scope"], cell["name"]): cell for cell in results["cells"] if cell["length"] == length
-        }
-        parts.append(f"<h3>{_length(length)}</h3>{_accuracy_table(results, cells, length)}")
-    return "".join(parts) if lengths else ""
-
-
-def _accuracy_table(results: dict[str, Any], cells: dict[Any, Any], length: Any) -> str:
+def accuracy(results: Results, length: Any) -> Table:
+    """One row per arm: overall, against full with its p-value, families, budget."""
+    cells = _cells(results, length)
     families = list(dict.fromkeys(name for _, scope, name in cells if scope == "family"))
-    budgets, speeds = by_arm_and_length(results["budgets"]), by_arm_and_length(results["speed"])
-    head = ["arm", "overall", "vs full", *families, "seed SD"]
-    measured = length != "all"
-    head += ["keys/q", "density", "prefill ms", "\u00d7 full"] if measured else []
+    budgets = by_arm_and_length(results["budgets"])
     rows = []
     for arm in results["arms"]:
         overall = cells.get((arm["name"], "overall", "overall"))
         if overall is None:
             continue
-        budget, speed = budgets.get((arm["name"], length), {}), speeds.get((arm["name"], length), {})
-        row = [
-            _arm(arm),
-            _share(overall),
-            _difference(overall),
-            *[_share(cells[arm["name"], "family", family]) for family in families],
-            "" if overall["seed_sd"] is None else points(overall["seed_sd"], sign=False),
-        ]
-        row += (
-            [
-                _form(budget.get("keys_per_query"), ",.1f"),
-                _density(arm, budget),
-                _form(speed.get("prefill_ms"), ",.1f"),
-                _form(speed.get("prefill_ratio"), ".2f"),
-            ]
-            if measured
-            else []
-        )
-        rows.append(row)
-    return _table(head, rows)
+        budget = budgets.get((arm["name"], length), {})
+        row = [_arm(arm), share(overall), difference(overall), *_tested(overall)]
+        row += [_answered(cells.get((arm["name"], "family", family))) for family in families]
+        rows.append(row + ([] if length == "all" else [_keys(arm, budget)]))
+    budget_columns = () if length == "all" else ("keys per query",)
+    columns = ("arm", "overall", "vs full", "won, lost", "p, corrected", "detectable", *families, *budget_columns)
+    return Table(f"Accuracy by arm, {length_name(length)}: %, 95 % intervals", columns, rows_of(rows))
 
 
-def tasks(results: dict[str, Any]) -> str:
-    """Arms by tasks, lengths pooled, tinted by accuracy."""
-    cells = [cell for cell in results["cells"] if cell["scope"] == "task"]
-    pooled = [cell for cell in cells if cell["length"] == "all"] or cells
-    if not pooled:
-        return ""
-    by_place = {(cell["arm"], cell["name"]): cell for cell in pooled}
-    names = list(dict.fromkeys(cell["name"] for cell in pooled))
-    rows = [
-        [_arm(arm), *[_tinted(by_place[arm["name"], name]) for name in names]]
-        for arm in results["arms"]
-        if (arm["name"], names[0]) in by_place
-    ]
-    return (
-        '<h2>Per task</h2><p class="soft">Accuracy in %, all lengths together; small print: 95 % interval.</p>'
-        + _table(["arm", *[name.replace("_", " ") for name in names]], rows)
-    )
+def tasks(results: Results, length: Any) -> Table:
+    """Arms by tasks."""
+    cells = _cells(results, length)
+    names = list(dict.fromkeys(name for _, scope, name in cells if scope == "task"))
+    arms = [arm for arm in results["arms"] if any((arm["name"], "task", name) in cells for name in names)]
+    rows = [[_arm(arm), *[_answered(cells.get((arm["name"], "task", name))) for name in names]] for arm in arms]
+    columns = ("arm", *[name.replace("_", " ") for name in names])
+    return Table(f"Accuracy by task, {length_name(length)}: %, 95 % intervals", columns, rows_of(rows))
 
 
-def comparisons(results: dict[str, Any]) -> str:
-    """Every pair of variants at one budget; each pair once."""
-    rows, seen = [], set()
+def comparisons(results: Results) -> Table:
+    """Every pair of variants at one budget; each pair once, the one in question first."""
     by_place = {(row["arm"], row["base"], row["name"]): row for row in results["comparisons"]}
     names = list(dict.fromkeys(row["name"] for row in results["comparisons"]))
     labels = {arm["name"]: arm["label"] for arm in results["arms"]}
-    for first, second, _ in sorted(by_place, key=lambda place: labels[place[0]] not in FOCUS):  # sa minus the others
+    rows, seen = [], set()
+    for first, second, _ in sorted(by_place, key=lambda place: labels[place[0]] not in FOCUS):
         if frozenset((first, second)) not in seen:
             seen.add(frozenset((first, second)))
-            rows.append(
-                [
-                    f"{escape(first)} minus {escape(second)}",
-                    *[_difference(by_place[first, second, name]) for name in names],
-                ]
-            )
-    if not rows:
-        return ""
-    return (
-        '<h2>Variants against each other</h2><p class="soft">At the same window, in points, all lengths together. '
-        '<span class="win">Better</span> and <span class="loss">worse</span> where the interval excludes zero; '
-        "intervals are not corrected for their number.</p>"
-        f"<details{' open' if len(rows) <= 12 else ''}><summary>{len(rows)} pairs</summary>"
-        + _table(["pair", *names], rows)
-        + "</details>"
-    )
+            found = [difference(by_place.get((first, second, name), {})) for name in names]
+            rows.append([words(f"{first} minus {second}"), *found])
+    return Table("Pairs of variants at one budget: points, 95 % intervals", ("pair", *names), rows_of(rows))
 
 
-def budgets(results: dict[str, Any]) -> str:
+def budgets(results: Results) -> Table:
     """What was asked for and what was measured, over the prompts that were really read."""
-    rows = []
     arms = {arm["name"]: arm for arm in results["arms"]}
+    rows = []
     for row in results["budgets"]:
         arm = arms[row["arm"]]
+        window = Cell("all keys", value=None) if arm["window"] is None else amount(arm["window"], "")
+        off = Cell("") if arm["window"] is None else amount(row["off_target"], "+.1%")
         rows.append(
             [
                 _arm(arm),
                 _length(row["length"]),
-                "all" if arm["window"] is None else str(arm["window"]),
-                f"{row['keys_per_query']:,.2f}",
+                window,
+                amount(arm["dense_tail"], ""),
+                amount(row["keys_per_query"], ",.2f"),
+                off,
                 _density(arm, row, digits=3),
-                _form(row.get("router_cost_per_query"), ",.1f"),
+                amount(row["router_cost_per_query"], ",.1f"),
+                words("exact" if row["exact"] else "estimated"),
             ]
         )
-    return (
-        '<h2>Budgets: asked and measured</h2><p class="soft">Prefill, over the prompts of each length. Decode reads '
-        f"the whole cache when decode is full (here: {' or '.join(results['settings']['decode'])}). Router: work on "
-        "choosing keys, in score computations per query.</p><details><summary>Table</summary>"
-        + _table(["arm", "length", "window asked", "keys per query", "density", "router"], rows)
-        + "</details>"
-    )
+    columns = ("arm", "length", "window asked", "dense tail", "keys per query", "off target", "density", "router cost")
+    return Table("Budgets asked and measured, prefill", (*columns, "text:count"), rows_of(rows))
 
 
-def depths(results: dict[str, Any], records: list[dict[str, Any]]) -> str:
-    """Accuracy by where the evidence lies, for documents that know it."""
-    found: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for record in records:
-        if record.get("depth") is not None:
-            found[record["arm"], min(DEPTHS - 1, int(record["depth"] * DEPTHS))].append(record["score"])
-    if not found:
-        return ""
-    head = ["arm", *[f"{100 * part // DEPTHS}\u2013{100 * (part + 1) // DEPTHS} %" for part in range(DEPTHS)]]
+def speed(results: Results) -> Table:
+    """What each arm costs beside what it answers, per measured length."""
+    arms = {arm["name"]: arm for arm in results["arms"]}
+    overall = by_arm_and_length(cell for cell in results["cells"] if cell["scope"] == "overall")
     rows = []
-    for arm in results["arms"]:
-        cells = [found.get((arm["name"], part)) for part in range(DEPTHS)]
-        if any(cells):
+    for row in results["speed"]:
+        cell = overall.get((row["arm"], row["length"]))
+        repeats = f"{min(row['repeats_ms']):,.1f}\u2013{max(row['repeats_ms']):,.1f}"
+        rows.append(
+            [
+                _arm(arms[row["arm"]]),
+                _length(row["length"]),
+                share(cell) if cell else Cell("not finished", style="absent"),
+                amount(row["prefill_ms"], ",.1f", repeats),
+                amount(row["prefill_ratio"], ".2f"),
+                amount(row["decode_tokens_per_s"], ",.1f"),
+                amount(row["peak_gib"], ",.2f"),
+            ]
+        )
+    columns = ("arm", "length", "accuracy, %", "prefill, ms", "time, \u00d7 full", "decode, tokens per s", "peak, GiB")
+    return Table("Latency, decode speed and memory beside accuracy", columns, rows_of(rows))
+
+
+def seeds(results: Results) -> Table:
+    """Arms with several seeds: how far seeds scatter beside how far documents do."""
+    counts = {arm["name"]: arm for arm in results["arms"] if len(arm["seeds"]) > 1}
+    rows = []
+    for cell in results["cells"]:
+        if cell["arm"] in counts and cell["scope"] != "task" and cell["seed_sd"] is not None:
+            arm = counts[cell["arm"]]
+            wide = "seeds scatter more" if cell["seeds_vary_more"] else ""
+            seed_sd = Cell(points(cell["seed_sd"], sign=False), wide, cell["seed_sd"], "flag" if wide else "")
+            sampling_sd = _points(cell["sampling_sd"])
+            interval = Cell(span(cell["low"], cell["high"], sign=False), value=cell["high"] - cell["low"])
+            where = [_length(cell["length"]), words(cell["name"])]
+            share_only = Cell(points(cell["accuracy"], sign=False), value=cell["accuracy"])
+            numbers = [share_only, interval, sampling_sd, seed_sd, amount(len(arm["seeds"]), "")]
+            rows.append([_arm(arm), *where, *numbers])
+    found = ("interval over documents", "SD over documents", "SD between seeds", "seeds")
+    columns = ("arm", "length", "text:family", "accuracy, %", *found)
+    return Table("Spread between seeds beside the error of sampling documents", columns, rows_of(rows))
+
+
+def published(results: Results) -> Table:
+    """Reference numbers with what this run measured at the same window; lengths pooled, as far as there are several."""
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    for cell in results["cells"]:  # the pooled length comes last and wins
+        if cell["scope"] in ("overall", "task"):
+            cells[cell["arm"], cell["name"]] = cell
+    rows = []
+    for row in results["published"]:
+        name = "overall" if row["name"] == "average" else row["name"]
+        matching = [a for a in results["arms"] if a["label"] == row["label"] and a["window"] == row["window"]]
+        for arm in matching or [None]:
+            cell = cells.get((arm["name"], name)) if arm else None
             rows.append(
-                [_arm(arm), *[_tint(sum(cell) / len(cell), f"{len(cell)} answers") if cell else "" for cell in cells]]
+                [
+                    words(arm["name"] if arm else row["label"]),
+                    Cell("all keys") if row["window"] is None else amount(row["window"], ""),
+                    words(row["name"]),
+                    Cell(points(row["value"], sign=False), value=row["value"]),
+                    share(cell) if cell else amount(None, ""),
+                    words(row["source"]),
+                ]
             )
-    return (
-        '<h2>By depth of the evidence</h2><p class="soft">Accuracy in % by the position of the asked fact in the '
-        "prompt (0 % is the start), all lengths and tasks that have such a position.</p>" + _table(head, rows)
-    )
+    columns = ("arm", "window", "text:task", "published, %", "measured, %", "text:source")
+    return Table("Published numbers beside those of this run", columns, rows_of(rows))
 
 
-def failures(results: dict[str, Any]) -> str:
-    if not results["failures"]:
-        return '<h2 id="failures">Failures</h2><p>None.</p>'
+def depths(heatmaps: list[Heatmap]) -> Table:
+    """The numbers in the heatmaps, with how many answers each rests on."""
+    columns = ("arm", "text:depth", *[f"{column} tokens" for column in heatmaps[0].columns])
     rows = [
-        [escape(failure["arm"] or "all"), escape(str(failure["task"] or "the whole arm")), (failure["error"], "text")]
-        for failure in results["failures"]
+        [
+            words(heatmap.title),
+            words(depth),
+            *[_answers(value, count) for value, count in zip(shares, counts, strict=True)],
+        ]
+        for heatmap in heatmaps
+        for depth, shares, counts in zip(heatmap.rows, heatmap.shares, heatmap.counts, strict=True)
     ]
-    return '<h2 id="failures">Failures</h2>' + _table(["arm", "task", ("error", "text")], rows)
+    return Table("Accuracy in % by depth and length, and answers counted", columns, rows_of(rows))
 
 
-def _table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """Cells are HTML strings, (text, class) pairs that get escaped, or whole <td> elements."""
-    heads = "".join(
-        f'<th class="{cell[1]}">{escape(cell[0])}</th>' if isinstance(cell, tuple) else f"<th>{escape(cell)}</th>"
-        for cell in head
-    )
-    body = "".join(f"<tr><th>{row[0]}</th>{''.join(_cell(cell) for cell in row[1:])}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+def _cells(results: Results, length: Any) -> dict[tuple[str, str, str], dict[str, Any]]:
+    return {(cell["arm"], cell["scope"], cell["name"]): cell for cell in results["cells"] if cell["length"] == length}
 
 
-def _cell(cell: Any) -> str:
-    if isinstance(cell, tuple):
-        return f'<td class="{cell[1]}">{escape(cell[0])}</td>'
-    return cell if cell.startswith("<td") else f"<td>{cell}</td>"
-
-
-def _arm(arm: dict[str, Any]) -> str:
-    untrained = ' <small class="soft">untrained</small>' if arm["label"] == "moba" else ""
-    return escape(arm["name"]) + untrained
-
-
-def _share(cell: dict[str, Any]) -> str:
-    return f"{points(cell['accuracy'], sign=False)}<small>{_range(cell['low'], cell['high'], sign=False)}</small>"
-
-
-def _tinted(cell: dict[str, Any]) -> str:
-    return _tint(cell["accuracy"], _range(cell["low"], cell["high"], sign=False))
-
-
-def _tint(share: float, small: str) -> str:
-    return (
-        f'<td style="background:rgba(var(--tint),{0.45 * share:.2f})">{points(share, sign=False)}'
-        f"<small>{small}</small></td>"
-    )
-
-
-def _difference(cell: dict[str, Any]) -> str:
+def _tested(cell: dict[str, Any]) -> list[Cell]:
     if "difference" not in cell:
-        return ""
-    style = "win" if cell["difference_low"] > 0 else "loss" if cell["difference_high"] < 0 else ""
-    return (
-        f'<span class="{style}">{points(cell["difference"])}</span>'
-        f"<small>{_range(cell['difference_low'], cell['difference_high'])}</small>"
-    )
+        return [Cell(""), Cell(""), Cell("")]
+    documents = Cell(f"{cell['won']}, {cell['lost']}", f"of {cell['documents']}", cell["won"] - cell["lost"])
+    test = Cell(chance(cell["p_adjusted"]), cell["test"], cell["p_adjusted"])
+    return [documents, test, _points(cell["detectable"])]
 
 
-def _range(low: float, high: float, *, sign: bool = True) -> str:
-    dash = " to " if sign else "\u2013"
-    return f"{points(low, sign=sign)}{dash}{points(high, sign=sign)}"
+def _answered(cell: dict[str, Any] | None) -> Cell:
+    return Cell("not finished", style="absent") if cell is None else share(cell, tinted=True)
 
 
-def _density(arm: dict[str, Any], budget: dict[str, Any], digits: int = 2) -> str:
-    if "density" not in budget:
-        return ""
-    flag = (
-        ' <span class="flag">nearly full</span>' if arm["mode"] != "full" and budget["density"] >= DENSE_ENOUGH else ""
-    )
-    return f"{budget['density']:.{digits}f}{flag}"
+def _points(value: float | None) -> Cell:
+    return Cell("") if value is None else Cell(points(value, sign=False), value=value)
 
 
-def _form(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
+def _answers(value: float | None, count: int) -> Cell:
+    return Cell("") if value is None else Cell(points(value, sign=False), f"{count} answers", value, tint=value)
 
 
-def _length(length: Any) -> str:
-    return "own lengths" if length is None else "all lengths" if length == "all" else f"{length} tokens"
+def _arm(arm: dict[str, Any]) -> Cell:
+    return words(arm["name"], "untrained" if arm["label"] == "moba" else "")
+
+
+def _length(length: Any) -> Cell:
+    text = "own" if length is None else "all" if length == "all" else f"{length:,}"
+    return Cell(text, value=length if isinstance(length, int) else None)
+
+
+def _keys(arm: dict[str, Any], budget: dict[str, Any]) -> Cell:
+    """Keys per query over the density, which says how far from full attention they are."""
+    density = _density(arm, budget)
+    cell = amount(budget.get("keys_per_query"), ",.1f", f"density {density.text}")
+    return Cell(cell.text, density.small or cell.small, cell.value, density.style)
+
+
+def _density(arm: dict[str, Any], budget: dict[str, Any], digits: int = 2) -> Cell:
+    cell = amount(budget.get("density"), f".{digits}f")
+    dense = arm["name"] != "full" and budget.get("density", 0) >= DENSE_ENOUGH
+    return Cell(cell.text, "nearly full", cell.value, "flag") if dense else cell

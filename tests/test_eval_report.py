@@ -1,243 +1,413 @@
-"""Laws of what people read: numbers equal the records, losses come first, the page needs nothing but itself."""
+"""Laws of report.html and figures/: numbers are the results, nothing from outside becomes markup."""
 
 import csv
-import html
 import io
+import itertools
+import json
 import re
+from importlib import resources
+from xml.etree import ElementTree
 
+import lxml.html
 import numpy as np
 import pytest
+from planted import FAMILIES, PLANTED, planted_run
 
-from sa_eval import report, summary, table
-from sa_eval.arms import arms_from
-from sa_eval.config import settings_from
-from sa_eval.store import RunDirectory
+from sa_eval import chart_svg, charts, report, report_documents, summary
 
-FAMILIES = {
-    "needle_single": "retrieval",
-    "kv_retrieval": "retrieval",
-    "majority_topic": "aggregation",
-    "cloze": "cloze",
-}
-GOOD, BAD = 0.95, 0.30
-# Who is good where: sa wins aggregation and loses the rest, overall it loses to both.
-PLANTED = {
-    "full": {"retrieval": GOOD, "aggregation": GOOD, "cloze": GOOD},
-    "swa": {"retrieval": 0.7, "aggregation": BAD, "cloze": 0.9},
-    "sa": {"retrieval": BAD, "aggregation": GOOD, "cloze": BAD},
-    "moba": {"retrieval": 0.9, "aggregation": 0.4, "cloze": 0.9},
-}
+HOSTILE = (
+    "</script><script>hacked=1</script><img src=x onerror=hacked=1>\"'><svg onload=hacked=1>"
+    "</pre></td></table>{{7*7}}{% raw %}<!--]]>&lt;b&gt; $\\frac{1}{0}$ \x00\x1b[31m\u202etxt\ud800 =1+1"
+)
 
 
-def planted_run(path, documents=60, planted=PLANTED, lengths="512,1024"):
-    """A run directory as the runner would leave it, with scores drawn from planted accuracies."""
-    settings = settings_from(
-        {"window": 64, "lengths": lengths, "seeds": "0,1", "modes": [m for m in planted if m != "full"]}
-    )
-    directory = RunDirectory.create(str(path), "tiny")
-    tasks = [
-        {
-            "name": name,
-            "length": length,
-            "family": family,
-            "output": "generate_until",
-            "documents": documents,
-            "hashes": [f"{name}{length}{index}" for index in range(documents)],
-        }
-        for length in settings.lengths
-        for name, family in FAMILIES.items()
-    ]
-    arms = arms_from(settings)
-    directory.write_json(
-        "manifest.json",
-        {
-            "schema": 1,
-            "started": "2026-01-01T00:00:00Z",
-            "settings": settings.to_dict(),
-            "versions": {"torch": "2"},
-            "model": {"name": "tiny <b>", "parameters": 10, "dtype": "float32"},
-            "hardware": {"cpu": "a cpu", "threads": 1},
-            "arms": [arm.to_dict() for arm in arms],
-            "tasks": tasks,
-        },
-    )
-    rng = np.random.default_rng(0)
-    for arm in arms:
-        for length in settings.lengths:
-            keys = length / 2 if arm.window is None else 60.0
-            directory.append(
-                "budgets",
-                {
-                    "arm": arm.name,
-                    "length": length,
-                    "keys_per_query": keys,
-                    "density": 2 * keys / length,
-                    "router_cost_per_query": 0.0,
-                    "exact": True,
-                    "off_target": 0.0,
-                },
-            )
-            directory.append(
-                "speed", {"arm": arm.name, "length": length, "prefill_ms": 10.0 if arm.window is None else 5.0}
-            )
-        for seed in arm.seeds:
-            for task in tasks:
-                scores = rng.random(documents) < planted[arm.label][task["family"]]
-                directory.append_records(
-                    arm.name,
-                    seed,
-                    [
-                        {
-                            "arm": arm.name,
-                            "seed": seed,
-                            "task": summary.task_key(task),
-                            "index": index,
-                            "hash": task["hashes"][index],
-                            "score": float(score),
-                            "depth": index / documents,
-                        }
-                        for index, score in enumerate(scores)
-                    ],
-                )
-            directory.append(
-                "arm_runs", {"arm": arm.name, "seed": seed, "seconds": 1.0, "calls": None, "describe": arm.name}
-            )
-    return directory
+def read(directory):
+    return (directory.path / "report.html").read_text(encoding="utf-8")
+
+
+def tables(page):
+    """Caption -> rows of cells' texts, without the small print, and rows of small print."""
+    found = {}
+    for table in lxml.html.fromstring(page).iter("table"):
+        rows = [row.xpath("th|td") for row in table.xpath("tbody/tr")]
+        texts = [["".join(cell.xpath("text()|bdi/text()")).strip() for cell in row] for row in rows]
+        small = [["".join(cell.xpath("small/text()")) for cell in row] for row in rows]
+        found[table.xpath("string(caption)")] = (table.xpath("thead/tr/th/text()"), texts, small)
+    return found
+
+
+def percent(value, form=".1f"):
+    return f"{100 * value:{form}}".replace("-", "\u2212")
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    directory = planted_run(tmp_path_factory.mktemp("planted") / "run")
+def run(tmp_path_factory):
+    directory = planted_run(tmp_path_factory.mktemp("report") / "run")
     results = summary.summarise(directory)
     report.write(directory)
-    return directory, results, (directory.path / "report.html").read_text(encoding="utf-8")
+    return directory, results, read(directory)
 
 
-def accuracy_from_records(directory, arm, length=None, families=None):
-    """Straight from the lines: mean over tasks of the mean over documents (and seeds)."""
-    by_task = {}
-    for record in directory.records():
-        name, at = record["task"].split("@")
-        if record["arm"] == arm and length in (None, int(at)) and (families is None or FAMILIES[name] in families):
-            by_task.setdefault(record["task"], []).append(record["score"])
-    return float(np.mean([np.mean(scores) for scores in by_task.values()]))
-
-
-def test_cells_equal_the_records(planted):
-    directory, results, _ = planted
-    for cell in results["cells"]:
-        if cell["scope"] != "task":
-            families = None if cell["scope"] == "overall" else [cell["name"]]
-            length = None if cell["length"] == "all" else cell["length"]
-            wanted = accuracy_from_records(directory, cell["arm"], length, families)
-            assert cell["accuracy"] == pytest.approx(wanted) and cell["low"] <= wanted <= cell["high"]
-            if cell["arm"] != "full":
-                full = accuracy_from_records(directory, "full", length, families)
-                assert cell["difference"] == pytest.approx(wanted - full)
-
-
-def test_the_first_sentence_says_that_sa_loses_and_by_how_much(planted):
-    directory, results, page = planted
-    first = results["answer"][0]
-    assert re.match(r"With window 64, sa costs [\d.]+ points \(95\s% interval [\d.]+ to [\d.]+\): ", first)
-    assert re.search(r"; at this budget it loses to swa by [\d.]+ points \([\d.]+ to [\d.]+\) and moba by", first)
-    gap = accuracy_from_records(directory, "swa-w64") - accuracy_from_records(directory, "sa-w64")
-    assert f"swa by {100 * gap:.1f} points" in first
-    assert "on aggregation it beats swa and moba" in first.replace("On ", "on ")
-    assert html.escape(first) in page and page.index(html.escape(first)) < page.index("<table")
-
-
-def test_the_sentence_turns_when_sa_wins(tmp_path):
-    winning = {**PLANTED, "sa": {"retrieval": GOOD, "aggregation": GOOD, "cloze": GOOD}}
-    first = summary.summarise(planted_run(tmp_path / "run", planted=winning))["answer"][0]
-    assert "it beats swa by" in first and "loses" not in first and "cannot be told apart from full" in first
-
-
-def test_arms_that_are_alike_are_called_alike(tmp_path):
-    alike = {label: {"retrieval": 0.6, "aggregation": 0.6, "cloze": 0.6} for label in PLANTED}
-    first = summary.summarise(planted_run(tmp_path / "run", planted=alike))["answer"][0]
-    assert "cannot be told apart from swa" in first and "beats" not in first
-
-
-def test_the_page_needs_nothing_but_itself(planted):
-    _, _, page = planted
-    assert not re.search(r"<script|<link|<img|<iframe|@import|url\(|src=|https?://", page)
-
-
-def test_the_page_shows_every_arm_and_escapes_names(planted):
-    _, results, page = planted
-    assert all(f"<th>{arm['name']}" in page for arm in results["arms"])
-    assert "tiny &lt;b&gt;" in page and "tiny <b>" not in page
-
-
-def test_numbers_on_the_page_are_the_results(planted):
-    _, results, page = planted
-    for cell in results["cells"]:
-        if cell["scope"] == "overall":
-            assert (
-                f"{100 * cell['accuracy']:.1f}<small>{100 * cell['low']:.1f}\u2013{100 * cell['high']:.1f}</small>"
-                in page
-            )
-
-
-def test_the_page_has_a_panel_per_length_and_family(planted):
-    _, _, page = planted
-    assert page.count('role="img"') == 2 * 4  # overall, retrieval, aggregation, cloze
-
-
-def test_the_terminal_table_holds_the_same_numbers_and_is_not_wide(planted):
-    _, results, _ = planted
-    text = table.render(results)
-    assert max(map(len, text.splitlines())) <= 120
-    for cell in results["cells"]:
-        if cell["scope"] == "overall" and cell["length"] != "all":
-            row = next(
-                line for line in text.split(f"Length {cell['length']}")[1].splitlines() if line.startswith(cell["arm"])
-            )
-            assert f" {100 * cell['accuracy']:.1f} [" in row
-
-
-def test_the_csv_holds_every_cell(planted):
-    directory, results, _ = planted
-    rows = list(csv.DictReader(io.StringIO((directory.path / "summary.csv").read_text())))
-    assert len(rows) == len(results["cells"])
-    assert {(row["arm"], row["name"], float(row["accuracy"])) for row in rows} == {
-        (cell["arm"], cell["name"], cell["accuracy"]) for cell in results["cells"]
-    }
-
-
-def test_moba_is_called_untrained_and_dense_arms_are_flagged(tmp_path):
-    directory = planted_run(tmp_path / "run", documents=4, lengths="512")
-    directory.append(
-        "budgets",
-        {
-            "arm": "sa-w64",
-            "length": 512,
-            "keys_per_query": 255.0,
-            "density": 0.99,
-            "router_cost_per_query": 0.0,
-            "exact": True,
-            "off_target": 0.0,
-        },
-    )
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """Everything that comes from outside is hostile: prompts, answers, errors, names."""
+    directory = planted_run(tmp_path_factory.mktemp("hostile") / "run", documents=4, lengths="512", said=HOSTILE)
+    manifest = directory.read_json("manifest.json")
+    manifest["model"]["name"] = manifest["hardware"]["cpu"] = HOSTILE
+    directory.write_json("manifest.json", manifest)
+    directory.append("failures", {"arm": "sa-w64", "seed": 0, "task": HOSTILE, "error": HOSTILE})
     results = summary.summarise(directory)
-    assert "moba is untrained" in " ".join(results["notes"])
-    dense = next(gate for gate in results["gates"] if gate["gate"] == "density near 1")
-    assert dense["status"] == "warning" and dense["where"] == ["sa-w64 at 512 (0.99)"]
+    for status in ("failed", "warning"):
+        results["gates"].append({"gate": HOSTILE, "status": status, "text": HOSTILE, "where": [HOSTILE]})
+    directory.write_json("results.json", results)
+    report.write(directory)
+    return directory
 
 
-def test_families_that_full_attention_fails_decide_nothing(tmp_path):
-    weak = {label: {**shares, "cloze": 0.9 if label == "sa" else 0.1} for label, shares in PLANTED.items()}
-    results = summary.summarise(planted_run(tmp_path / "run", planted=weak))
-    assert "cloze" not in results["answer"][0]
-    weak_gate = next(gate for gate in results["gates"] if gate["gate"] == "full below floor")
-    assert weak_gate["status"] == "warning" and any("cloze" in place for place in weak_gate["where"])
+@pytest.mark.parametrize("length", [512, 1024, "all"])
+def test_every_number_of_the_accuracy_tables_is_the_results(run, length):
+    _, results, page = run
+    name = "all lengths" if length == "all" else f"{length:,} tokens"
+    heads, rows, small = tables(page)[f"Accuracy by arm, {name}: %, 95 % intervals"]
+    cells = {(c["arm"], c["name"]): c for c in results["cells"] if c["length"] == length}
+    assert [row[0] for row in rows] == [arm["name"] for arm in results["arms"]]
+    for row, fine in zip(rows, small, strict=True):
+        shown, about = dict(zip(heads, row, strict=True)), dict(zip(heads, fine, strict=True))
+        for column in ("overall", "retrieval", "aggregation", "cloze"):
+            cell = cells[row[0], column]
+            assert shown[column] == percent(cell["accuracy"])
+            assert about[column] == f"{percent(cell['low'])}\u2013{percent(cell['high'])}"
+        cell = cells[row[0], "overall"]
+        if row[0] != "full":
+            assert shown["vs full"] == percent(cell["difference"], "+.1f")
+            assert shown["won, lost"] == f"{cell['won']}, {cell['lost']}"
+            assert shown["detectable"] == percent(cell["detectable"]) and about["p, corrected"] == cell["test"]
+            value = cell["p_adjusted"]
+            assert shown["p, corrected"] == ("< 0.001" if value < 0.001 else f"{value:.3f}")
 
 
-def test_a_run_with_nothing_finished_still_gets_a_report(tmp_path):
+def test_significance_is_marked_in_words_and_only_where_it_is(run):
+    _, results, page = run
+    cells = {c["arm"]: c for c in results["cells"] if c["length"] == "all" and c["scope"] == "overall"}
+    body = lxml.html.fromstring(page)
+    (table,) = [t for t in body.iter("table") if t.xpath("string(caption)").startswith("Accuracy by arm, all lengths")]
+    for row in table.xpath("tbody/tr"):
+        cell, marks = cells[row.xpath("string(th)").removesuffix("untrained")], row.xpath(".//span/@aria-label")
+        worse = cell["significant"] and cell["difference"] < 0
+        assert marks == (["significantly worse"] if worse else [])
+    assert sum(cell["significant"] for cell in cells.values()) == 3
+
+
+def test_task_tables_budgets_and_speed_are_the_results(run):
+    _, results, page = run
+    found = tables(page)
+    _, rows, _ = found["Accuracy by task, 512 tokens: %, 95 % intervals"]
+    tasks = {(c["arm"], c["name"]): c["accuracy"] for c in results["cells"] if c["length"] == 512}
+    assert rows == [[arm["name"], *[percent(tasks[arm["name"], n]) for n in FAMILIES]] for arm in results["arms"]]
+    _, rows, _ = found["Budgets asked and measured, prefill"]
+    assert [row[4] for row in rows] == [f"{row['keys_per_query']:,.2f}" for row in results["budgets"]]
+    _, rows, _ = found["Latency, decode speed and memory beside accuracy"]
+    for row, speed in zip(rows, results["speed"], strict=True):
+        assert row[3:5] == [f"{speed['prefill_ms']:.1f}", f"{speed['prefill_ratio']:.2f}"]
+        assert row[5:] == ["not measured", "not measured"]
+
+
+def test_seeds_stand_beside_documents(run):
+    _, results, page = run
+    _, rows, _ = tables(page)["Spread between seeds beside the error of sampling documents"]
+    cells = [c for c in results["cells"] if c["arm"] == "sa-w64" and c["scope"] != "task"]
+    assert [row[5:7] for row in rows] == [[percent(c["sampling_sd"]), percent(c["seed_sd"])] for c in cells]
+
+
+def test_the_answer_comes_first_then_the_gates_then_the_numbers(run):
+    _, results, page = run
+    body = lxml.html.fromstring(page)
+    assert body.xpath("string(//header/p[@class='answer'])") == results["answer"][0]
+    titles = [heading.text for heading in body.xpath("//h2")]
+    assert titles[:3] == ["Can these numbers be trusted?", "Accuracy against measured budget", "Depth of the evidence"]
+    order = [page.index(mark) for mark in ('class="answer"', 'id="gates"', 'class="chart"', "<table")]
+    assert order == sorted(order)
+
+
+def test_gates_that_did_not_pass_are_open_and_the_others_folded(hostile):
+    body = lxml.html.fromstring(read(hostile))
+    results = hostile.read_json("results.json")
+    for status in ("failed", "warning"):
+        names = body.xpath(f"//div[@class='box {status}']//li/b/text()")
+        assert len(names) == sum(gate["status"] == status for gate in results["gates"]) > 0
+    (folded,) = body.xpath("//section[@aria-labelledby='gates']/details")
+    passed = [gate["gate"] for gate in results["gates"] if gate["status"] == "passed"]
+    assert folded.xpath(".//li/b/text()") == passed and "open" not in folded.attrib
+
+
+def test_nothing_from_outside_becomes_markup(hostile):
+    page = read(hostile)
+    body = lxml.html.document_fromstring(page)
+    script = resources.files("sa_eval").joinpath("report.js").read_text(encoding="utf-8")
+    assert [element.text for element in body.iter("script")] == [script]
+    assert not list(body.iter("img", "iframe", "object", "embed", "link", "base"))
+    assert not [name for element in body.iter() for name in element.attrib if name.startswith("on")]
+    links = [element.attrib["href"] for element in body.iter() if "href" in element.attrib]
+    assert all(link.startswith("#") or link == "figures/documents.csv" for link in links)
+    text = body.text_content()
+    assert "<script>hacked=1</script>" in text and "{{7*7}}" in text and "&lt;b&gt;" in text
+    assert "\\u0000" in text and "\\u202e" in text and "\\ud800" in text
+    assert not re.search("[\x00\x1b\u202e]", page)
+
+
+def test_hostile_text_is_in_every_place_that_shows_it(hostile):
+    """The test above would pass if the page left these out."""
+    body = lxml.html.fromstring(read(hostile))
+    places = ["//h1", "//title", "//dl", "//div[@class='box failed']", "//pre", "//td[contains(@class,'said')]"]
+    places += ["//section[@aria-labelledby='failures']", "//section[@aria-labelledby='setup']"]
+    assert all("hacked=1</script>" in body.xpath(f"string({place})") for place in places)
+
+
+def test_the_policy_allows_the_page_its_own_script_and_nothing_else(run):
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', run[2])
+    assert "default-src &#39;none&#39;" in policy or "default-src 'none'" in policy
+    assert "http" not in policy and "unsafe-eval" not in policy and "script-src 'unsafe" not in policy
+
+
+def test_the_page_needs_nothing_but_itself(run):
+    page = re.sub(r'xmlns(:xlink)?="[^"]*"', "", run[2])
+    assert not re.search(r"<link|<img|<iframe|@import|url\((?!#)|\ssrc=|https?://", page)
+
+
+def test_ids_are_unique_and_headings_in_order(run):
+    body = lxml.html.fromstring(run[2])
+    ids = body.xpath("//@id")
+    assert len(ids) == len(set(ids))
+    levels = [int(element.tag[1]) for element in body.iter("h1", "h2", "h3")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert all(section.attrib["aria-labelledby"] in ids for section in body.iter("section"))
+
+
+def test_tables_have_captions_and_charts_have_words(run):
+    _, results, page = run
+    body = lxml.html.fromstring(page)
+    for table in body.iter("table"):
+        assert table.xpath("string(caption)") and all(head.get("scope") for head in table.iter("th"))
+    words = body.xpath("//*[@class='chart']/@aria-label")
+    cells = {(c["arm"], c["length"], c["scope"], c["name"]): c for c in results["cells"] if c["length"] != "all"}
+    assert len(words) == len({place[1:] for place in cells}) + 2 + len(results["arms"])  # two of latency, heatmaps
+    told = [text for text in words if text.startswith("overall: accuracy against keys per query")]
+    for text, length in zip(told, (512, 1024), strict=True):
+        for arm in ("swa-w64", "sa-w64", "moba-w64"):
+            share = percent(cells[arm, length, "overall", "overall"]["accuracy"])
+            assert f"{arm} {share} % (" in text and "at 60 keys per query" in text
+
+
+def test_heatmaps_show_the_mean_of_the_records(run):
+    directory, _, page = run
+    scores = {}
+    for record in directory.records():
+        if record["depth"] is not None:
+            place = record["arm"], int(record["depth"] * 5), record["length"]
+            scores.setdefault(place, []).append(record["score"])
+    _, rows, small = tables(page)["Accuracy in % by depth and length, and answers counted"]
+    assert len(rows) == 5 * 4
+    for position, (row, fine) in enumerate(zip(rows, small, strict=True)):
+        for column, length in ((2, 512), (3, 1024)):
+            found = scores[row[0], position % 5, length]
+            assert row[column] == percent(np.mean(found)) and fine[column] == f"{len(found)} answers"
+
+
+def test_documents_that_differ_are_shown_with_all_answers(run):
+    directory, _, page = run
+    scores = {}
+    for record in directory.records():
+        scores.setdefault((record["task"], record["index"]), {}).setdefault(record["arm"], []).append(record["score"])
+    means = {place: {arm: np.mean(found) for arm, found in by.items()} for place, by in scores.items()}
+    differ = {place for place, by_arm in means.items() if len(set(by_arm.values())) > 1}
+    body = lxml.html.fromstring(page)
+    cards = body.xpath("//details[@class='document']")
+    assert f"different scores on {len(differ):,} documents" in body.text_content()
+    assert len(cards) == report_documents.MOST and f"the other {len(differ) - len(cards):,} are not" in page
+    for card in cards:
+        index = int(re.search(r"document (\d+)", card.xpath("string(summary)")).group(1))
+        assert {arm: pytest.approx(score, abs=1e-3) for arm, score in json.loads(card.get("data-scores")).items()} == (
+            means[card.get("data-task"), index]
+        )
+        assert card.xpath(".//tr/@data-arm") == ["full", "swa-w64", "sa-w64", "moba-w64"]
+        assert "an answer of sa-w64 seed 1" in card.text_content() and "a right answer" in card.text_content()
+
+
+def test_every_win_and_loss_kind_gets_its_share_of_the_page(run):
+    body = lxml.html.fromstring(run[2])
+    lost = {(card.get("data-task"), arm) for card, arm in _tally(body, "worse")}
+    won = {(card.get("data-task"), arm) for card, arm in _tally(body, "better")}
+    tasks = {f"{name}@{length}" for name in FAMILIES for length in (512, 1024)}
+    arms = {"swa-w64", "sa-w64", "moba-w64"}
+    assert {task for task, _ in lost} == tasks and {arm for _, arm in lost} == arms == {arm for _, arm in won}
+
+
+def _tally(body, kind):
+    for card in body.xpath("//details[@class='document']"):
+        for tally in card.xpath(f"summary/span[@class='tally {kind}']"):
+            for arm in tally.text[2:].split(", "):
+                yield card, arm
+
+
+def test_the_csv_holds_every_document_that_differs_with_whole_answers(run):
+    directory, _, _ = run
+    rows = list(csv.DictReader(io.StringIO((directory.path / "figures/documents.csv").read_text(encoding="utf-8"))))
+    said = {}
+    for record in directory.records():
+        said.setdefault((record["task"], record["index"], record["arm"]), []).append(record["output"])
+    assert len(rows) > 4 * report_documents.MOST and len({(row["task"], row["index"]) for row in rows}) * 4 == len(rows)
+    for row in rows:
+        assert json.loads(row["answers"]) == said[row["task"], int(row["index"]), row["arm"]]
+
+
+def test_no_cell_of_the_csv_starts_a_formula(hostile):
+    text = (hostile.path / "figures/documents.csv").read_text(encoding="utf-8")
+    cells = [cell for row in csv.reader(io.StringIO(text)) for cell in row]
+    assert len(cells) > 100 and not [cell for cell in cells if cell[:1] in set("=+@\t")]
+
+
+def test_figures_hold_the_same_numbers_as_the_page(run):
+    directory, results, _ = run
+    rows = list(csv.DictReader(io.StringIO((directory.path / "figures/accuracy.csv").read_text())))
+    cells = {(c["arm"], str(c["length"]), c["name"]): c for c in results["cells"]}
+    keys = {(b["arm"], str(b["length"])): b["keys_per_query"] for b in results["budgets"]}
+    assert len(rows) == sum(c["length"] != "all" for c in results["cells"])
+    for row in rows:
+        length = row["figure"].split("-")[2]
+        cell = cells[row["arm"], length, row["panel"].replace(" ", "_")]
+        assert [float(row[key]) for key in ("accuracy", "low", "high")] == [
+            cell[k] for k in ("accuracy", "low", "high")
+        ]
+        assert float(row["x"]) == keys[row["arm"], length]
+
+
+def test_figures_are_written_twice_alike(run):
+    directory, _, page = run
+    folder = directory.path / "figures"
+    names = {path.name for path in folder.iterdir()}
+    kinds = {"accuracy-family", "accuracy-task", "cost"}
+    pictures = {f"{kind}-{length}" for kind in kinds for length in (512, 1024)} | {"depth"}
+    tables_ = {"accuracy.csv", "costs.csv", "depth.csv", "documents.csv"}
+    assert names == {f"{name}.{kind}" for name in pictures for kind in ("svg", "png")} | tables_
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    report.write(directory)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before and read(directory) == page
+    for name, content in before.items():
+        if name.endswith(".png"):
+            assert content.startswith(b"\x89PNG") and len(content) > 5_000
+        if name.endswith(".svg"):
+            assert ElementTree.fromstring(content).tag.endswith("svg") and b"2026" not in content
+
+
+def test_names_from_outside_survive_the_drawing():
+    """A dollar sign is no formula, a control character no end of the file, another script no warning."""
+    label = "cost $x$ <b> \x00 \u4e2d\u6587"
+    panel = charts.Panel(label, "ms", (charts.Point(label, label, 2.0, 0.5, 0.4, 0.6),), None, (1.0, 4.0), False)
+    places = charts.slots([label])
+    figure = charts.sheet([panel], lambda axes, item: charts.draw_panel(axes, item, places), 1, label)
+    svg = chart_svg.inline(figure, "name", panel.text, charts.tips(panel))
+    assert "cost $x$ &lt;b&gt; \\u0000 \u4e2d\u6587" in svg and "\x00" not in svg
+    assert chart_svg.save(figure, "png").startswith(b"\x89PNG")
+
+
+def test_labels_keep_their_look_and_never_share_one():
+    places = charts.slots(["sa", *[f"mine-{number}" for number in range(40)]])
+    looks = {label: charts.look(label, places) for label in [*charts.LABELS, *places]}
+    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks)
+    assert charts.look("sa", charts.slots(["other", "sa"])) == looks["sa"]
+
+
+def theme(css, dark):
+    """The page's variables in a theme."""
+    blocks = re.findall(r":root \{(.*?)\}", css, flags=re.S)
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[0] + (blocks[1] if dark else "")))
+
+
+def luminance(colour):
+    parts = [value / 255 for value in colour]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    bright, dim = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+def rgb(colour):
+    return np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)])
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_numbers_on_heat_are_readable_and_lines_are_seen(dark):
+    css = resources.files("sa_eval").joinpath("report.css").read_text(encoding="utf-8")
+    colours = {name: rgb(value) for name, value in theme(css, dark).items()}
+    for share in np.linspace(0, 1, 11):
+        opacity = charts.heat_opacity(share)
+        ground = opacity * colours["heat"] + (1 - opacity) * colours["card"]
+        assert contrast(colours["ink"], ground) >= 4.5
+    assert all(contrast(colours[f"c{slot}"], colours["card"]) >= 3 for slot in range(len(charts.COLOURS)))
+
+
+def test_the_light_theme_is_what_the_figures_are_drawn_in():
+    css = resources.files("sa_eval").joinpath("report.css").read_text(encoding="utf-8")
+    light, dark = theme(css, False), theme(css, True)
+    assert {light[name]: name for name in chart_svg.VARIABLES.values()} == chart_svg.VARIABLES
+    assert all(light[name] != dark[name] for name in chart_svg.VARIABLES.values())
+    assert f"calc(4% + {100 * (charts.HEAT_MOST - charts.HEAT_LEAST):.0f}% * var(--share))" in css
+
+
+def test_published_numbers_stand_beside_the_measured_ones(tmp_path):
+    given = {"source": "A paper", "models": {"tiny <b>": {64: {"sa": {"average": 66.4, "cloze": 50.0}, "swa": 40.0}}}}
+    directory = planted_run(tmp_path / "run", documents=4, lengths="512", published=given)
+    results = summary.summarise(directory)
+    report.write(directory)
+    cells = {(c["arm"], c["name"]): percent(c["accuracy"]) for c in results["cells"]}
+    _, rows, _ = tables(read(directory))["Published numbers beside those of this run"]
+    assert [row[:5] for row in rows] == [
+        ["sa-w64", "64", "average", "66.4", cells["sa-w64", "overall"]],
+        ["sa-w64", "64", "cloze", "50.0", cells["sa-w64", "cloze"]],
+        ["swa-w64", "64", "average", "40.0", cells["swa-w64", "overall"]],
+    ]
+
+
+def test_a_failed_document_says_so_and_an_unfinished_arm_is_not_compared(tmp_path):
+    directory = planted_run(tmp_path / "run", documents=4, lengths="512")
+    (directory.path / "records" / "moba-w64.seed0.jsonl").unlink()
+    record = next(record for record in directory.records() if record["arm"] == "swa-w64")
+    directory.append_records("swa-w64", 0, [{**record, "score": 0.0, "output": None}])
+    results = summary.summarise(directory)
+    report.write(directory)
+    page = read(directory)
+    assert results["unfinished"] == ["moba-w64"]
+    _, rows, _ = tables(page)["Accuracy by arm, 512 tokens: %, 95 % intervals"]
+    assert [row[0] for row in rows] == ["full", "swa-w64", "sa-w64"]
+    speed = {row[0]: row[2] for row in tables(page)["Latency, decode speed and memory beside accuracy"][1]}
+    assert speed["moba-w64"] == "not finished"
+    assert not lxml.html.fromstring(page).xpath("//tr[@data-arm='moba-w64']")
+
+
+def test_a_run_without_answers_still_gets_a_page(tmp_path):
     directory = planted_run(tmp_path / "run", documents=4, lengths="512")
     for file in (directory.path / "records").glob("*"):
         file.unlink()
-    results = summary.summarise(directory)
+    summary.summarise(directory)
     report.write(directory)
-    assert "nothing to compare" in results["answer"][0] and "nothing to compare" in table.render(results)
+    titles = lxml.html.fromstring(read(directory)).xpath("//h2/text()")
+    assert titles[-2:] == ["Failures", "Set-up"] and "Documents won and lost" not in titles
+
+
+@pytest.mark.slow
+def test_a_large_report_stays_small(tmp_path, monkeypatch):
+    """8 arms x 3 lengths x 9 tasks with 100 documents and 3 seeds, long prompts and answers."""
+    tasks = {f"task_{number}": list(PLANTED["full"])[number % 3] for number in range(9)}
+    monkeypatch.setitem(planted_run.__globals__, "FAMILIES", tasks)
+    modes = ("swa", "sa", "sa-bucket", "sa+swa", "moba", "sa-circular", "sa-dyadic")
+    planted = {mode: PLANTED[("full", "swa", "sa", "moba")[number % 4]] for number, mode in enumerate(("full", *modes))}
+    directory = planted_run(
+        tmp_path / "run", 100, planted, said="a long answer " * 20, lengths="512,1024,2048", seeds="0,1,2"
+    )
+    summary.summarise(directory)
+    report.write(directory)
+    assert (directory.path / "report.html").stat().st_size < 3_000_000
