@@ -42,7 +42,7 @@ def apply(
 
     Args:
         model: a transformers model whose attention goes through AttentionInterface (Qwen3 and Qwen3-MoE are verified).
-        mode: "full", "swa", "sa", "sa+swa" or "moba".
+        mode: "full", "swa", "sa", "sa+swa", "moba" or "random-keys".
         window: keys per query, the query included; 0 < x < 1 is a fraction of the prompt. All modes have the same
             number of (query, key) pairs at the same window (budget="pairs").
         variant: a variant object (`sa_patch.variant(...)` or your own) instead of mode, window and options.

@@ -74,8 +74,8 @@ class Traced:
 def is_short(variant: Variant, length: int, device: torch.device) -> bool:
     """True for sequences that `dense_below` leaves full."""
     if variant.dense_below == "crossover":
-        layout = "merged" if variant.sinks or variant.local else variant.layout
-        return length <= kernels.crossover(layout, variant.window_at(length), device)
+        layouts = [variant.layout, "merged"] if variant.sinks or variant.local else [variant.layout]
+        return length <= max(kernels.crossover(layout, variant.window_at(length), device) for layout in layouts)
     return length <= int(variant.dense_below)
 
 

@@ -1,4 +1,4 @@
-"""Patterns: who sees whom, as data. The closed set every kernel executes: Dense, Band, Blocks; and Pieces of them.
+"""Patterns: who sees whom, as data. The closed set every kernel executes: Dense, Band, Blocks, Scattered; and Pieces.
 
 A pattern covers one sequence of `length` keys whose queries are the last `query_len` positions. All positions here are
 logical (real tokens only). On top of its own part every pattern may open sinks, a local window and a dense tail. The
@@ -6,7 +6,7 @@ order of a permuted pattern may hold more tokens than there are keys: tokens sti
 Imports torch only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -131,11 +131,13 @@ class Band(Pattern):
         width: keys on each side, the query's own included.
         order: int64 [horizon], `order[rank] = position`, horizon >= length; None is the identity (a sliding window).
         circular: ranks form a ring.
+        source: what the order was made from: equal sources, equal orders. None: nothing made from it is kept.
     """
 
     width: int
     order: Tensor | None = None
     circular: bool = False
+    source: Hashable = None
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.order is None else self.order.device
@@ -191,11 +193,13 @@ class Blocks(Pattern):
             is the identity.
         selected: int64 [batch, heads, query_len, k], indices of further runs, -1 where there is none; only with the
             identity order, where every token of an earlier run precedes the query.
+        source: what the order was made from: equal sources, equal orders. None: nothing made from it is kept.
     """
 
     block_size: int
     order: Tensor | None = None
     selected: Tensor | None = None
+    source: Hashable = None
 
     def _device(self) -> torch.device:
         some = self.order if self.order is not None else self.selected
@@ -243,6 +247,37 @@ class Blocks(Pattern):
                 chosen = self.selected[:, :, query - self.first]
                 overlap += int((run[key][:, None] == chosen).sum()) / (batch * heads)
         return overlap
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scattered(Pattern):
+    """The query itself and a list of earlier keys for every query, in no order that a kernel could use.
+
+    Attributes:
+        keys: int32 [query_len, drawn], distinct earlier positions of each query; -1 where it has fewer.
+    """
+
+    keys: Tensor
+
+    def _device(self) -> torch.device:
+        return self.keys.device
+
+    def _own_covers_all(self) -> bool:
+        return self.length == 1
+
+    def _own_visible(self, queries: Tensor) -> Tensor:
+        drawn = self.keys[queries - self.first].long()
+        mask = torch.zeros(queries.numel(), self.length + 1, dtype=torch.bool, device=queries.device)
+        mask.scatter_(1, torch.where(drawn < 0, self.length, drawn), True)
+        return mask[:, : self.length].scatter_(1, queries[:, None], True)
+
+    def _own_pairs(self) -> float:
+        return self.query_len + int((self.keys >= 0).sum())
+
+    def _own_extra_overlap(self) -> float:
+        row = torch.arange(self.first, self.length, device=self.keys.device)[:, None]
+        opened = (self.keys < self.sinks) | (row - self.keys < self.local)
+        return int((opened & (self.keys >= 0)).sum())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

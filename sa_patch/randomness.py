@@ -1,13 +1,13 @@
 """Random keys of tokens: an integer hash of (seed, layer, logical position), never a generator.
 
 A hash has no state, so the same token gets the same key on every device, in every batch, process and re-computation.
-Imports torch only.
+Imports torch and what keeps orders only.
 """
-
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from sa_patch.kept import KEPT
 
 _MASK64 = (1 << 64) - 1
 # splitmix64: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
@@ -34,17 +34,32 @@ def _shift_right(value: Tensor, bits: int) -> Tensor:
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
+def mixed(value: Tensor) -> Tensor:
+    """splitmix64's output function, elementwise: int64 to int64."""
+    value = (value ^ _shift_right(value, 30)) * _signed(_MIX_1)
+    value = (value ^ _shift_right(value, 27)) * _signed(_MIX_2)
+    return value ^ _shift_right(value, 31)
+
+
+def steps(count: Tensor, start: int | Tensor) -> Tensor:
+    """splitmix64's states after some steps from a start: int64."""
+    return count * _signed(_GOLDEN) + (_signed(start) if isinstance(start, int) else start)
+
+
+def stream(seed: int, layer_idx: int, use: int = 0) -> int:
+    """Where the random numbers of a layer begin: 64 bits, another place for every use of them."""
+    value = _mix(_mix(seed + _GOLDEN) + _GOLDEN * (layer_idx + 1))
+    return _mix(value + use) if use else value
+
+
 def token_keys(length: int, seed: int, layer_idx: int, device: torch.device | str = "cpu") -> Tensor:
     """The random keys of logical positions 0..length-1.
 
     Returns:
         int64 [length], non-negative, a function of (seed, layer_idx, position) alone (splitmix64).
     """
-    stream = _mix(_mix(seed + _GOLDEN) + _GOLDEN * (layer_idx + 1))
-    value = torch.arange(length, dtype=torch.int64, device=device) * _signed(_GOLDEN) + _signed(stream)
-    value = (value ^ _shift_right(value, 30)) * _signed(_MIX_1)
-    value = (value ^ _shift_right(value, 27)) * _signed(_MIX_2)
-    return _shift_right(value ^ _shift_right(value, 31), 1)
+    position = torch.arange(length, dtype=torch.int64, device=device)
+    return _shift_right(mixed(steps(position, stream(seed, layer_idx))), 1)
 
 
 def permutation(length: int, seed: int, layer_idx: int, device: torch.device | str = "cpu") -> Tensor:
@@ -67,13 +82,7 @@ def random_order(horizon: int, seed: int, layer_idx: int, run_size: int, device:
     return torch.argsort(inverse(order) // run_size * horizon + torch.arange(horizon, device=device))
 
 
-@lru_cache(maxsize=512)
 def kept_order(horizon: int, seed: int, layer_idx: int, run_size: int, device: torch.device) -> Tensor:
-    """`random_order`, kept for the next token: 8 bytes per token of the horizon and layer."""
-    with torch.inference_mode(False):  # or autograd could not save it later
-        return random_order(horizon, seed, layer_idx, run_size, device)
-
-
-def forget_orders() -> None:
-    """Give the memory of kept orders back; they would be made again."""
-    kept_order.cache_clear()
+    """`random_order`, kept for the next call: 8 bytes per token of the horizon and layer."""
+    key = ("order", horizon, seed, layer_idx, run_size)
+    return KEPT.get(key, device, lambda: random_order(horizon, seed, layer_idx, run_size, device))

@@ -30,8 +30,14 @@ CASES = {
     "moba-top1": ("moba", {"top_k": 1}),
     "moba-top3": ("moba", {"top_k": 3}),
     "moba-sinks-local-tail": ("moba", {"sinks": 2, "local": 5, "dense_tail": 3}),
+    "random-keys": ("random-keys", {}),
+    "random-keys-extras": ("random-keys", {"sinks": 2, "local": 4, "dense_tail": 5}),
+    "random-keys-nominal": ("random-keys", {"budget": "nominal", "sinks": 2, "local": 3}),
     "full": ("full", {}),
 }
+
+# Those whose patterns are bands or blocks: kernels that gather tiles of keys run no others.
+TILED = [case for case in CASES if not case.startswith("random-keys")]
 
 
 def make_variant(case: str, window: int | float = 12, **changes) -> sa_patch.Variant:

@@ -11,8 +11,8 @@ from transformers import DynamicCache, StaticCache
 
 import sa_patch
 
-CASES = ("swa", "sa", "sa-bucket", "sa-dyadic", "sa-dyadic-bucket", "sa+swa", "moba")
-CONSISTENT = ("swa", "swa-sinks", "sa-dyadic", "sa-dyadic-bucket", "sa+swa-dyadic", "moba")
+CASES = ("swa", "sa", "sa-bucket", "sa-dyadic", "sa-dyadic-bucket", "sa+swa", "moba", "random-keys")
+CONSISTENT = ("swa", "swa-sinks", "sa-dyadic", "sa-dyadic-bucket", "sa+swa-dyadic", "moba", "random-keys")
 LENGTHS = (1, 2, 37, 150, 37)
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 

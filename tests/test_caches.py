@@ -14,8 +14,8 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 import sa_patch
 
-CASES = ("swa", "sa", "sa-bucket", "sa-dyadic", "sa-dyadic-bucket", "sa+swa", "moba")
-CONSISTENT = ("swa", "sa-dyadic", "sa-dyadic-bucket", "sa+swa-dyadic", "moba")
+CASES = ("swa", "sa", "sa-bucket", "sa-dyadic", "sa-dyadic-bucket", "sa+swa", "moba", "random-keys")
+CONSISTENT = ("swa", "sa-dyadic", "sa-dyadic-bucket", "sa+swa-dyadic", "moba", "random-keys")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 

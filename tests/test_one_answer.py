@@ -27,6 +27,8 @@ MODES = {
     "dyadic+swa": ("sa+swa", {"horizon": "dyadic"}),
     "moba": ("moba", {}),
     "moba-top3": ("moba", {"top_k": 3, "sinks": 2}),
+    "random-keys": ("random-keys", {}),
+    "random-keys-extras": ("random-keys", {"sinks": 2, "local": 4}),
 }
 KERNELS = ("auto", "torch", "sdpa", "reference")
 EXAMPLES = 200
@@ -181,7 +183,10 @@ def test_a_chat_that_keeps_its_cache_is_the_whole_conversation(model, name):
     with sa_patch.apply(model, variant=consistent(name, 12)):
         cache, said = DynamicCache(config=model.config), text(40)
         for turn in range(3):
-            found = model.generate(said, past_key_values=cache, max_new_tokens=7, do_sample=False)
+            all_real = torch.ones_like(said)  # or generate takes a token 0 that was generated for padding
+            found = model.generate(
+                said, attention_mask=all_real, past_key_values=cache, max_new_tokens=7, do_sample=False
+            )
             expected = said
             for _ in range(7):  # no cache at all: every step is a prefill of everything
                 expected = torch.cat([expected, logits(model, expected)[:, -1:].argmax(-1)], dim=1)

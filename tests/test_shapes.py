@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 import sa_patch
 
-CASES = ("swa", "sa", "sa-bucket", "sa-dyadic", "sa-dyadic-bucket", "sa+swa", "moba")
+CASES = ("swa", "sa", "sa-bucket", "sa-dyadic", "sa-dyadic-bucket", "sa+swa", "moba", "random-keys")
 KERNELS = ("auto", "torch")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 WINDOW = 12

@@ -13,6 +13,8 @@ from sa_patch.patterns import Band, Pattern, Pieces
 KERNELS = {
     "torch": ("sa_patch.kernels.torch_tiled", "TorchTiled"),
     "triton": ("sa_patch.kernels.triton_tiled", "Triton"),
+    "flash": ("sa_patch.kernels.flash", "Flash"),
+    "flex": ("sa_patch.kernels.flex", "Flex"),
     "sdpa": ("sa_patch.kernels.sdpa", "Sdpa"),
     "reference": ("sa_patch.kernels.reference", "Reference"),
 }
@@ -24,6 +26,7 @@ MASKED_BELOW, MASKED_BELOW_MERGED = 256, 512
 MASKED_KEYS = 2048
 # Sparse prefill is not faster than full up to max(windows x window, tokens), by how a variant's keys lie in memory.
 CROSSOVER = {"window": (4, 384), "buckets": (4, 384), "permuted": (7, 448), "routed": (9, 1536), "merged": (9, 1536)}
+CROSSOVER["scattered"] = (80, 2048)  # every query's keys are gathered
 
 
 def get(name: str) -> Kernel:

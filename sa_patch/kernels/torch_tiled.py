@@ -14,7 +14,8 @@ from sa_patch.kernels.partial import Part, attend_sinks, merge
 from sa_patch.kernels.tiles import attend_tiles
 from sa_patch.kernels.torch_band import band_tiles
 from sa_patch.kernels.torch_blocks import attend_blocks
-from sa_patch.patterns import Band, Blocks, Pattern
+from sa_patch.kernels.torch_scattered import attend_scattered
+from sa_patch.patterns import Band, Blocks, Pattern, Scattered
 
 
 class TorchTiled:
@@ -23,15 +24,18 @@ class TorchTiled:
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         if pattern.covers_all:
             return None
-        if not isinstance(pattern, (Band, Blocks)):
+        if not isinstance(pattern, (Band, Blocks, Scattered)):
             return f"it has no code for {type(pattern).__name__} patterns"
         return None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
         if pattern.covers_all:
             return causal(query, key, value, scaling)
-        assert isinstance(pattern, (Band, Blocks)), "refusal() was not asked"
-        output = _sparse_rows(query, key, value, pattern, scaling)
+        assert isinstance(pattern, (Band, Blocks, Scattered)), "refusal() was not asked"
+        if isinstance(pattern, Scattered):
+            output = attend_scattered(query, key, value, pattern, scaling)
+        else:
+            output = _sparse_rows(query, key, value, pattern, scaling)
         if pattern.tail:
             last = causal(query[:, :, -pattern.tail :], key, value, scaling)
             output = torch.cat([output[:, :, : -pattern.tail], last], dim=2)

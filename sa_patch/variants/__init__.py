@@ -6,11 +6,12 @@ from sa_patch.errors import unknown
 from sa_patch.variants.base import Variant
 from sa_patch.variants.full import Full
 from sa_patch.variants.moba import Moba
+from sa_patch.variants.random_keys import RandomKeys
 from sa_patch.variants.sliding_window import SlidingWindow
 from sa_patch.variants.stochastic import Stochastic, StochasticPlusWindow
 
 VARIANTS: dict[str, type[Variant]] = {
-    kind.name: kind for kind in (Full, SlidingWindow, Stochastic, StochasticPlusWindow, Moba)
+    kind.name: kind for kind in (Full, SlidingWindow, Stochastic, StochasticPlusWindow, Moba, RandomKeys)
 }
 
 
@@ -18,7 +19,7 @@ def variant(mode: str, window: int | float = 512, **options) -> Variant:
     """The frozen variant object of that name.
 
     Args:
-        mode: "full", "swa", "sa", "sa+swa" or "moba".
+        mode: "full", "swa", "sa", "sa+swa", "moba" or "random-keys".
         window: keys per query, the query included; a float 0 < x < 1 is a fraction of the prompt.
         **options: the variant's fields (see its class).
 

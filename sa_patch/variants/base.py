@@ -45,7 +45,7 @@ class Variant(ABC):
     prefix_consistent: ClassVar[bool] = False  # True where a token's keys don't depend on the tokens after it
 
     window: int | float = option(512, "keys per query, the query included; 0 < x < 1 is a fraction of the prompt")
-    seed: int = option(0, "seed of the random keys (only the stochastic variants use it)")
+    seed: int = option(0, "seed of the random keys (only the variants with random keys use it)")
     budget: str = option("pairs", "'pairs': match the pairs of swa at this window; 'nominal': the textbook parameters")
     sinks: int | float = option(0, "first tokens that stay visible to everyone; tokens or a fraction of the prompt")
     local: int | float = option(0, "last keys that stay visible, the query included; tokens or a fraction")
