@@ -66,21 +66,25 @@ class Head:
             float64 [4, length - 1]: KL(full || arm) in nats, 1 where both prefer the same token, and what the token
             that really follows costs in nats, in the arm and in full.
         """
-        parts = []
-        for rows in torch.arange(ids.shape[1] - 1, device=ids.device).split(self.chunk):
-            follows = ids[0, rows + 1][:, None]
-            expected, found = (_log_softmax(self.logits(states[:, rows])) for states in (full, arm))
+        parts, last = [], ids.shape[1] - 1
+        for start in range(0, last, self.chunk):
+            stop = min(start + self.chunk, last)
+            expected, found = (_log_softmax(self.logits(states[:, start:stop])) for states in (full, arm))
+            follows = ids[0, start + 1 : stop + 1, None].to(found.device)
             parts.append(
                 torch.stack(
                     [
                         kl(expected, found),
                         (expected.argmax(-1) == found.argmax(-1)).to(expected.dtype),
-                        -found.gather(-1, follows.to(found.device))[:, 0],
-                        -expected.gather(-1, follows.to(found.device))[:, 0],
+                        -found.gather(-1, follows)[:, 0],
+                        -expected.gather(-1, follows)[:, 0],
                     ]
                 ).cpu()
             )
-        return torch.cat(parts, dim=1).double().numpy()
+        rows = torch.cat(parts, dim=1).double().numpy()
+        if np.isnan(rows).any():
+            raise ValueError("the logits hold NaN: the model's numbers do not fit this dtype (see --dtype)")
+        return rows
 
 
 def kl(expected: Tensor, found: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from sa_eval.fidelity import buckets
 from sa_eval.fidelity.probe import Call
 
-PROBED = 1024  # places of a passage where layers are looked at; all of them in shorter passages
+PROBED = 512  # places of a passage where layers are looked at; all of them in shorter passages
 SCORES = 2**23  # attention scores at once
 ISOLATED, ATTENTION, RESIDUAL = range(3)  # kinds of error
 DIFFERENCE, NORM = range(2)  # squared, summed

@@ -150,4 +150,5 @@ def _ids(passage: Passage, model: Any) -> torch.Tensor:
             f"text {passage.text} gives token {largest}, the model has {rows} embeddings: the tokenizer belongs to "
             "another model"
         )
-    return torch.tensor([passage.ids], device=model.device)
+    # Weights that accelerate keeps elsewhere are on no device; its hooks bring the ids to where they are needed.
+    return torch.tensor([passage.ids], device="cpu" if model.device.type == "meta" else model.device)

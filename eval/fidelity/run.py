@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sa_eval import environment, model_files, models
+from sa_eval import environment, model_files, models, runner
 from sa_eval.arm import Arm
 from sa_eval.arms import arms_from, left_out
 from sa_eval.config import Settings, SettingsError
@@ -64,7 +64,7 @@ def run(settings: Settings, request: Request, progress: Progress) -> tuple[RunDi
     arms = arms_from(settings)
     for arm in arms:
         arm.check()
-    RunDirectory.refuse_used(settings.out)
+    runner.check_out(settings.out)
     with model_files.code_kept_out(settings):
         _check_lengths(settings.lengths, models.max_tokens(models.empty_model(source, settings)))
         with progress.step(f"loading {settings.model}"):
@@ -102,6 +102,8 @@ def measure_arms(
             try:
                 with progress.quiet():
                     cells = [summary.summarise(measure.measure(subject, arm, cut, steps)) for cut in cuts]
+            except SettingsError:  # no arm's fault
+                raise
             except Exception as error:  # refused by this model, out of memory
                 results["failures"].append({"arm": arm.name, "error": one_line(error)})
                 progress.say(f"failed: {arm.name}: {one_line(error)}")
@@ -131,7 +133,8 @@ def passages(
     if given:
         most = None if request.passages == ALL else request.passages or PASSAGES
         cuts = [texts.cut(given, loaded.tokenizer, length, most) for length in settings.lengths]
-        return cuts, _notes(cuts, given)
+        guessing = [GUESSING] if loaded.source.name in models.BUNDLED else []
+        return cuts, [*guessing, *_notes(cuts, given)]
     if request.passages == ALL:
         raise SettingsError("passages `all` has no meaning for the bundled texts, which are generated: give a number")
     trained = loaded.source.name in models.BUNDLED
@@ -143,6 +146,7 @@ def passages(
     return cuts, [*left_out, ANSWERS_ONLY, *_notes(cuts, given)]
 
 
+GUESSING = "The bundled models know the bundled texts only: on others they guess, and their perplexity says nothing."
 ANSWERS_ONLY = (
     "Bundled texts: the answers in them are scored. KL all takes every token, also those that the bundled models were "
     "never trained to predict, and so does KL by position."
