@@ -46,7 +46,7 @@ def apply(
         window: keys per query, the query included; 0 < x < 1 is a fraction of the prompt. All modes have the same
             number of (query, key) pairs at the same window (budget="pairs").
         variant: a variant object (`sa_patch.variant(...)` or your own) instead of mode, window and options.
-        kernel: "auto", "torch", "triton", "sdpa" or "reference". An explicit kernel never falls back to another one.
+        kernel: "auto", "torch", "triton", "flash", "flex", "sdpa" or "reference". An explicit one never falls back.
         seed: of the random keys of sa and sa+swa.
         budget: "pairs" matches the pairs of swa at this window, "nominal" takes the textbook parameters.
         decode: "full", generated tokens read the whole cache; "sparse", they read their own row of the pattern.

@@ -142,7 +142,7 @@ class Patch:
         kind = getattr(getattr(model, "config", None), "model_type", "unknown")
         known = "verified" if kind in integration.VERIFIED else "tested" if kind in integration.TESTED else "untested"
         dense = sorted({layer % self.num_layers for layer in variant.dense_layers})
-        reads = kernels.describe(self.kernel, merged=bool(variant.sinks or variant.local))
+        reads = kernels.describe(self.kernel, bool(variant.sinks or variant.local), integration.device(model))
         facts = [
             ("patch", f"{variant.name} ({variant.label}), window={variant.window}, {self._status()}"),
             ("options", self._changed_options() or "all defaults"),

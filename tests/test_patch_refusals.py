@@ -53,7 +53,7 @@ def logits(model, tokens, **kwargs):
         ({"mode": "moba", "window": 65, "budget": "nominal"}, ValueError, r"block_size \* top_k = window"),
         ({"mode": "moba", "window": 0.5, "block_size": 8}, ValueError, r"block_size=8 can't follow window=0.5"),
         ({"mode": "sa+swa", "local": 4}, ValueError, r"local=4 is already part of sa\+swa"),
-        ({"kernel": "flash"}, ValueError, r"unknown kernel 'flash'"),
+        ({"kernel": "flush"}, ValueError, r"unknown kernel 'flush'"),
         ({"variant": "sa"}, ValueError, r"variant must be a sa_patch Variant, got str"),
     ],
     ids=str,

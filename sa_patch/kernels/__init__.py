@@ -1,5 +1,6 @@
 """The kernels by name, in order of preference for long sequences, and the choice between them."""
 
+from functools import lru_cache
 from importlib import import_module
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from sa_patch.errors import unknown
 from sa_patch.kernels.base import Kernel
+from sa_patch.kernels.rules import rules_for
 from sa_patch.patterns import Band, Pattern, Pieces
 
 # name -> (module, class); imported on first use, so that optional dependencies stay optional.
@@ -19,29 +21,22 @@ KERNELS = {
     "reference": ("sa_patch.kernels.reference", "Reference"),
 }
 
-# Measured on one core of a 2-core x86 CPU in float32 (8 heads, 2 kv heads, head_dim 64) with benchmarks/attention.py.
-# Up to this many tokens (squared: scores) one masked dense call beats O(n w) tiles; the second number is for patterns
-# with sinks or a local window, whose parts have to be merged. With few queries, only up to this many keys.
-MASKED_BELOW, MASKED_BELOW_MERGED = 256, 512
-MASKED_KEYS = 2048
-# Sparse prefill is not faster than full up to max(windows x window, tokens), by how a variant's keys lie in memory.
-CROSSOVER = {"window": (4, 384), "buckets": (4, 384), "permuted": (7, 448), "routed": (9, 1536), "merged": (9, 1536)}
-CROSSOVER["scattered"] = (80, 2048)  # every query's keys are gathered
 
-
+@lru_cache(maxsize=len(KERNELS))
 def get(name: str) -> Kernel:
-    """The kernel of that name, which must be in the table (see `check_name`)."""
+    """The kernel of that name, which must be in the table (see `check_name`). Kernels have no state."""
     module, attribute = KERNELS[name]
     return getattr(import_module(module), attribute)()
 
 
 def choose(pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str:
     """The kernel `auto` takes. The rules are measured; they choose a way to compute, never other keys."""
-    if pattern.covers_all or get("torch").refusal(pattern, query, key, value):
+    rules = rules_for(query.device.type)
+    limit = rules.masked_below_merged if pattern.sinks or pattern.local else rules.masked_below
+    few = pattern.query_len * pattern.length <= limit**2 and pattern.length <= rules.masked_keys
+    if few or pattern.covers_all or get(rules.beyond).refusal(pattern, query, key, value):
         return "sdpa"
-    limit = MASKED_BELOW_MERGED if pattern.sinks or pattern.local else MASKED_BELOW
-    few = pattern.query_len * pattern.length <= limit**2 and pattern.length <= MASKED_KEYS
-    return "sdpa" if few else "torch"
+    return rules.beyond
 
 
 def select(requested: str, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> Kernel:
@@ -87,29 +82,31 @@ def crossover(layout: str, window: int, device: torch.device) -> int:
     """The prompt length up to which sparse prefill is not faster than full attention.
 
     Args:
-        layout: how the visible keys lie in memory, a key of `CROSSOVER`.
+        layout: how the visible keys lie in memory, a key of `Rules.crossover`.
 
     Raises:
         NotImplementedError: on devices where it was not measured.
     """
-    if device.type != "cpu":
+    measured = rules_for(device.type).crossover
+    if measured is None:
         raise NotImplementedError(
             f"dense_below='crossover' has not been measured on {device.type!r} devices: give a number of tokens"
         )
-    windows, tokens = CROSSOVER[layout]
+    windows, tokens = measured[layout]
     return max(windows * window, tokens)
 
 
-def describe(requested: str, merged: bool) -> str:
-    """Which kernel runs at which prompt length, in one line.
+def describe(requested: str, merged: bool, device: torch.device) -> str:
+    """Which kernel runs at which prompt length and why, in one line.
 
     Args:
         merged: the patterns have sinks or a local window.
     """
     if requested != "auto":
         return f"kernel {requested}, as asked for"
-    limit = MASKED_BELOW_MERGED if merged else MASKED_BELOW
-    return f"kernel auto: sdpa with a mask up to {limit} tokens, torch, O(n w), beyond: measured to be faster there"
+    rules = rules_for(device.type)
+    limit = rules.masked_below_merged if merged else rules.masked_below
+    return f"kernel auto: sdpa with a mask up to {limit} tokens, {rules.beyond}, O(n w), beyond: {rules.source}"
 
 
 def refusals(length: int, device: torch.device) -> dict[str, str]:

@@ -41,7 +41,7 @@ class Variant(ABC):
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
     always_dense: ClassVar[bool] = False
-    layout: ClassVar[str] = "merged"  # how the visible keys lie in memory, see kernels.CROSSOVER
+    layout: ClassVar[str] = "merged"  # how the visible keys lie in memory, see kernels.rules
     prefix_consistent: ClassVar[bool] = False  # True where a token's keys don't depend on the tokens after it
 
     window: int | float = option(512, "keys per query, the query included; 0 < x < 1 is a fraction of the prompt")
