@@ -26,11 +26,16 @@ def task_manager() -> TaskManager:
 
 @dataclass(frozen=True)
 class Wanted:
-    """One task to be loaded: its lm-eval name (or file), its length, and the family it is reported in."""
+    """One task to be loaded: its lm-eval name (or file), its length, and the family it is reported in.
+
+    Members of a group whose score lm-eval weighs by size (MMLU's 57 subjects) are pooled: together they count as much
+    as any other task.
+    """
 
     name: str
     length: int | None
     family: str
+    pool: str | None = None
 
     @property
     def label(self) -> str:
@@ -51,23 +56,26 @@ def wanted(names: list[str], settings: Settings) -> list[Wanted]:
 
     RULER's tasks are built for every length; all others bring their own. A group that is not RULER's is a family.
     """
-    found: dict[str, str] = {}
+    found: dict[tuple[str, int | None], Wanted] = {}
     for name in names:
         leaves = ruler.GROUPS.get(name) or _leaves(name)
         for leaf in leaves:
-            alone = leaf == name or len(leaves) == 1
-            found.setdefault(leaf, ruler.family(leaf) if ruler.is_ruler(leaf) else "lm-eval" if alone else name)
-    ordered = [Wanted(leaf, None, family) for leaf, family in found.items() if not ruler.is_ruler(leaf)]
-    return ordered + [
-        Wanted(leaf, length, family)
-        for leaf, family in found.items()
-        for length in settings.lengths
-        if ruler.is_ruler(leaf)
-    ]
+            for length in settings.lengths if ruler.is_ruler(leaf) else (None,):
+                alone = leaf == name or len(leaves) == 1
+                family = ruler.family(leaf) if ruler.is_ruler(leaf) else "lm-eval" if alone else name
+                pool = name if family == name and _weighs_by_size(name) else None
+                found.setdefault((leaf, length), Wanted(leaf, length, family, pool))
+    return list(found.values())
 
 
 def _is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) and Path(name).is_file()
+
+
+def _weighs_by_size(group: str) -> bool:
+    """Whether lm-eval's score of a group is the mean over its documents, not over its tasks."""
+    rules = (task_manager().task_index[group].cfg or {}).get("aggregate_metric_list") or [{}]
+    return bool(rules[0].get("weight_by_size"))
 
 
 def _leaves(name: str) -> list[str]:
@@ -117,7 +125,9 @@ def _prepared(name: str, task: Any, wanted: Wanted, settings: Settings, lm: Any)
         raise _unconfirmed(name)
     _set_fewshot(task, settings.num_fewshot)
     metric = None if wanted.length is None else str(wanted.length)
-    prepared = PreparedTask(name, wanted.length, wanted.family, task.OUTPUT_TYPE, task, score_metric=metric)
+    prepared = PreparedTask(
+        name, wanted.length, wanted.family, task.OUTPUT_TYPE, task, score_metric=metric, pool=wanted.pool
+    )
     return build_requests(prepared, lm, settings)
 
 

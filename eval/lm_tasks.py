@@ -43,6 +43,7 @@ class PreparedTask:
     prompt_tokens: list[int] = field(default_factory=list)  # by document index, longest request of the document
     depths: list[float | None] = field(default_factory=list)
     score_metric: str | None = None  # None: chosen from the first results
+    pool: str | None = None  # tasks of one pool count as one: all their documents weigh alike
 
     @property
     def key(self) -> str:
@@ -59,7 +60,8 @@ class PreparedTask:
             "family": self.family,
             "output": self.output,
             "phase": SPARSE_PHASE.get(self.output, "prefill only"),
-            "num_fewshot": self.task.get_config("num_fewshot"),
+            "num_fewshot": self.task.get_config("num_fewshot") or 0,
+            "pool": self.pool,
             "documents": self.num_documents,
             "median_prompt_tokens": int(statistics.median(self.prompt_tokens)),
             "hashes": self.hashes,

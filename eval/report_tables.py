@@ -127,9 +127,8 @@ def seeds(results: Results) -> Table:
 def published(results: Results) -> Table:
     """Reference numbers with what this run measured at the same window; lengths pooled, as far as there are several."""
     cells: dict[tuple[str, str], dict[str, Any]] = {}
-    for cell in results["cells"]:  # the pooled length comes last and wins
-        if cell["scope"] in ("overall", "task"):
-            cells[cell["arm"], cell["name"]] = cell
+    for cell in results["cells"]:  # tasks come after families and win, as does the pooled length
+        cells[cell["arm"], cell["name"]] = cell
     rows = []
     for row in results["published"]:
         name = "overall" if row["name"] == "average" else row["name"]

@@ -51,17 +51,20 @@ class Scores:
     answered: list[dict[str, Any]]
     strata: dict[tuple[str, str], Stratum] = field(default_factory=dict)
     indices: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
+    pools: dict[tuple[Stratum, ...], Stratum] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for task in self.tasks:
             self._group(task_key(task))
 
-    def of(self, tasks: Iterable[Task], arm: str) -> list[Stratum] | None:
+    def of(self, tasks: Sequence[Task], arm: str) -> list[Stratum] | None:
         """The arm's documents of these tasks, or None when one of them does not count."""
         found = [self.strata.get((task_key(task), arm)) for task in tasks]
-        return None if any(stratum is None for stratum in found) else [stratum for stratum in found if stratum]
+        if any(stratum is None for stratum in found):
+            return None
+        return self._pooled(tasks, [stratum for stratum in found if stratum])
 
-    def pair(self, tasks: Iterable[Task], arm: str, base: str) -> list[Stratum] | None:
+    def pair(self, tasks: Sequence[Task], arm: str, base: str) -> list[Stratum] | None:
         """Documents of these tasks that both arms answered, or None when one of the tasks has too few."""
         found = []
         for task in tasks:
@@ -70,14 +73,27 @@ class Scores:
             if both is None:
                 return None
             found.append(both)
-        return found
+        return self._pooled(tasks, found)
+
+    def _pooled(self, tasks: Sequence[Task], strata: Sequence[Stratum]) -> list[Stratum]:
+        """One stratum per task, or per pool of tasks whose documents weigh alike (MMLU's subjects)."""
+        members = [[strata[place] for place in places] for places in _pools(tasks)]
+        for group in members:
+            if len(group) > 1 and tuple(group) not in self.pools:
+                arms = tuple(arm for arm in group[0].arms if all(arm in one.arms for one in group))
+                rows = [np.stack([one.of(arm) for arm in arms], axis=1) for one in group]
+                name = " ".join(one.name for one in group)
+                self.pools[tuple(group)] = Stratum(name, arms, np.concatenate(rows))
+        return [group[0] if len(group) == 1 else self.pools[tuple(group)] for group in members]
 
     def per_seed(self, tasks: Sequence[Task], arm: str) -> list[float]:
         """The accuracy of each seed on the arm's documents; empty when the tasks were run with different seeds."""
         keys = [(task_key(task), arm) for task in tasks]
         if len({self.answers[key].seeds for key in keys}) != 1:
             return []
-        return np.mean([self.answers[key].of(self.indices[key]).mean(axis=0) for key in keys], axis=0).tolist()
+        by_task = [self.answers[key].of(self.indices[key]) for key in keys]
+        means = [np.concatenate([by_task[place] for place in places]).mean(axis=0) for places in _pools(tasks)]
+        return np.mean(means, axis=0).tolist()
 
     def _group(self, task: str) -> None:
         """Arms that answered the same documents (of those that full answered) share one array."""
@@ -92,6 +108,14 @@ class Scores:
             stratum = Stratum(task, arms, np.stack(scores, axis=1))
             for arm in members:
                 self.strata[task, arm], self.indices[task, arm] = stratum, indices
+
+
+def _pools(tasks: Sequence[Task]) -> list[list[int]]:
+    """Places of the tasks that count as one."""
+    found: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for place, task in enumerate(tasks):
+        found[("pool", task["pool"], task["length"]) if task.get("pool") else ("task", task_key(task))].append(place)
+    return list(found.values())
 
 
 def task_key(task: Task) -> str:

@@ -136,7 +136,7 @@ def hub(monkeypatch):
         asked.append(path)
         if path not in HUB:
             raise ConnectionError(f"cannot reach {path}")
-        rows = datasets.Dataset.from_list(HUB[path])
+        rows = datasets.Dataset.from_list(HUB[path][: 2 if name == "astronomy" else None])
         return datasets.DatasetDict({split: rows for split in ("train", "dev", "validation", "test")})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -207,12 +207,35 @@ def test_a_file_that_asks_to_run_code_is_refused_as_well(task_files, tmp_path):
     assert not results["failures"]
 
 
+def add_group(monkeypatch, name, members, **config):
+    """As a YAML file of lm-eval would."""
+    manager = lm_eval_tasks.task_manager()
+    cfg = {"group": name, "task": members, **config}
+    group = type(manager.task_index["boolq"])(name, lm_eval_tasks.Kind.GROUP, None, cfg=cfg)
+    monkeypatch.setitem(manager.task_index, name, group)
+
+
+def test_a_group_that_lm_eval_weighs_by_size_counts_as_one_task(hub, tmp_path, monkeypatch):
+    """MMLU's 57 subjects are one of the paper's seven numbers, and a large subject weighs more than a small one."""
+    rule = {"aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}]}
+    add_group(monkeypatch, "subjects", ["mmlu_virology", "mmlu_astronomy"], **rule)
+    rows = [{**row, "answer": letter} for letter in (0, 1, 2, 3) for row in HUB["cais/mmlu"]]
+    monkeypatch.setitem(HUB, "cais/mmlu", rows)
+    directory, results = run(tmp_path / "run", tasks=["subjects", "boolq"], seeds=[0, 1], num_samples="all")
+    scores = {arm: {"subjects": [], "boolq": []} for arm in ("full", "sa-w8")}
+    for record in directory.records():
+        scores[record["arm"]]["boolq" if record["name"] == "boolq" else "subjects"].append(record["score"])
+    cells = {(cell["arm"], cell["name"]): cell for cell in results["cells"]}
+    assert cells["full", "mmlu_virology"]["accuracy"] != cells["full", "mmlu_astronomy"]["accuracy"]
+    for arm, (subjects, boolq) in ((arm, found.values()) for arm, found in scores.items()):
+        assert cells[arm, "subjects"]["accuracy"] == pytest.approx(np.mean(subjects))
+        assert cells[arm, "overall"]["accuracy"] == pytest.approx((np.mean(subjects) + np.mean(boolq)) / 2)
+        assert cells[arm, "subjects"]["documents"] == 16 + 2
+
+
 def test_one_member_of_a_group_that_cannot_be_fetched_costs_no_other(hub, tmp_path, monkeypatch):
     monkeypatch.delitem(HUB, "Rowan/hellaswag")
-    entry = lm_eval_tasks.task_manager().task_index["boolq"]
-    group = type(entry)("pair", lm_eval_tasks.Kind.GROUP, None, cfg={"group": "pair", "task": ["boolq", "hellaswag"]})
-    monkeypatch.setitem(lm_eval_tasks.task_manager().task_index, "pair", group)
-    monkeypatch.setattr(lm_eval_tasks.task_manager(), "_all_tasks", ["boolq", "hellaswag", "pair"])
+    add_group(monkeypatch, "pair", ["boolq", "hellaswag"])
     directory, results = run(tmp_path / "run", tasks=["pair"])
     (failure,) = results["failures"]
     assert failure["task"] == "hellaswag" and "cannot reach Rowan/hellaswag" in failure["error"]
