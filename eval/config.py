@@ -41,7 +41,7 @@ class Settings:
     lengths: tuple[int, ...] = setting((512, 1024), "context lengths in tokens", kind=int, many=True, minimum=16)
     tasks: tuple[str, ...] = setting(
         ("offline",),
-        "offline (the bundled suite), names from --list-tasks, any lm-eval task, or a task's YAML file",
+        "offline (the bundled suite), ruler, names from --list-tasks, any lm-eval task or group, or a task's YAML file",
         many=True,
     )
     num_samples: int | str = setting(

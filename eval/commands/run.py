@@ -23,12 +23,16 @@ examples
   sa-eval --tasks needle_single,majority_topic --num-samples 50 --dense-tail 0,32
   sa-eval --tasks niah_single_1,niah_multikey_2 --lengths 2048     RULER, through lm-eval
   sa-eval --model Qwen/Qwen3-8B --device cuda --dtype bfloat16 --window 128,512 --lengths 4096 --dry-run
-  sa-eval --config configs/smoke.yaml --out runs/smoke
+  sa-eval --config smoke --out runs/smoke                          shipped settings by name; a path works as well
+  sa-eval --modes swa,sa --sinks 0,16 --dense-layers none/1::2 --form sliding,bucket --dry-run     a sweep
 """
 DETAILS = """\
 settings
   Flags and YAML (--config) are the same settings; a flag wins over the file. Lists take commas or spaces. Unknown keys
   are errors. The effective settings are saved as config.yaml in the run directory, and --config runs them again.
+  Lists of modes, windows and options multiply: every combination is an arm, once; what a variant refuses is left out
+  and listed with its reason. YAML alone knows `arms` (named arms with options of their own, see configs/fair-swa.yaml)
+  and `published` (numbers to compare with, see configs/paper.yaml).
 
 what comes out (in --out, default runs/<time>-<model>)
   a table here; report.html (self-contained); results.json; summary.csv; records/*.jsonl, one line per document
@@ -165,6 +169,7 @@ def list_tasks() -> int:
         print(f"  {name:<20} {task.family:<12} {'generated answer' if task.output == 'generate' else 'log-likelihood'}")
     print("\nRULER through lm-eval, no network")
     print("  niah_single_1  niah_multikey_2  niah_multikey_3  ruler_vt  ruler_cwe  ruler_fwe")
+    print("  ruler-offline is all of these, ruler all thirteen: seven of them fetch texts")
     print("\nany other lm-eval task by its name (`lm-eval ls tasks` lists them); most need the network once")
     return 0
 
