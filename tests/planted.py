@@ -112,7 +112,7 @@ def _record(arm, seed, task, index, score, said):
         "score": score,
         "metric": "score",
         "metrics": {"score": score},
-        "output": f"{said} of {arm.name} seed {seed}",
+        "output": f"{arm.name} seed {seed}: {said}",
         "key": "key",
     }
 

@@ -231,7 +231,7 @@ def test_documents_that_differ_are_shown_with_all_answers(run):
             means[card.get("data-task"), index]
         )
         assert card.xpath(".//tr/@data-arm") == ["full", "swa-w64", "sa-w64", "moba-w64"]
-        assert "an answer of sa-w64 seed 1" in card.text_content() and "a right answer" in card.text_content()
+        assert "sa-w64 seed 1: an answer" in card.text_content() and "a right answer" in card.text_content()
 
 
 def test_every_win_and_loss_kind_gets_its_share_of_the_page(run):

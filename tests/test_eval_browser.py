@@ -1,0 +1,219 @@
+"""Laws of report.html in a real browser: it renders, sorts, unfolds, filters and prints, and asks for nothing."""
+
+import re
+import shutil
+
+import pytest
+from planted import PLANTED, planted_run
+
+from sa_eval import report, summary
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+HOSTILE = (
+    "</script><script>document.title='hacked'</script><img src=https://example.org/x onerror=document.title='hacked'> "
+    + "an_unbroken_word_" * 20
+)
+# Every element that holds text of its own: its contrast with what lies behind it.
+CONTRASTS = """() => {
+  const channel = (value) => { const x = value / 255; return x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4; };
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const behind = (element) => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) {
+      const [r, g, b, a] = rgba(getComputedStyle(e).backgroundColor);
+      layers.unshift([[r, g, b], a / 255]);
+    }
+    return layers.reduce((under, [over, a]) => under.map((v, i) => v * (1 - a) + over[i] * a), [255, 255, 255]);
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || element.closest("script, svg, option") || !element.checkVisibility()) continue;
+    const [one, two] = [light(rgba(getComputedStyle(element).color)), light(behind(element))].sort((a, b) => b - a);
+    found.push([(one + 0.05) / (two + 0.05), element.tagName + "." + element.className + " " + element.textContent]);
+  }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    directory = planted_run(tmp_path_factory.mktemp("browser") / "run", documents=12, said=HOSTILE)
+    directory.append("failures", {"arm": "sa-w64", "seed": 0, "task": None, "error": HOSTILE})
+    results = summary.summarise(directory)
+    results["gates"].append({"gate": "a gate", "status": "warning", "text": HOSTILE, "where": list("abcdefgh")})
+    results["cells"][0]["accuracy"] += 0.0004  # no two alike in the first column to be sorted
+    directory.write_json("results.json", results)
+    report.write(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, directory):
+    """Opens the report as asked; afterwards nothing may have been logged, requested or asked by it."""
+    contexts, trouble = [], []
+
+    def open_page(viewport=DESKTOP, **settings):
+        contexts.append(browser.new_context(viewport=viewport, **settings))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: trouble.append(message.text))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("dialog", lambda dialog: trouble.append(dialog.message))
+        address = (directory.path / "report.html").as_uri()
+        page.on("request", lambda request: trouble.append(request.url) if request.url != address else None)
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not trouble
+
+
+def unfold(page):
+    page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+
+
+def test_it_renders_whatever_the_model_said_and_asks_for_nothing(visit):
+    page = visit()
+    unfold(page)
+    assert page.title() == page.locator("h1").inner_text() == "What does sparse attention cost tiny <b>?"
+    assert page.locator("svg.chart").count() == page.locator("svg.chart >> visible=true").count() > 15
+    box = page.locator("svg.chart").first.bounding_box()
+    assert box["width"] > 200 and box["height"] > 150
+    assert page.get_by_text("document.title='hacked'").count() > 10
+
+
+def column(page, number):
+    rows = page.locator("table.sortable").first.locator("tbody tr")
+    return [float(rows.nth(i).locator("td").nth(number).get_attribute("data-v") or "nan") for i in range(rows.count())]
+
+
+def test_tables_sort_by_mouse_and_by_keyboard(visit):
+    page = visit()
+    head = page.locator("table.sortable").first.locator("th", has_text="overall")
+    before = column(page, 0)
+    head.locator("button").click()
+    assert column(page, 0) == sorted(before) and head.get_attribute("aria-sort") == "ascending"
+    head.locator("button").press("Enter")
+    assert column(page, 0) == sorted(before, reverse=True) and head.get_attribute("aria-sort") == "descending"
+    other = page.locator("table.sortable").first.locator("th", has_text="vs full")
+    for _ in range(2):
+        other.locator("button").click()
+        assert [str(value) for value in column(page, 1)].index("nan") == 3  # what has no value stands last
+    assert head.get_attribute("aria-sort") is None
+    names = page.locator("table.sortable").first.locator("th", has_text="arm")
+    names.locator("button").click()
+    rows = page.locator("table.sortable").first.locator("tbody th").all_inner_texts()
+    assert [row.split("\n")[0] for row in rows] == ["full", "moba-w64", "sa-w64", "swa-w64"]
+
+
+def test_documents_unfold_with_prompt_answers_and_what_was_expected(visit):
+    page = visit()
+    card = page.locator("details.document").first
+    assert not card.locator(".open").is_visible()
+    card.locator("summary").press("Enter")
+    text = card.inner_text()
+    assert "Prompt begins" in text and "Prompt ends" in text and "a right answer" in text
+    assert "full seed 0: " in text and "sa-w64 seed 1: " in text
+
+
+@pytest.mark.parametrize("outcome, sign", [("won", 1), ("lost", -1)])
+def test_the_filter_shows_the_documents_it_says(visit, directory, outcome, sign):
+    page = visit()
+    scores = {}
+    for record in directory.records():
+        if record["task"] == "majority_topic@512":
+            scores.setdefault((record["arm"], record["index"]), []).append(record["score"])
+    means = {place: sum(found) / len(found) for place, found in scores.items()}
+    wanted = {i for i in range(12) if sign * (means["sa-w64", i] - means["moba-w64", i]) > 0}
+    for name, value in {"arm": "sa-w64", "base": "moba-w64", "outcome": outcome, "task": "majority_topic@512"}.items():
+        page.locator(f"form.filter [name={name}]").select_option(value)
+    shown = page.locator("details.document >> visible=true")
+    titles = [shown.nth(i).locator("summary").inner_text() for i in range(shown.count())]
+    assert {int(re.search(r"document (\d+)", title).group(1)) for title in titles} == wanted
+    assert page.locator("#told").inner_text().startswith(f"{len(wanted)} of ")
+    if wanted:
+        shown.first.locator("summary").click()
+        rows = shown.first.locator("tbody tr >> visible=true")
+        assert [rows.nth(i).get_attribute("data-arm") for i in range(rows.count())] == ["sa-w64", "moba-w64"]
+
+
+def test_a_phone_never_scrolls_sideways(visit):
+    page = visit(viewport=PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    unfold(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    region = page.locator(".wide").first
+    assert region.evaluate("box => box.scrollWidth > box.clientWidth && box.tabIndex === 0")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_in_both_themes(visit, scheme):
+    page = visit(color_scheme=scheme)
+    unfold(page)
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    title = page.locator("svg.chart text").last.evaluate("text => getComputedStyle(text).fill")
+    assert (ground, title) == {
+        "light": ("rgb(251, 251, 250)", "rgb(28, 29, 31)"),
+        "dark": ("rgb(21, 23, 26)", "rgb(232, 233, 234)"),
+    }[scheme]
+    found = page.evaluate(CONTRASTS)
+    assert len(found) > 500
+    assert [entry for entry in found if entry[0] < 4.5] == []
+
+
+def test_paper_shows_every_section_and_what_was_folded(visit):
+    page = visit(color_scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 29, 31)"
+    for title in page.locator("h2").all():
+        assert title.is_visible()
+    tables = page.locator("table.sortable")
+    assert tables.count() == page.locator("table.sortable >> visible=true").count() > 8
+    heights = page.locator("details.fold table.sortable").evaluate_all("all => all.map((table) => table.offsetHeight)")
+    assert heights and min(heights) > 20
+    assert not page.locator("form.filter").is_visible()
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_it_is_complete_without_script(visit):
+    page = visit(java_script_enabled=False)
+    assert page.locator("table.sortable").count() > 8 and page.locator("thead button").count() == 0
+    assert not page.locator("form.filter").is_visible()
+    page.locator("details.document summary").first.click()
+    assert page.locator("details.document").first.locator("pre").first.is_visible()
+
+
+def test_everything_is_reached_by_the_tab_key(visit):
+    page = visit()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left >= 0")
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.tagName"))
+    assert {"A", "BUTTON", "SUMMARY", "DIV"} <= reached
+    assert len(PLANTED) == page.locator("form.filter [name=base] option").count()
