@@ -98,6 +98,7 @@ def test_form_and_horizon_multiply_the_stochastic_modes_only():
 def test_a_shorthand_keeps_what_it_fixes():
     (_, arm) = arms_of(modes="sa-bucket", form="sliding")
     assert arm.options["form"] == "bucket" and arm.name == "sa-bucket-w64"
+    assert sweep_of(settings_from({"modes": "sa-bucket", "window": 64, "form": "sliding,bucket"})).combinations == 1
     assert names_of(modes="sa", form="bucket") == names_of(modes="sa-bucket") == ["full", "sa-bucket-w64"]
 
 
