@@ -68,14 +68,15 @@ def _against_full(cells: dict[str, Row], name: str) -> str:
         )
     seen = cell["detectable"]
     blind = "no difference could be" if seen is None else f"a cost of {points(seen, sign=False)} points could be"
-    return f"cannot be told apart from full attention ({_span(cell)}; {blind} seen with these documents): {scores}"
+    how = f"{_span(cell)}{_after_holm(cell)}; {blind} seen with these documents"
+    return f"cannot be told apart from full attention ({how}): {scores}"
 
 
 def _against_rivals(rows: list[Row], others: dict[str, str]) -> str:
     lost, won, open_ = _sorted_out(rows)
     parts = ["loses to " + _joined([f"{others[row['base']]} by {_size(row)}" for row in lost])] if lost else []
     parts += ["beats " + _joined([f"{others[row['base']]} by {_size(row)}" for row in won])] if won else []
-    told = [f"{others[row['base']]} ({_span(row)})" for row in open_]
+    told = [f"{others[row['base']]} ({_span(row)}{_after_holm(row)})" for row in open_]
     parts += ["cannot be told apart from " + _joined(told)] if told else []
     return _joined(parts) if parts else ""
 
@@ -114,6 +115,12 @@ def _size(row: Row, what: str = "") -> str:
     low, high = sorted(end if row["difference"] > 0 else -end for end in ends)
     size, low, high = (points(value, sign=False) for value in (abs(row["difference"]), low, high))
     return f"{size} points ({what}{low} to {high})"
+
+
+def _after_holm(row: Row) -> str:
+    """Why an interval that leaves out zero is no finding: one of many such looks."""
+    alone = row["difference_low"] > 0 or row["difference_high"] < 0
+    return f", but p = {row['p_adjusted']:.2f} after Holm" if alone else ""
 
 
 def _span(row: Row) -> str:

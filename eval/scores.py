@@ -55,7 +55,7 @@ class Scores:
 
     def __post_init__(self) -> None:
         for task in self.tasks:
-            self._group(task_key(task))
+            self._group(task_key(task), ENOUGH * len(task["hashes"]))
 
     def of(self, tasks: Sequence[Task], arm: str) -> list[Stratum] | None:
         """The arm's documents of these tasks, or None when one of them does not count."""
@@ -68,12 +68,23 @@ class Scores:
         """Documents of these tasks that both arms answered, or None when one of the tasks has too few."""
         found = []
         for task in tasks:
-            own, other = (self.strata.get((task_key(task), name)) for name in (arm, base))
-            both = next((one for one in (own, other) if one is not None and {arm, base} <= set(one.arms)), None)
-            if both is None:
+            stratum = self._shared(task_key(task), arm, base, ENOUGH * len(task["hashes"]))
+            if stratum is None:
                 return None
-            found.append(both)
+            found.append(stratum)
         return self._pooled(tasks, found)
+
+    def _shared(self, task: str, arm: str, base: str, enough: float) -> Stratum | None:
+        """A group that has both arms, or one made for these two."""
+        groups = [self.strata.get((task, name)) for name in (arm, base)]
+        known = next((group for group in groups if group is not None and {arm, base} <= set(group.arms)), None)
+        if known is not None or None in groups:
+            return known
+        answers = [self.answers[task, name] for name in (arm, base)]
+        indices = sorted(set(answers[0].by_index) & set(answers[1].by_index))
+        if len(indices) < enough:
+            return None
+        return Stratum(task, (arm, base), np.stack([one.of(indices).mean(axis=1) for one in answers], axis=1))
 
     def _pooled(self, tasks: Sequence[Task], strata: Sequence[Stratum]) -> list[Stratum]:
         """One stratum per task, or per pool of tasks whose documents weigh alike (MMLU's subjects)."""
@@ -95,13 +106,13 @@ class Scores:
         means = [np.concatenate([by_task[place] for place in places]).mean(axis=0) for places in _pools(tasks)]
         return np.mean(means, axis=0).tolist()
 
-    def _group(self, task: str) -> None:
+    def _group(self, task: str, enough: float) -> None:
         """Arms that answered the same documents (of those that full answered) share one array."""
         answered = {arm: set(self.answers[task, arm].by_index) for arm in self.arms if (task, arm) in self.answers}
         groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for arm, indices in answered.items():
             shared = indices & answered.get(FULL, indices)
-            groups[tuple(sorted(shared if len(shared) >= ENOUGH * len(indices) else indices))].append(arm)
+            groups[tuple(sorted(shared if len(shared) >= enough else indices))].append(arm)
         for indices, members in groups.items():
             arms = tuple(arm for arm, found in answered.items() if found.issuperset(indices))
             scores = [self.answers[task, arm].of(indices).mean(axis=1) for arm in arms]

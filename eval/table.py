@@ -86,7 +86,7 @@ def _block(results: dict[str, Any], length: Any) -> str:
         )
     title = "Tasks with their own lengths" if length is None else f"Length {length} tokens"
     documents = max((cells[name, "overall", "overall"]["documents"] for name in shown), default=0)
-    table = f"{title} ({documents} documents per arm)\n" + _aligned([header, *rows])
+    table = f"{title} ({documents} documents per arm)\n" + aligned([header, *rows])
     return f"{table}\n{_detectable([cells[name, 'overall', 'overall'] for name in shown])}".rstrip()
 
 
@@ -103,7 +103,7 @@ def _detectable(cells: list[dict[str, Any]]) -> str:
     return f"Detectable overall with power 0.8: a true difference to full of {size}."
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(

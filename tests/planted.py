@@ -32,6 +32,8 @@ def planted_run(
     documents: int = 60,
     planted: dict[str, dict[str, float]] = PLANTED,
     said: str = "an answer",
+    families: dict[str, str] = FAMILIES,
+    draw: int = 0,
     **settings: object,
 ) -> RunDirectory:
     """Scores are drawn from the planted accuracies; `said` is what every model output and prompt holds."""
@@ -48,13 +50,13 @@ def planted_run(
             "hashes": [f"{name}{length}{index}" for index in range(documents)],
         }
         for length in checked.lengths
-        for name, family in FAMILIES.items()
+        for name, family in families.items()
     ]
     arms = arms_from(checked)
     directory.write_json("manifest.json", manifest(checked, arms, tasks, said))
     for task in tasks:
         directory.append("documents", *(_document(task, index, said) for index in range(documents)))
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(draw)
     for arm in arms:
         _measure(directory, arm, checked.lengths)
         for seed in arm.seeds:

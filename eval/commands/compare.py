@@ -1,0 +1,130 @@
+"""Owns `sa-eval compare`: two runs side by side, from their files alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sa_eval.config import SettingsError
+from sa_eval.messages import one_line
+
+HELP = "set two runs side by side: differences on the same documents, which were lost and won"
+DETAILS = """\
+examples
+  sa-eval compare runs/before runs/after                     every arm that both have
+  sa-eval compare runs/qwen3-8b runs/qwen3-8b --arm-a swa-w64 --arm-b sa-w64
+  sa-eval compare runs/qwen3-8b runs/llama-8b --documents 10 --json difference.json
+
+what it does
+  Pairs the two runs' documents by hash (they have to be the same) and prints B minus A overall, per family and per
+  task: 95 % interval, p-value, Holm's correction over everything printed, documents lost and won. Models, versions and
+  machines may differ and are named. Nothing is loaded or evaluated.
+
+exit status
+  0 done   2 the runs cannot be compared
+"""
+NAMED = 8  # differences of versions and the like that are printed; --json has all
+MARK = "\u2020"
+
+
+def main(arguments: Sequence[str]) -> int:
+    namespace = build_parser().parse_args(arguments)
+    if (namespace.arm_a is None) != (namespace.arm_b is None):
+        raise SettingsError("--arm-a and --arm-b go together: one arm of each run")
+    from sa_eval import comparison, run_files
+
+    sides = [comparison.Side.of(*run_files.open_run(path)) for path in (namespace.a, namespace.b)]
+    arms = (namespace.arm_a, namespace.arm_b) if namespace.arm_a else None
+    found = comparison.compare(*sides, arms)
+    print(render(found, namespace.documents))
+    if namespace.json:
+        try:
+            Path(namespace.json).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"--json {namespace.json} cannot be written: {one_line(error)}") from error
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sa-eval compare",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        description="Set two runs side by side.",
+        epilog=DETAILS,
+    )
+    parser.add_argument("a", metavar="A", help="run directory")
+    parser.add_argument("b", metavar="B", help="run directory; differences are B minus A")
+    parser.add_argument("--arm-a", metavar="NAME", help="an arm of A (default: every arm that both runs have)")
+    parser.add_argument("--arm-b", metavar="NAME", help="the arm of B to set against it")
+    parser.add_argument("--documents", metavar="N", type=int, default=0, help="name the first N lost and won documents")
+    parser.add_argument("--json", metavar="FILE", help="write everything to a file")
+    return parser
+
+
+def render(found: dict[str, Any], documents: int = 0) -> str:
+    """Plain text: what differs about the runs, then a block per pair of arms."""
+    from sa_eval import table
+
+    blocks = ["\n".join([f"A  {found['a']}", f"B  {found['b']}", *_different(found["different"])])]
+    for pair in found["documents"]:
+        rows = [row for row in found["rows"] if f"{row['arm_a']} / {row['arm_b']}" == pair]
+        if rows:
+            first, second = rows[0]["arm_a"], rows[0]["arm_b"]
+            title = first if first == second else f"A: {first}, B: {second}"
+            lines = [f"{title}{''.join(f' ({text})' for text in found['arms'].get(pair, ()))}"]
+            lines.append(table.aligned([_HEADER, *map(_row, rows)]))
+            blocks.append("\n".join([*lines, *_named(found["documents"][pair], documents)]))
+    blocks.append(
+        f"Differences are B minus A in points, with 95\u00a0% intervals, on documents that both answered; {MARK} "
+        f"significant: p < 0.05\nafter Holm's correction over {found['tests']} tests. det.: detectable with power 0.8."
+    )
+    return "\n\n".join(blocks)
+
+
+_HEADER = ["", "documents", "A", "B", "B - A", "p", "p Holm", "lost", "won", "det."]
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    at = "" if row["length"] == "all" else f" at {row['length']}"
+    interval = f"[{100 * row['difference_low']:+.1f}, {100 * row['difference_high']:+.1f}]"
+    return [
+        f"{'  ' * ('overall', 'family', 'task').index(row['scope'])}{row['name']}{at}",
+        str(row["documents"]),
+        f"{100 * row['accuracy_a']:.1f}",
+        f"{100 * row['accuracy_b']:.1f}",
+        f"{100 * row['difference']:+.1f}{MARK if row['significant'] else ' '} {interval}",
+        _p(row["p_value"]),
+        _p(row["p_adjusted"]),
+        str(row["lost"]),
+        str(row["won"]),
+        "" if row["detectable"] is None else f"{100 * row['detectable']:.1f}",
+    ]
+
+
+def _p(value: float) -> str:
+    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def _different(texts: list[str]) -> list[str]:
+    if not texts:
+        return ["   alike in model, versions, code and machine"]
+    hidden = len(texts) - NAMED
+    return [*(f"   differ in {text}" for text in texts[:NAMED]), *([f"   ... and {hidden} more"] if hidden > 0 else [])]
+
+
+def _named(documents: list[dict[str, Any]], most: int) -> list[str]:
+    from sa_eval import comparison
+
+    if most <= 0:
+        return []
+    lines = []
+    for word, rows in (("lost", comparison.lost(documents)), ("won", comparison.won(documents))):
+        lines += [
+            f"  {word} {row['task']} #{row['index']} ({row['score_a']:.2f} to {row['score_b']:.2f}) {row['hash']}"
+            for row in rows[:most]
+        ]
+    return lines

@@ -1,0 +1,54 @@
+"""Owns `sa-eval report`: results, tables and report from a run's files alone, or from several runs put together."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from sa_eval.config import SettingsError
+
+HELP = "compute table, results and report anew from a run's files; merge runs whose arms belong together"
+DETAILS = """\
+examples
+  sa-eval report runs/20260131-093000-qwen3-tiny          also of a run that is going on, or was interrupted
+  sa-eval report runs/windows-64 runs/windows-256 --out runs/all-windows
+
+what it does
+  One directory: results.json, summary.csv and report.html in it are computed anew; nothing is loaded or evaluated.
+  Several: their arms (and seeds) are put together in a new directory. What decides a score has to be the same in all of
+  them: model, code, torch, transformers, lm_eval, dtype, kind of device, and every document. Whatever differs is named
+  and refused. Other libraries and machines may differ: a gate of the report says so, and latencies are taken from one
+  kind of machine only. An arm in two runs counts once if its records carry the same keys, and is refused otherwise.
+
+exit status
+  0 done   2 refused
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    namespace = build_parser().parse_args(arguments)
+    from sa_eval import merge, report, run_files, summary, table
+
+    runs = [run_files.open_run(path) for path in namespace.directories]
+    if len(runs) > 1 and namespace.out is None:
+        raise SettingsError("several runs are merged into a new directory: name it with --out")
+    if len(runs) == 1 and namespace.out is not None:
+        raise SettingsError("--out is for merging several runs; the report of one run is written into it")
+    directory = runs[0][0] if len(runs) == 1 else merge.merge(runs, namespace.out)
+    print("\n" + table.render(summary.summarise(directory)) + "\n")
+    report.write(directory)
+    print(f"report:  {directory.path / 'report.html'}\nrecords: {directory.path}")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sa-eval report",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        description="Report of one run, or of several put together.",
+        epilog=DETAILS,
+    )
+    parser.add_argument("directories", metavar="DIR", nargs="+", help="run directories")
+    parser.add_argument("--out", metavar="DIR", help="where merged runs go: a new or empty directory")
+    return parser
