@@ -23,7 +23,6 @@ def failures(results: Results) -> Section:
 
 
 def setup(results: Results) -> Section:
-    settings = "\n".join(f"{key}: {json.dumps(value)}" for key, value in results["settings"].items() if key != "out")
     described = "\n".join(
         f"{run['arm']} seed {run['seed']} ({run['seconds']:.1f} s): {run['describe']}" for run in results["arm_runs"]
     )
@@ -33,7 +32,8 @@ def setup(results: Results) -> Section:
         "and their data as CSV."
     )
     parts = (
-        Pre("Effective settings", settings),
+        Pre("Effective settings", _settings(results["settings"])),
+        *_merged(results),
         _facts("Model", results["model"]),
         _facts("Versions", results["versions"]),
         _facts("Hardware", results["hardware"]),
@@ -42,6 +42,17 @@ def setup(results: Results) -> Section:
         Folded("What ran in each arm", (Pre("Arms as the patch describes them", described),)),
     )
     return Section("setup", "Set-up", intro, parts)
+
+
+def _settings(found: dict[str, Any]) -> str:
+    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in found.items() if key != "out")
+
+
+def _merged(results: Results) -> list[Folded]:
+    """The settings of every run that was put into this one; the first one's stand above."""
+    runs = results["merged"]["runs"] if "merged" in results else ()
+    parts = tuple(Pre(f"{run['directory']}, {run['started']}", _settings(run["settings"])) for run in runs)
+    return [Folded(f"Put together from {len(runs)} runs: the settings of each", parts)] if runs else []
 
 
 def _failed(results: Results) -> Table:

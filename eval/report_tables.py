@@ -97,7 +97,7 @@ def speed(results: Results) -> Table:
                 amount(row["prefill_ms"], ",.1f", repeats),
                 amount(row["prefill_ratio"], ".2f"),
                 amount(row["decode_tokens_per_s"], ",.1f"),
-                amount(row["peak_gib"], ",.2f"),
+                amount(row["peak_gib"], ",.3g"),
             ]
         )
     columns = ("arm", "length", "accuracy, %", "prefill, ms", "time, \u00d7 full", "decode, tokens per s", "peak, GiB")

@@ -246,7 +246,7 @@ def test_every_win_and_loss_kind_gets_its_share_of_the_page(run):
 def _tally(body, kind):
     for card in body.xpath("//details[@class='document']"):
         for tally in card.xpath(f"summary/span[@class='tally {kind}']"):
-            for arm in tally.text[2:].split(", "):
+            for arm in tally.text.split(" by ")[1].split(", "):
                 yield card, arm
 
 
@@ -396,6 +396,19 @@ def test_a_run_without_answers_still_gets_a_page(tmp_path):
     report.write(directory)
     titles = lxml.html.fromstring(read(directory)).xpath("//h2/text()")
     assert titles[-2:] == ["Failures", "Set-up"] and "Documents won and lost" not in titles
+
+
+def test_a_merged_report_shows_the_settings_of_every_run(tmp_path):
+    directory = planted_run(tmp_path / "run", documents=4, lengths="512")
+    manifest = directory.read_json("manifest.json")
+    about = {key: manifest[key] for key in ("started", "settings", "versions", "hardware")}
+    other = {**about, "directory": "windows-256", "settings": {**about["settings"], "window": [256]}}
+    merged = {"runs": [{**about, "directory": "windows-64"}, other], "differences": []}
+    directory.write_json("manifest.json", {**manifest, "merged": merged})
+    summary.summarise(directory)
+    report.write(directory)
+    text = lxml.html.fromstring(read(directory)).xpath("string(//section[@aria-labelledby='setup'])")
+    assert "Put together from 2 runs" in text and "windows-256, 2026-01-01" in text and "window: [256]" in text
 
 
 @pytest.mark.slow
