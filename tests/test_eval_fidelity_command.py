@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -226,6 +228,15 @@ def test_the_same_text_twice_is_refused(text, tmp_path):
         texts.read([text, str(copy)])
     with pytest.raises(SettingsError, match="cannot be read"):
         texts.read([str(tmp_path)])
+
+
+def test_help_and_bad_arguments_import_nothing_heavy():
+    code = (
+        "import sys; from sa_eval.cli import main; from sa_eval.commands.fidelity import build_parser;"
+        "build_parser().format_help(); main(['fidelity', '--window', '0']); main(['fidelity', '--passages', 'x']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy', 'matplotlib')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def test_every_setting_that_makes_an_arm_is_a_flag():
