@@ -6,10 +6,12 @@ from patch_cases import TILED, make_pattern, make_variant, random_heads
 
 import sa_patch
 from sa_patch import kernels
+from sa_patch.kept import KEPT
 from sa_patch.kernels.tile_sizes import Tile
 from sa_patch.patterns import Pieces
 
 pytest.importorskip("triton")
+programs = pytest.importorskip("sa_patch.kernels.triton_programs")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, *((torch.bfloat16,) if DEVICE == "cuda" else ()))
 
@@ -56,6 +58,50 @@ def test_tensors_with_any_strides_give_the_same():
     ):
         found = sa_patch.attention(change(query), change(key), change(value), variant, kernel="triton")
         assert torch.equal(found, expected)
+
+
+def test_a_known_launch_is_the_same_launch_without_looking_it_up():
+    """Equal dtype, constants and regular strides: the compiled program itself, with the arguments Triton would give."""
+
+    compiled_calls, program_calls, tile = [], [], Tile(32, 16, 4, 2)
+
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *arguments: compiled_calls.append((grid, arguments))
+
+    class Program:
+        def __getitem__(self, grid):
+            def run(*arguments, num_warps, num_stages):
+                program_calls.append((grid, arguments, num_warps, num_stages))
+                return Compiled()
+
+            return run
+
+    program = Program()
+
+    def run(heads, constants=(1, 2)):
+        programs.launch(program, (3, 2, 1), heads, heads[:1], (7, 0.5), (16, 2), constants, tile)
+
+    heads = random_heads(40)
+    strides = [stride for tensor in heads for stride in tensor.stride()[:3]]
+    run(heads)
+    assert len(program_calls) == 1 and program_calls.pop()[2:] == (4, 2)
+    run(heads)
+    assert compiled_calls.pop() == ((3, 2, 1), (*heads, *heads[:1], *strides, 7, 0.5, 16, 2, 1, 2))
+    assert not program_calls
+    run(heads, constants=(1, 3))  # another constant, dtype or alignment is another program
+    run(tuple(x.half() for x in heads))
+    run(tuple(x.repeat_interleave(2, dim=3)[..., 1:17] for x in heads))
+    assert len(program_calls) == 3 and not compiled_calls
+
+
+@pytest.mark.parametrize("case", ["sa", "swa-sinks", "moba-sinks-local-tail"])
+def test_two_runs_are_bit_identical_with_and_without_what_is_kept(case):
+    tensors, variant = tuple(tensor.to(DEVICE) for tensor in random_heads(70)), make_variant(case)
+    first = sa_patch.attention(*tensors, variant, kernel="triton")
+    assert torch.equal(sa_patch.attention(*tensors, variant, kernel="triton"), first)
+    KEPT.forget()
+    assert torch.equal(sa_patch.attention(*tensors, variant, kernel="triton"), first)
 
 
 def test_what_triton_can_not_do_is_refused(monkeypatch):

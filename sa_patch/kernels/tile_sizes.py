@@ -6,6 +6,7 @@ more bytes per multiplication than L2 delivers. benchmarks/tune_triton.py times 
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 
 
@@ -34,11 +35,13 @@ TILES: dict[int, tuple[Tile, Tile]] = {
 LARGEST_HEAD = max(TILES)
 
 
+@lru_cache(maxsize=64)
 def tile_for(head_dim: int, exact: bool) -> Tile:
     """The tile for heads of that size; `exact` for float32."""
     return next(tiles[exact] for most, tiles in TILES.items() if head_dim <= most)
 
 
+@lru_cache(maxsize=256)
 def tiles_per_list(width: int, tokens: int) -> int:
     """How many tiles of `tokens` share a sorted list of keys, for a band of that width in a permuted order.
 

@@ -18,6 +18,11 @@ from sa_patch.patterns import Band, Blocks, Pattern
 
 
 @lru_cache(maxsize=1)
+def _installed() -> bool:
+    return find_spec("triton") is not None
+
+
+@lru_cache(maxsize=1)
 def _interpreted() -> bool:
     from triton import knobs
 
@@ -32,19 +37,23 @@ class Triton:
             return None
         if not isinstance(pattern, (Band, Blocks)):
             return f"it has no code for {type(pattern).__name__} patterns"
-        if find_spec("triton") is None:
+        if not _installed():
             return "Triton is not installed (pip install sa-patch[triton])"
-        if query.device.type != "cuda" and not _interpreted():
-            return f"it needs a GPU, the tensors are on {query.device.type!r}"
+        kind = query.device.type
+        if kind != "cuda" and not _interpreted():
+            return f"it needs a GPU, the tensors are on {kind!r}"
         if query.dtype == torch.bfloat16 and _interpreted():
             return "Triton's interpreter multiplies bfloat16 wrongly: use float16 or float32 there"
-        if query.dim() == 4 and query.shape[-1] > LARGEST_HEAD:
-            return f"head_dim {query.shape[-1]} is over {LARGEST_HEAD}"
         if query.dtype == torch.float64:
             return "it computes in float32: use kernel='torch' for float64"
-        if query.dim() == 4 and query.shape[1] // key.shape[1] > _tile(query).rows:
-            return f"{query.shape[1]} query heads on {key.shape[1]} key heads are over {_tile(query).rows} a group"
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
+        if query.dim() == 4:
+            _, heads, _, head_dim = query.shape
+            if head_dim > LARGEST_HEAD:
+                return f"head_dim {head_dim} is over {LARGEST_HEAD}"
+            rows, kv_heads = _tile(query).rows, key.shape[1]
+            if heads // kv_heads > rows:
+                return f"{heads} query heads on {kv_heads} key heads are over {rows} a group"
+        if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
             return "it has no gradients: use kernel='torch', or torch.no_grad()"
         return None
 
@@ -94,11 +103,11 @@ def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Bloc
         sinks=skip > 0,
         local=pattern.local,
         prior=prior,
-        exact_output=split,
+        part=split,
     )
     if not split:
         return own[0]
     near = Band(length=pattern.length, query_len=pattern.query_len, width=min(pattern.local, pattern.length))
     plan = _plan(near, query, key)
-    beside = attend_plan(query, key, value, plan, tile, scaling, first=first, skip=skip, exact_output=True)
+    beside = attend_plan(query, key, value, plan, tile, scaling, first=first, skip=skip, part=True)
     return merge([own, beside])[0].to(query.dtype)
