@@ -31,19 +31,11 @@ class TruncationError(ValueError):
     """A document does not fit the model; scoring the rest of it would be another task."""
 
 
-class ExactLM(HFLM):
-    """HFLM over an already loaded model, for patches that must know every row's true length."""
+class ExactRequests(HFLM):
+    """HFLM, however its model came to be, for patches that must know every row's true length."""
 
-    def __init__(
-        self, model: Any, tokenizer: Any, *, batch_size: int = 16, progress: Callable[[int], None] | None = None
-    ) -> None:
-        super().__init__(
-            pretrained=model,
-            tokenizer=tokenizer,
-            backend="causal",
-            batch_size=batch_size,
-            max_length=models.max_tokens(model),
-        )
+    def __init__(self, *arguments: Any, progress: Callable[[int], None] | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._progress = progress or (lambda count: None)
         self._tokens: dict[Any, Any] = {}
 
@@ -195,6 +187,22 @@ class ExactLM(HFLM):
                 f"document {request.doc_id} of {request.task_name}: {what} take {tokens} tokens, the model holds "
                 f"{limit}; nothing is truncated here: use a shorter length or a model with more positions"
             )
+
+
+class ExactLM(ExactRequests):
+    """`ExactRequests` to an already loaded model."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, batch_size: int = 16, progress: Callable[[int], None] | None = None
+    ) -> None:
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            backend="causal",
+            batch_size=batch_size,
+            max_length=models.max_tokens(model),
+            progress=progress,
+        )
 
 
 class _StopStrings(StoppingCriteria):
