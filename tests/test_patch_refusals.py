@@ -261,3 +261,11 @@ def test_a_patch_lies_beside_its_checkpoint(qwen3, tokens, tmp_path):
     assert torch.equal(logits(again, tokens), expected)
     with pytest.raises(ValueError, match=r"there is no patch config .*elsewhere.*: write one with Patch.save"):
         sa_patch.load(again, tmp_path / "elsewhere")
+
+
+def test_tokens_beside_fractions_are_weighed_once_the_length_is_known():
+    variant = sa_patch.variant("swa", 0.5, sinks=4, local=0.1)
+    sizes = variant.sizes(100)
+    assert (sizes.window, sizes.sinks, sizes.local) == (50, 4, 10)
+    with pytest.raises(ValueError, match="at 6 tokens, sinks=4 .* leave nothing"):
+        variant.sizes(6)

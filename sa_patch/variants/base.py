@@ -81,7 +81,8 @@ class Variant(ABC):
 
     def _check_extras(self) -> None:
         """Under a matched budget, sinks and local must leave room for at least the query itself."""
-        if self.budget != "pairs" or isinstance(self.window, float) != isinstance(self.sinks + self.local, float):
+        kinds = {type(size) for size in (self.window, self.sinks, self.local) if size}
+        if self.budget != "pairs" or len(kinds) > 1:  # tokens and fractions meet once the length is known
             return
         if self.sinks + max(self.local, 0 if isinstance(self.window, float) else 1) > self.window:
             raise ValueError(
