@@ -78,8 +78,9 @@ class Scorer:
             found.records += self._with_less_memory(chunk, indices, found)
             return None
         except Exception as error:
-            trouble = trouble_of(error)
-        _free_memory()
+            trouble, memory = trouble_of(error), out_of_memory(error)
+        if memory:
+            _free_memory()
         return trouble
 
     def _with_less_memory(self, chunk: Chunk, indices: Sequence[int], found: Scored) -> list[dict[str, Any]]:
@@ -102,7 +103,7 @@ class Scorer:
         task = chunk.task
         requests = self._requests.get(task.key) or requests_by_document(task.task)
         self._requests[task.key] = requests
-        part = TaskPart(task.task, [requests[index] for index in indices])
+        part = TaskPart(task.task, task.key, [requests[index] for index in indices])
         _seed(task, indices[0])
         with self._counted(part.num_answers, len(indices)):
             result = evaluate(

@@ -23,10 +23,10 @@ def requests_by_document(task: Any) -> list[list[Instance]]:
 
 
 class TaskPart:
-    """What `evaluate` needs of a task, for these documents only; they keep their numbers."""
+    """What `evaluate` needs of a task, for these documents only; they keep their numbers, `key` names the task."""
 
-    def __init__(self, task: Any, documents: Sequence[Sequence[Instance]]) -> None:
-        self._task = task
+    def __init__(self, task: Any, key: str, documents: Sequence[Sequence[Instance]]) -> None:
+        self._task, self._key = task, key
         self._documents = documents
         self._instances: list[Instance] = []
         self.eval_docs = [requests[0].doc for requests in documents]
@@ -46,7 +46,9 @@ class TaskPart:
     def build_all_requests(self, **options: Any) -> None:
         """The requests, unanswered: another arm's answers must not be there."""
         self._instances = [
-            replace(request, resps=[], filtered_resps={}) for requests in self._documents for request in requests
+            replace(request, metadata=(self._key, request.doc_id, request.repeats), resps=[], filtered_resps={})
+            for requests in self._documents
+            for request in requests
         ]
 
     def doc_iterator(self, **options: Any) -> Iterator[tuple[int | None, Any]]:

@@ -1,5 +1,7 @@
 """Laws of asking a model: a document's answer depends on the document alone, and nothing is cut off silently."""
 
+import contextlib
+
 import pytest
 import torch
 from eval_helpers import tiny_model, tiny_tokenizer
@@ -153,3 +155,21 @@ def test_sampling_happens_only_when_a_task_asks_for_it():
     assert generation_options({"until": "\n", "max_gen_toks": 5, "temperature": 0.0})["do_sample"] is False
     sampled = generation_options({"do_sample": True, "temperature": 0.7, "max_new_tokens": 3})
     assert sampled == {"do_sample": True, "temperature": 0.7, "until": [], "max_new_tokens": 3}
+
+
+@pytest.mark.parametrize("mode", [None, "sa", "moba"])
+def test_no_logits_of_a_whole_prompt_are_ever_made(model, prompts, mode):
+    """At 32K tokens and 152K words, [length, vocabulary] would be 10 GB; the output layer sees a few positions."""
+    seen = []
+    hook = model.lm_head.register_forward_pre_hook(lambda head, given: seen.append(given[0].shape[:-1].numel()))
+    long = [prompt for prompt in prompts if len(prompt.split()) > 50]
+    try:
+        with contextlib.nullcontext() if mode is None else sa_patch.apply(model, mode, 16):
+            asked = lm(model)
+            asked.generate_until(generations(long))
+            asked.loglikelihood(loglikelihoods(long))
+            asked.first_token_log_probs([asked.encoded_prompt(request) for request in generations(long)])
+    finally:
+        hook.remove()
+    longest_choice = len(tiny_tokenizer().encode(" the clever bundle"))
+    assert len(seen) > 10 and max(seen) <= asked.batch_size * longest_choice < len(tiny_tokenizer().encode(long[0]))
