@@ -30,7 +30,7 @@ def answer(results: Row) -> list[str]:
     sparse = [arm for arm in results["arms"] if arm["mode"] != "full" and arm["name"] in cells]
     if not sparse:
         if FULL in cells:
-            return [f"Only full attention was run to the end: {_percent(cells[FULL])}."]
+            return [f"Only full attention was run to the end: {_percent(cells[FULL]['accuracy'])}."]
         return ["No arm was run to the end, so there is nothing to compare."]
     labels = [arm["label"] for arm in sparse]
     focus = next((label for label in FOCUS if label in labels), labels[0])
@@ -57,9 +57,10 @@ def _sentence(results: Row, arm: Row, cells: dict[str, Row]) -> str:
 
 def _against_full(cells: dict[str, Row], name: str) -> str:
     cell = cells[name]
-    if "difference" not in cell or FULL not in cells:
-        return f"scores {_percent(cell)}"
-    scores = f"{_percent(cell)} against full attention's {_percent(cells[FULL])}"
+    if "difference" not in cell:
+        return f"scores {_percent(cell['accuracy'])}"
+    base = cell["accuracy"] - cell["difference"]  # on the same documents, also when the arm is unfinished
+    scores = f"{_percent(cell['accuracy'])} against full attention's {_percent(base)}"
     if cell["significant"] and cell["difference"] < 0:
         return f"costs {_size(cell, f'95{PERCENT} interval ')}: {scores}"
     if cell["significant"]:
@@ -105,8 +106,8 @@ def _names(rows: list[Row], others: dict[str, str]) -> str:
     return _joined([others[row["base"]] for row in rows])
 
 
-def _percent(cell: Row) -> str:
-    return points(cell["accuracy"], sign=False) + PERCENT
+def _percent(share: float) -> str:
+    return points(share, sign=False) + PERCENT
 
 
 def _size(row: Row, what: str = "") -> str:
@@ -176,7 +177,7 @@ def _what_was_tested(results: Row) -> list[str]:
 def _luck(results: Row) -> list[str]:
     """Seeds and documents are two sources of chance: which of them is larger decides what to add more of."""
     seeds = next((arm["seeds"] for arm in results["arms"] if len(arm["seeds"]) > 1), None)
-    if seeds is None:
+    if seeds is None or not results["cells"]:
         return []
     cells = [cell for cell in _pooled(results, ("overall",)) if cell["seeds_vary_more"] is not None]
     found = [

@@ -85,7 +85,8 @@ def _block(results: dict[str, Any], length: Any) -> str:
             ]
         )
     title = "Tasks with their own lengths" if length is None else f"Length {length} tokens"
-    documents = max((cells[name, "overall", "overall"]["documents"] for name in shown), default=0)
+    counts = sorted({cells[name, "overall", "overall"]["documents"] for name in shown}) or [0]
+    documents = str(counts[-1]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     table = f"{title} ({documents} documents per arm)\n" + aligned([header, *rows])
     return f"{table}\n{_detectable([cells[name, 'overall', 'overall'] for name in shown])}".rstrip()
 
