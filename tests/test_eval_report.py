@@ -25,6 +25,13 @@ def read(directory):
     return (directory.path / "report.html").read_text(encoding="utf-8")
 
 
+def rendered(directory):
+    """Results and page without the figures' files, which take as long again."""
+    results, records = summary.summarise(directory), list(directory.records())
+    documents = report_documents.differing(results, records, directory.log("documents"))
+    return results, report.render(results, records, documents)
+
+
 def tables(page):
     """Caption -> rows of cells' texts, without the small print, and rows of small print."""
     found = {}
@@ -361,10 +368,9 @@ def test_the_light_theme_is_what_the_figures_are_drawn_in():
 def test_published_numbers_stand_beside_the_measured_ones(tmp_path):
     given = {"source": "A paper", "models": {"tiny <b>": {64: {"sa": {"average": 66.4, "cloze": 50.0}, "swa": 40.0}}}}
     directory = planted_run(tmp_path / "run", documents=4, lengths="512", published=given)
-    results = summary.summarise(directory)
-    report.write(directory)
+    results, page = rendered(directory)
     cells = {(c["arm"], c["name"]): percent(c["accuracy"]) for c in results["cells"]}
-    _, rows, _ = tables(read(directory))["Published numbers beside those of this run"]
+    _, rows, _ = tables(page)["Published numbers beside those of this run"]
     assert [row[:5] for row in rows] == [
         ["sa-w64", "64", "average", "66.4", cells["sa-w64", "overall"]],
         ["sa-w64", "64", "cloze", "50.0", cells["sa-w64", "cloze"]],
@@ -377,9 +383,7 @@ def test_a_failed_document_says_so_and_an_unfinished_arm_is_not_compared(tmp_pat
     (directory.path / "records" / "moba-w64.seed0.jsonl").unlink()
     record = next(record for record in directory.records() if record["arm"] == "swa-w64")
     directory.append_records("swa-w64", 0, [{**record, "score": 0.0, "output": None}])
-    results = summary.summarise(directory)
-    report.write(directory)
-    page = read(directory)
+    results, page = rendered(directory)
     assert results["unfinished"] == ["moba-w64"]
     _, rows, _ = tables(page)["Accuracy by arm, 512 tokens: %, 95 % intervals"]
     assert [row[0] for row in rows] == ["full", "swa-w64", "sa-w64"]
@@ -392,9 +396,7 @@ def test_a_run_without_answers_still_gets_a_page(tmp_path):
     directory = planted_run(tmp_path / "run", documents=4, lengths="512")
     for file in (directory.path / "records").glob("*"):
         file.unlink()
-    summary.summarise(directory)
-    report.write(directory)
-    titles = lxml.html.fromstring(read(directory)).xpath("//h2/text()")
+    titles = lxml.html.fromstring(rendered(directory)[1]).xpath("//h2/text()")
     assert titles[-2:] == ["Failures", "Set-up"] and "Documents won and lost" not in titles
 
 
@@ -405,9 +407,7 @@ def test_a_merged_report_shows_the_settings_of_every_run(tmp_path):
     other = {**about, "directory": "windows-256", "settings": {**about["settings"], "window": [256]}}
     merged = {"runs": [{**about, "directory": "windows-64"}, other], "differences": []}
     directory.write_json("manifest.json", {**manifest, "merged": merged})
-    summary.summarise(directory)
-    report.write(directory)
-    text = lxml.html.fromstring(read(directory)).xpath("string(//section[@aria-labelledby='setup'])")
+    text = lxml.html.fromstring(rendered(directory)[1]).xpath("string(//section[@aria-labelledby='setup'])")
     assert "Put together from 2 runs" in text and "windows-256, 2026-01-01" in text and "window: [256]" in text
 
 
