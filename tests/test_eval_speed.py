@@ -13,6 +13,7 @@ from eval_helpers import save_tiny_model, tiny_model
 
 from sa_eval import speed, speed_memory, speed_report, speed_run
 from sa_eval.arms import arms_from
+from sa_eval.commands.speed import main
 from sa_eval.config import SettingsError, settings_from
 from sa_eval.progress import Progress
 from sa_eval.speed_floor import Floor
@@ -373,3 +374,19 @@ def test_a_picture_is_drawn_with_a_line_per_arm(folder, tmp_path):
     assert (directory.path / "speed.png").read_bytes().startswith(b"\x89PNG")
     drawn = (directory.path / "speed.svg").read_text()
     assert all(f"<!-- {text} -->" in drawn for text in ("full", "sa-w16", "none (floor)", "ms to the first token"))
+
+
+def test_an_interrupt_keeps_the_lengths_that_were_finished(folder, tmp_path, monkeypatch):
+    whole = speed.generate
+
+    def interrupted(model, ids, new_tokens, clock):
+        if ids.shape[1] == 128:
+            raise KeyboardInterrupt
+        return whole(model, ids, new_tokens, clock)
+
+    monkeypatch.setattr(speed, "generate", interrupted)
+    flags = ["--model", folder, "--modes", "swa", "--window", "16", "--lengths", "64,128", "--repeats", "1"]
+    assert main([*flags, "--new-tokens", "0", "--device", "cpu", "--out", str(tmp_path / "out")]) == 130
+    saved = json.loads((tmp_path / "out" / "speed.json").read_text())
+    assert [(row["arm"], row["length"]) for row in saved["rows"]] == [("full", 64), ("swa-w16", 64), ("none", 64)]
+    assert saved["interrupted"] and "Interrupted" in saved["notes"][-1]

@@ -34,14 +34,15 @@ _CPU = Rules(
     masked_keys=2048,
     beyond="torch",
     crossover={
-        "window": (4, 384),
+        "window": (4, 576),
         "buckets": (4, 384),
-        "permuted": (7, 448),
+        "permuted": (7, 1216),
         "routed": (9, 1536),
-        "merged": (9, 1536),
+        "merged": (9, 2240),
         "scattered": (80, 2048),  # every query's keys are gathered
     },
-    source="measured on one core of a 2-core x86 CPU, float32, 8 heads on 2 kv heads of 64, benchmarks/attention.py",
+    source="measured on one core of a 2-core x86 CPU, float32, 8 heads on 2 kv heads of 64, benchmarks/attention.py "
+    "and benchmarks/crossover.py",
 )
 
 # `benchmarks/propose_rules.py` prints what the results of benchmarks/gpu_suite.sh say for "cuda".
