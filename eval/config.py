@@ -114,6 +114,12 @@ class Settings:
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps ...")
     dtype: str = setting("auto", "dtype of the weights; auto: the checkpoint's, float32 on a CPU", choices=DTYPES)
     device_map: str | None = setting(None, "accelerate's device map, for models larger than one device", optional=True)
+    tp: bool = setting(
+        False,
+        "tensor parallel: the processes of torchrun or accelerate launch hold one model together, in place of a share "
+        "of the documents each",
+        kind=bool,
+    )
     use_safetensors: bool = setting(
         True,
         "safetensors weights only; --no-use-safetensors reads pytorch_model.bin instead, tensors alone, never code",

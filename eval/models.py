@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sa_eval import environment, model_files, soundness
+from sa_eval import environment, model_files, soundness, tensor_parallel
 from sa_eval.config import Settings, SettingsError, nearest
 from sa_eval.messages import one_line, shown
 
@@ -94,25 +94,27 @@ def load(source: Source, settings: Settings) -> Loaded:
         hub = _hub_options(source, settings)
         found = model_files.check_code(source.name, source.path, hub, settings)
         model_files.check_weights(source.name, Path(source.path) if source.local else None, found, settings)
-        model = _load_weights(source, settings, device)
+        model = _load_weights(source, settings, device, found["config.json"] or {})
         if not source.local:
             model_files.check_weights(source.name, model_files.fetched(source.path, hub), found, settings)
         soundness.check_weights(source.name, model)
         with _told(f"cannot load the tokenizer of the model {shown(settings.model)}"):
             tokenizer = load_tokenizer(source, settings)
-        if settings.device_map is None:
+        if settings.device_map is None and not settings.tp:
             model = model.to(device)
         soundness.check_reading(source.name, model.eval(), tokenizer)
         return Loaded(model, tokenizer, source, identity(source, model))
 
 
-def _load_weights(source: Source, settings: Settings, device: str) -> Any:
+def _load_weights(source: Source, settings: Settings, device: str, config: dict[str, Any]) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
     options = _hub_options(source, settings)
     if settings.device_map is not None:
         options["device_map"] = settings.device_map
+    if settings.tp:
+        options["distributed_config"] = tensor_parallel.plan(source.name, config)
     dtype = pick_dtype(settings, device)
     model, report = AutoModelForCausalLM.from_pretrained(
         source.path,

@@ -15,7 +15,7 @@ from sa_eval.keys import Keys, differences
 from sa_eval.settings_file import read_yaml
 from sa_eval.store import RunDirectory
 
-FREE = ("out", "threads", "device", "device_map", "speed")  # settings that decide no score
+FREE = ("out", "threads", "device", "device_map", "tp", "speed")  # settings that decide no score
 MOST = 5
 
 

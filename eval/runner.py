@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sa_eval import chunks, interrupts, lock, model_files, models, prepare, resume
+from sa_eval import chunks, interrupts, lock, model_files, models, prepare, resume, tensor_parallel
 from sa_eval.arms import Arm, arms_from
 from sa_eval.chunks import Chunk
 from sa_eval.config import Settings, SettingsError, to_yaml
@@ -54,7 +54,7 @@ def run(settings: Settings, progress: Progress) -> Outcome:
             if ranks.main:
                 RunDirectory(Path(path)).write_text("config.yaml", to_yaml(replace(settings, out=None)))
                 progress.say(f"run directory: {path}")
-            return run_loaded(settings, loaded, arms, RunDirectory(Path(path), ranks.rank), progress, ranks)
+            return _run_in(Path(path), settings, loaded, arms, progress, ranks)
 
 
 def resume_run(path: str, progress: Progress) -> Outcome:
@@ -63,7 +63,16 @@ def resume_run(path: str, progress: Progress) -> Outcome:
     ranks = _ranks(settings)
     arms = _checked_arms(settings)
     with _locked(path, ranks), _loaded(settings, models.find(settings.model), ranks, progress) as loaded:
-        return run_loaded(settings, loaded, arms, RunDirectory(directory.path, ranks.rank), progress, ranks)
+        return _run_in(directory.path, settings, loaded, arms, progress, ranks)
+
+
+def _run_in(
+    path: Path, settings: Settings, loaded: models.Loaded, arms: list[Arm], progress: Progress, ranks: Ranks
+) -> Outcome:
+    if not settings.tp:
+        return run_loaded(settings, loaded, arms, RunDirectory(path, ranks.rank), progress, ranks)
+    with tensor_parallel.directory_of(path, ranks) as directory:
+        return replace(run_loaded(settings, loaded, arms, directory, progress), main=ranks.main)
 
 
 def run_loaded(
@@ -163,6 +172,7 @@ def _stopped(session: Session, reason: str, status: int) -> Outcome:
 
 def _ranks(settings: Settings) -> Ranks:
     ranks = find(models.pick_device(settings))
+    tensor_parallel.check(settings, ranks)
     if ranks.world > 1 and settings.device_map is not None:
         raise SettingsError(
             f"device_map {settings.device_map!r} spreads one model over all devices, but {ranks.world} processes were "

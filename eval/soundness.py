@@ -42,9 +42,11 @@ def check_weights(name: str, model: Any) -> None:
 
     kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     for key, parameter in model.named_parameters():
-        if parameter.dtype not in kinds or parameter.is_meta or not parameter.numel():
+        values = parameter.detach()
+        values = values.to_local() if hasattr(values, "to_local") else values  # this process's share of it
+        if values.dtype not in kinds or values.is_meta or not values.numel():
             continue
-        low, high = torch.aminmax(parameter.detach())  # both are NaN when one number is
+        low, high = torch.aminmax(values)  # both are NaN when one number is
         if not bool(torch.isfinite(torch.stack((low, high))).all()):
             raise SettingsError(
                 f"tensor {shown(key)} of the model {name} holds NaN or infinity in {_kind(parameter)}: the "
