@@ -6,8 +6,10 @@ place that calls FlashAttention; everything else is index arithmetic. Imports to
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,10 +64,10 @@ def unavailable(query: Tensor) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _call():
+def _call() -> tuple[Callable[..., Any], bool]:
     """flash-attn's function where it is installed, else PyTorch's: (function, True for flash-attn's)."""
     try:
-        from flash_attn import flash_attn_varlen_func
+        from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
     except ImportError:
         from torch.nn.attention.varlen import varlen_attn
 
@@ -101,7 +103,8 @@ def varlen(
     else:
         from torch.nn.attention.varlen import AuxRequest
 
-        grouped = {"enable_gqa": True} if "enable_gqa" in _parameters(function) else {}  # torch 2.11 just does it
+        # torch 2.11 just does it.
+        grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _parameters(function) else {}
         output, lse = function(
             *(query, key, value, *places),
             return_aux=AuxRequest(lse=True),

@@ -3,7 +3,7 @@
 Part of the `flash` kernel. A sequence's queries are its last positions. Imports torch, patterns and what keeps things.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,12 +65,13 @@ def run_sequences(blocks: Blocks, batch: int, device: torch.device) -> Sequences
     queries, query_ends = _packed(order, first, blocks.length, size)
     place = torch.empty_like(queries).scatter_(0, queries, torch.arange(queries.numel(), device=device))
     row = torch.arange(batch, device=device)[:, None]
-    ends = [
-        torch.cat([(row * part.numel() + inner[:-1]).flatten(), inner.new_full((1,), batch * part.numel())]).int()
-        for part, inner in ((queries, query_ends), (keys, key_ends))
-    ]
-    index = (None, None, None) if blocks.order is None else (queries, keys, place)
-    return Sequences(*ends, size, size, *index)
+
+    def all_ends(part: Tensor, inner: Tensor) -> Tensor:
+        last = inner.new_full((1,), batch * part.numel())
+        return torch.cat([(row * part.numel() + inner[:-1]).flatten(), last]).int()
+
+    sequences = Sequences(all_ends(queries, query_ends), all_ends(keys, key_ends), size, size)
+    return sequences if blocks.order is None else replace(sequences, queries=queries, keys=keys, place=place)
 
 
 def _packed(order: Tensor, low: int, high: int, size: int) -> tuple[Tensor, Tensor]:

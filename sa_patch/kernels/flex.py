@@ -102,9 +102,9 @@ def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Bloc
     blocked = kept_blocks(pattern, device, split=pattern.local > 0)
     parts = [_attend(query, key, value, blocked, scaling, part=several)]
     if pattern.local:
-        shape = {"length": pattern.length, "query_len": pattern.query_len, "sinks": pattern.sinks}
-        near = make_blocks(Band(width=pattern.local, **shape), device, split=False, show_sinks=False)
-        parts.append(_attend(query, key, value, near, scaling, part=True))
+        near = Band(length=pattern.length, query_len=pattern.query_len, sinks=pattern.sinks, width=pattern.local)
+        beside = make_blocks(near, device, split=False, show_sinks=False)
+        parts.append(_attend(query, key, value, beside, scaling, part=True))
     if isinstance(pattern, Blocks) and pattern.selected is not None and pattern.selected.shape[-1]:
         parts += _selected_parts(query, key, value, pattern, scaling)
     return merge(parts)[0].to(query.dtype)

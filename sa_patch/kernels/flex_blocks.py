@@ -177,8 +177,9 @@ def _permuted_layout(pattern: Band | Blocks, order: Tensor) -> Layout:
     key_code = F.pad(key_code, (front, 0))
     ring = order.numel() if isinstance(pattern, Band) and pattern.circular else 0
     place = inverse(queries - first)
-    numbers = (x.int() for x in (queries, query_code, keys, key_code))
-    return Layout(queries - first, keys.clamp(max=n - 1), place, *numbers, width, ring, low, line, front, superblock)
+    numbers = queries.int(), query_code.int(), keys.int(), key_code.int()
+    index = queries - first, keys.clamp(max=n - 1), place
+    return Layout(*index, *numbers, width, ring, low, line, front, superblock)
 
 
 def _present(order: Tensor, code: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:

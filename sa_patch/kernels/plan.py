@@ -83,8 +83,8 @@ def _finish(
     reach = torch.searchsorted(keys, queries, right=True).masked_fill(~real, 0).unflatten(1, (-1, rows))
     past, stop = reach[..., 0].flatten(), reach.amax(dim=2).flatten()
     queries = queries.masked_fill(~real, -1)
-    tensors = (queries.view(-1, rows), query_rank.reshape(-1, rows), keys, key_rank, past, stop)
-    return Plan(*(x.to(torch.int32).contiguous() for x in tensors), queries.shape[1] // rows, width)
+    tiles = queries.view(-1, rows).int(), query_rank.reshape(-1, rows).int()
+    return Plan(*tiles, keys.int(), key_rank.int(), past.int(), stop.int(), queries.shape[1] // rows, width)
 
 
 def _plan_window(band: Band, rows: int, tiles_per_list: int, device: torch.device) -> Plan:

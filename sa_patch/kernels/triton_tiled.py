@@ -61,7 +61,7 @@ class Triton:
         if pattern.covers_all:
             return causal(query, key, value, scaling)
         assert isinstance(pattern, (Band, Blocks)), "refusal() was not asked"
-        output = _sparse_rows(*(_dense_rows(tensor) for tensor in (query, key, value)), pattern, scaling)
+        output = _sparse_rows(_dense_rows(query), _dense_rows(key), _dense_rows(value), pattern, scaling)
         if pattern.tail:
             last = causal(query[:, :, -pattern.tail :], key, value, scaling)
             output = torch.cat([output[:, :, : -pattern.tail], last], dim=2)
@@ -80,8 +80,8 @@ def _plan(pattern: Band | Blocks, query: Tensor, key: Tensor) -> Plan:
     group = query.shape[1] // key.shape[1]
     rows = max(1, _tile(query).rows // (1 << (group - 1).bit_length()))
     # A sliding window is in order already: longer lists would only hold more keys.
-    permuted = isinstance(pattern, Band) and pattern.order is not None
-    return kept_plan(pattern, rows, tiles_per_list(pattern.width, rows) if permuted else 1, query.device)
+    tiles = tiles_per_list(pattern.width, rows) if isinstance(pattern, Band) and pattern.order is not None else 1
+    return kept_plan(pattern, rows, tiles, query.device)
 
 
 def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Blocks, scaling: float) -> Tensor:
