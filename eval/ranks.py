@@ -119,6 +119,7 @@ class Crew:
             return
         from accelerate import PartialState
 
+        PartialState().wait_for_everyone()  # the main rank has forgotten an earlier session's messages
         self._folder.mkdir(exist_ok=True)
         with contextlib.nullcontext() if self.ranks.main else lock.hold(self._life(self.ranks.rank)):
             PartialState().wait_for_everyone()

@@ -71,8 +71,11 @@ def _run_in(
 ) -> Outcome:
     if not settings.tp:
         return run_loaded(settings, loaded, arms, RunDirectory(path, ranks.rank), progress, ranks)
-    with tensor_parallel.directory_of(path, ranks) as directory:
-        return replace(run_loaded(settings, loaded, arms, directory, progress), main=ranks.main)
+    with tensor_parallel.place_of(path, ranks) as (directory, crew):
+        outcome = run_loaded(settings, loaded, arms, directory, progress, together=crew)
+        if outcome.status is None:
+            tensor_parallel.finish(crew)
+        return replace(outcome, main=ranks.main)
 
 
 def run_loaded(
@@ -82,9 +85,11 @@ def run_loaded(
     directory: RunDirectory,
     progress: Progress,
     ranks: Ranks | None = None,
+    *,
+    together: Crew | None = None,
 ) -> Outcome:
-    """One session, for a model that is already in memory."""
-    session = Session(settings, loaded, arms, directory, progress, ranks or Ranks())
+    """One session, for a model that is already in memory; `together` are the processes that hold it."""
+    session = Session(settings, loaded, arms, directory, progress, ranks or Ranks(), together)
     with session.crew.aboard():
         try:
             session.prepare()
@@ -138,9 +143,11 @@ def score_arm(session: Session, scorer: Any, arm: Arm, seed: int, members: Seque
     try:
         work = ArmWork(patch)
         for chunk in members:
-            session.crew.check()
+            session.check()
             bar.describe(_title(session, arm, seed, chunk))
             scored = scorer.score(chunk)
+            if scored.failures:  # a process that is lost is no document's failure
+                session.check()
             session.record(chunk, scored, work.since_last_time())
     finally:
         if patch is not None:

@@ -54,6 +54,7 @@ class Session:
         directory: RunDirectory,
         progress: Progress,
         ranks: Ranks,
+        together: Crew | None = None,
     ) -> None:
         from sa_eval.lm import ExactLM
 
@@ -62,6 +63,7 @@ class Session:
         self.earlier = directory.read_json("manifest.json") if directory.has("manifest.json") else None
         self.sessions = list(self.earlier.get("sessions", [])) if self.earlier else []
         self.crew = Crew(ranks, directory, len(self.sessions) + 1)
+        self._together = together
         self.keys = Keys(parts_of(loaded))
         self.started = environment.now()
         self.tasks: list[Any] = []
@@ -157,6 +159,12 @@ class Session:
         measure.batch_invariance(self.lm, self.usable, self.tasks, directory, self.progress)
 
     # --- while scoring -------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise RankLost when a process is gone that shares the documents or holds part of the model."""
+        self.crew.check()
+        if self._together is not None:
+            self._together.check()
 
     def scorer(self, bar: Any) -> Any:
         from sa_eval.scoring import Scorer

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_eval.config import Settings, SettingsError
-from sa_eval.ranks import Ranks
+from sa_eval.ranks import DONE, Crew, RankLost, Ranks
 from sa_eval.store import RunDirectory
 
 
@@ -56,14 +56,21 @@ def plan(name: str, config: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def directory_of(path: Path, ranks: Ranks) -> Iterator[RunDirectory]:
-    """Where this process works: the main rank in the run's directory, others in a copy of it as it is now."""
-    from accelerate import PartialState
-
+def place_of(path: Path, ranks: Ranks) -> Iterator[tuple[RunDirectory, Crew]]:
+    """Where this process works, and with whom: the main rank in the run's directory, others in a copy of it."""
     with contextlib.ExitStack() as stack:
         place = path
         if not ranks.main:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
             shutil.copytree(path, place)
-        PartialState().wait_for_everyone()  # nothing is written before it is copied
-        yield RunDirectory(place)
+        crew = Crew(ranks, RunDirectory(path), session=0)
+        stack.enter_context(crew.aboard())  # waits for all: nothing is written before it is copied
+        yield RunDirectory(place), crew
+
+
+def finish(crew: Crew) -> None:
+    """Leave together: a process that ended before its last word counts as lost."""
+    crew.tell(DONE)
+    if crew.ranks.main:
+        with contextlib.suppress(RankLost):  # everything is scored
+            crew.hear(DONE)

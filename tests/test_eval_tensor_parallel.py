@@ -4,7 +4,7 @@ import socket
 
 import pytest
 from eval_helpers import save_tiny_model
-from run_helpers import FLAGS, by_place, ended, lines, start
+from run_helpers import FLAGS, by_place, ended, lines, start, wait_for_records
 
 from sa_eval import tensor_parallel
 from sa_eval.config import SettingsError, settings_from
@@ -18,14 +18,17 @@ def model(tmp_path_factory):
 
 
 def launch(arguments, folder, world=2):
-    """Gloo processes without a launcher; their exit statuses."""
+    """Gloo processes without a launcher that would watch over them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
-    processes = [
+    return [
         start(arguments, folder / f"log{rank}", environment={**names, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(world)
     ]
+
+
+def statuses(processes):
     return [ended(process) for process in processes]
 
 
@@ -45,20 +48,29 @@ def assert_same_scores(out, wanted):
 def test_two_processes_with_half_a_model_each_leave_the_run_of_one(model, tmp_path):
     assert ended(start(["run", "--model", model, "--out", str(tmp_path / "whole"), *FLAGS], tmp_path / "log")) == 0
     out = tmp_path / "together"
-    statuses = launch(["run", "--model", model, "--out", str(out), "--tp", *FLAGS], tmp_path)
-    assert statuses == [0, 0], (tmp_path / "log0").read_text() + (tmp_path / "log1").read_text()
+    processes = launch(["run", "--model", model, "--out", str(out), "--tp", *FLAGS], tmp_path)
+    assert statuses(processes) == [0, 0], (tmp_path / "log0").read_text() + (tmp_path / "log1").read_text()
     assert_same_scores(out, tmp_path / "whole")
     directory = RunDirectory(out)
     assert directory.log("failures") == [] and directory.read_json("manifest.json")["finished"]
     assert directory.raw_log("budgets") == RunDirectory(tmp_path / "whole").raw_log("budgets")
     assert not list(out.glob("**/*.rank1*")) and "report:" not in (tmp_path / "log1").read_text()
-    # As if it had been interrupted after half of the records: both take up what is left.
-    directory.write_json("manifest.json", {**directory.read_json("manifest.json"), "finished": None})
-    for file in (out / "records").iterdir():
-        rows = file.read_text().splitlines(keepends=True)
-        file.write_text("".join(rows[: len(rows) // 2]))
-    assert launch(["resume", str(out)], tmp_path) == [0, 0]
-    assert_same_scores(out, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_process_stops_the_run_and_resume_completes_it(model, tmp_path, victim):
+    out = tmp_path / "run"
+    processes = launch(["run", "--model", model, "--out", str(out), "--tp", *FLAGS], tmp_path)
+    assert wait_for_records(processes[0], out, 5)
+    processes[victim].kill()
+    assert ended(processes[1 - victim]) == 1
+    finished = by_place(out)
+    assert 5 <= len(finished) < 24 and not [row for row in finished.values() if "error" in row]
+    if victim:
+        assert "process 1 of 2" in (tmp_path / "log0").read_text() and (out / "report.html").exists()
+    assert statuses(launch(["resume", str(out)], tmp_path)) == [0, 0]
+    assert len(by_place(out)) == sum(lines(out).values()) == 24
+    assert finished.items() <= by_place(out).items()
 
 
 @pytest.mark.parametrize(
@@ -74,7 +86,6 @@ def test_tp_without_others_or_beside_a_device_map_is_refused(settings, world, me
 
 
 def test_heads_that_cannot_be_shared_are_refused(model, tmp_path):
-    assert (
-        launch(["run", "--model", model, "--out", str(tmp_path / "run"), "--tp", *FLAGS], tmp_path, world=3) == [2] * 3
-    )
+    processes = launch(["run", "--model", model, "--out", str(tmp_path / "run"), "--tp", *FLAGS], tmp_path, world=3)
+    assert statuses(processes) == [2, 2, 2]
     assert "has 2 key heads, which 3 processes cannot share evenly" in (tmp_path / "log0").read_text()
