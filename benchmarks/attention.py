@@ -178,7 +178,7 @@ def main() -> None:
     args = arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
-    rates = limits(args.device, getattr(torch, args.dtype))
+    rates = limits(args.device, getattr(torch, args.dtype), cpu_time=args.cpu_time)
     found = {**environment(), "dtype": args.dtype, **{f"{name}_per_s": rate for name, rate in rates.items()}}
     print(json.dumps(found))
     cells = []

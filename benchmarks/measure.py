@@ -114,13 +114,14 @@ def id_of(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def limits(device: str, dtype: torch.dtype) -> dict[str, float]:
+def limits(device: str, dtype: torch.dtype, *, cpu_time: bool = False) -> dict[str, float]:
     """What this machine reaches now: matrix products in FLOP/s, and copies in bytes/s (read plus written)."""
     size = 8192 if device == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     source = torch.empty(1 << (30 if device == "cuda" else 26), device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
-    taken = medians(times({"product": lambda: left @ right, "copy": lambda: target.copy_(source)}, 5, device))
+    calls = {"product": lambda: left @ right, "copy": lambda: target.copy_(source)}
+    taken = medians(times(calls, 5, device, cpu_time=cpu_time))
     return {"flops": 2 * size**3 / taken["product"], "bytes": 2 * source.numel() / taken["copy"]}
 
 
