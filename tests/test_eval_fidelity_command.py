@@ -87,6 +87,22 @@ def test_the_csv_holds_the_numbers_of_the_json(done):
         ]
 
 
+@pytest.mark.parametrize("name", outputs.DRAWINGS)
+def test_pictures_show_every_arm_and_every_point(done, name):
+    results = results_of(done[0])
+    for cell in results["cells"]:  # as lengths and arms far apart would
+        for rows in (cell["by_position"], cell["by_copy_distance"], cell["layers"]):
+            for row in rows:
+                scale = 1 if cell["length"] == 64 else 30
+                row.update({key: value * scale for key, value in row.items() if key == "kl" or key.endswith("_error")})
+    figure = outputs.DRAWINGS[name](results)
+    figure.draw_without_rendering()
+    for panel in figure.axes:
+        assert [line.get_label() for line in panel.lines] == ["full", "swa-w16", "sa-w16"]
+        low, high = panel.get_ylim()
+        assert all(low <= value <= high for line in panel.lines for value in line.get_ydata() if value == value)
+
+
 def test_the_largest_loss_comes_first_and_full_last(done):
     out, shown = done
     cells = results_of(out)["cells"]

@@ -163,7 +163,7 @@ def kept_mass(
             # [rows, keys], or [1, heads, rows, keys] where content decides
             seen = mean * visible if visible.dim() == 2 else (weights * visible[0]).mean(0)
             parts.append((_by_distance(seen, rows, count), whole))
-    return [tuple(torch.cat(side).cpu().double().numpy() for side in zip(*parts, strict=True)) for parts in found]  # type: ignore[misc]
+    return [tuple(torch.cat(side).cpu().double().numpy() for side in zip(*parts, strict=True)) for parts in found]
 
 
 def _weights(call: Call, rows: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from sa_eval.store import RunDirectory
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#6a4c93")  # Okabe-Ito, and two
 STYLES = ("-", (0, (5, 1.5)), "-.", ":", (0, (1, 1)))
 MARKERS = "osD^vP*X"
-FULL = {"color": "black", "linestyle": "--", "linewidth": 1.2, "marker": "_", "markersize": 9, "zorder": 1}
+FULL = {"color": "black", "linestyle": "--", "linewidth": 1.2, "marker": ".", "markersize": 4, "zorder": 1}
 SMALLEST_KL = 1e-4  # the axis is linear below, so that the full model's 0 is on it
 Series = Callable[[dict[str, Any]], tuple[Sequence[float], Sequence[float]]]
 
@@ -45,10 +45,9 @@ def kl_by_position(results: dict[str, Any]) -> Any:
         lower.set_xticks([row["x"] for row in rows], [row["bucket"] for row in rows], rotation=60, fontsize=7)
         for each in (upper, lower):
             each.set_yscale("symlog", linthresh=SMALLEST_KL)
-            each.set_ylim(bottom=-SMALLEST_KL / 4)
-    axes[0][0].set_ylabel("KL(full || arm), nats")
-    axes[1][0].set_ylabel("KL(full || arm), nats")
-    return _finished(figure, results, "How far the next-token distribution is from the full model's")
+    axes[0][0].set_ylabel("KL(full || arm), nats, every prediction", fontsize=8)
+    axes[1][0].set_ylabel("KL(full || arm), nats, scored predictions", fontsize=8)
+    return _finished(figure, results, "How far the next-token distribution is from the full model's", -SMALLEST_KL / 4)
 
 
 def kept_mass_by_distance(results: dict[str, Any]) -> Any:
@@ -67,7 +66,7 @@ def kept_mass_by_distance(results: dict[str, Any]) -> Any:
         _lines(
             panel, results, length, lambda cell: _points(_placed(cell["mass_by_distance"]), "x", "kept_mass", scale=100)
         )
-        panel.set(title=f"{length:,} tokens", xlabel="tokens between query and key", ylim=(0, 103))
+        panel.set(title=f"{length:,} tokens", xlabel="tokens between query and key")
         panel.set_xticks([row["x"] for row in rows], [row["bucket"] for row in rows], rotation=60, fontsize=7)
     axes[0][0].set_ylabel("% kept (lines), % of all mass (bars)")
     return _finished(figure, results, "Full attention's mass on the keys that an arm shows")
@@ -86,7 +85,6 @@ def by_layer(results: dict[str, Any]) -> Any:
         axes[0][column].set_title(f"{length:,} tokens")
         for panel, (name, label) in zip((row[column] for row in axes), rows, strict=True):
             _lines(panel, results, length, lambda cell, name=name: _points(cell["layers"], "layer", name, scale=100))
-            panel.set_ylim(bottom=0)
             panel.xaxis.get_major_locator().set_params(integer=True)
             if column == 0:
                 panel.set_ylabel(label, fontsize=8)
@@ -106,7 +104,10 @@ def _grid(results: dict[str, Any], rows: int) -> tuple[Any, Any]:
     return figure, figure.subplots(rows, columns, squeeze=False, sharey="row")
 
 
-def _finished(figure: Any, results: dict[str, Any], title: str) -> Any:
+def _finished(figure: Any, results: dict[str, Any], title: str, bottom: float = 0.0) -> Any:
+    """Axes, legend and title. Limits come last: panels of a row share them, and setting one ends their growth."""
+    for panel in figure.axes:
+        panel.set_ylim(bottom=bottom)
     for panel in figure.axes:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
