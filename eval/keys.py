@@ -16,9 +16,7 @@ from typing import Any
 from sa_eval import environment
 
 PACKAGES = ("torch", "transformers", "lm_eval")  # their versions can change a score
-WEIGHTS = (".safetensors", ".bin")
 BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".py", ".txt")
-EDGE_BYTES = 1 << 20
 KEY_CHARACTERS = 24
 
 
@@ -55,7 +53,7 @@ def model_identity(loaded: Any) -> dict[str, Any]:
         return {name: identity.get(name) for name in ("name", "hub_id", "revision", "parameters")}
     folder = Path(loaded.source.path)
     return {
-        "weights": identity.get("weights_sha256") or edges_hash(_files(folder, WEIGHTS)),
+        "weights": identity["weights_sha256"] or identity.get("weights_fingerprint"),
         "files": contents_hash(_files(folder, BESIDE_WEIGHTS), folder),
     }
 
@@ -77,18 +75,6 @@ def contents_hash(files: Iterable[Path], folder: Path) -> str:
     for file in files:
         digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:KEY_CHARACTERS]
-
-
-def edges_hash(files: Iterable[Path]) -> str:
-    """Names, sizes, headers and ends: for weights that take too long to read whole."""
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            start = stream.read(EDGE_BYTES)
-            stream.seek(max(0, size - EDGE_BYTES))
-            digest.update(f"{file.name} {size} ".encode() + start + stream.read())
-    return "edges-" + digest.hexdigest()[:KEY_CHARACTERS]
 
 
 def differences(recorded: Any, now: Any, name: str = "") -> list[str]:

@@ -6,19 +6,17 @@ A bundled or local model never touches the network; a hub id does what transform
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sa_eval import environment, model_files, soundness, tensor_parallel
+from sa_eval import environment, model_files, soundness, tensor_parallel, weights
 from sa_eval.config import Settings, SettingsError, nearest
 from sa_eval.messages import one_line, shown
 
 BUNDLED = ("qwen3-tiny", "qwen3-moe-tiny")
-HASH_LIMIT_BYTES = 2 * 1024**3  # hashing 16 GB of weights takes longer than a smoke run
 
 
 @dataclass(frozen=True)
@@ -209,20 +207,7 @@ def identity(source: Source, model: Any) -> dict[str, Any]:
     }
     if not source.local:
         return {**found, "hub_id": source.path, "revision": getattr(model.config, "_commit_hash", None)}
-    return {**found, "weights_sha256": weights_hash(Path(source.path))}
-
-
-def weights_hash(folder: Path) -> str | None:
-    """One sha256 over the weight files in name order; None when they are too large to hash in passing."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    if not files or sum(file.stat().st_size for file in files) > HASH_LIMIT_BYTES:
-        return None
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return {**found, **weights.identity(Path(source.path))}
 
 
 def _hub_options(source: Source, settings: Settings) -> dict[str, Any]:
