@@ -34,9 +34,9 @@ _CPU = Rules(
     masked_keys=2048,
     beyond="torch",
     crossover={
-        "window": (4, 576),
+        "window": (4, 640),
         "buckets": (4, 384),
-        "permuted": (7, 1216),
+        "permuted": (7, 1344),
         "routed": (9, 1536),
         "merged": (9, 2240),
         "scattered": (80, 2048),  # every query's keys are gathered
