@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from sa_eval import speed_memory
+from sa_eval import models, speed_memory
 
 REPEATS = 3
 Clock = Callable[[], float]
@@ -112,14 +112,14 @@ def measure_prefill(
                     del taken[arm.name]
                     refused(arm, error)
                 if arm.name not in taken:  # by now the error, and what its frames held, is gone
-                    speed_memory.release(model.device)
+                    speed_memory.release(models.input_device(model))
         rows += [_row(name, length, work, found) for name, found in taken.items()]
     return rows
 
 
 def _turn(model: Any, arm: Timed, work: Work, taken: Taken, *, first: bool) -> None:
     """One turn of one arm; where reading the peak of memory slows a call, the first turn makes one more for it."""
-    device = model.device
+    device = models.input_device(model)
     patch = arm.apply(model, arm.seeds[0])
     try:
         ids = work.ids(device)
