@@ -319,6 +319,14 @@ def test_unfinished_runs_are_compared_on_what_both_answered(run, tmp_path):
     assert overall["difference"] == pytest.approx(sum(scores[1][key] - scores[0][key] for key in shared) / 75)
 
 
+def test_too_few_documents_in_common_are_no_comparison(run, capsys):
+    one, two = run("one"), run("two")
+    keep_records(one, "full", lambda row: row["index"] < 25)
+    keep_records(two, "full", lambda row: row["index"] >= 15)
+    names = ("compare", path(one), path(two), "--arm-a", "full", "--arm-b", "full")
+    assert "no arm with answers in common" in refused(capsys, *names)
+
+
 def test_copies_of_a_document_are_paired_in_order(run, tmp_path):
     directories = [run("one"), run("two")]  # the same scores
     for directory in directories:
