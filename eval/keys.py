@@ -13,7 +13,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from sa_eval import environment
+from sa_eval import environment, models
 
 PACKAGES = ("torch", "transformers", "lm_eval")  # their versions can change a score
 BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".py", ".txt")
@@ -42,7 +42,7 @@ def parts_of(loaded: Any) -> dict[str, Any]:
         "code": code_hash(),
         "versions": {name: versions[name] for name in PACKAGES},
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "device": loaded.model.device.type,
+        "device": models.input_device(loaded.model).type,
     }
 
 

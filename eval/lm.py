@@ -203,6 +203,7 @@ class ExactLM(ExactRequests):
             max_length=models.max_tokens(model),
             progress=progress,
         )
+        self._device = models.input_device(model)
 
 
 class _StopStrings(StoppingCriteria):

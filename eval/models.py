@@ -100,7 +100,7 @@ def load(source: Source, settings: Settings) -> Loaded:
             tokenizer = load_tokenizer(source, settings)
         if settings.device_map is None and not settings.tp:
             model = model.to(device)
-        soundness.check_reading(source.name, model.eval(), tokenizer)
+        soundness.check_reading(source.name, model.eval(), tokenizer, input_device(model))
         return Loaded(model, tokenizer, source, identity(source, model))
 
 
@@ -170,6 +170,13 @@ def pick_device(settings: Settings) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def input_device(model: Any) -> Any:
+    """Where a model's tokens go: its own device, or the CPU where accelerate fetches the embeddings from elsewhere."""
+    import torch
+
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def pick_dtype(settings: Settings, device: str) -> str:

@@ -70,7 +70,7 @@ class Session:
         self.usable: list[Arm] = []
         self.done: set[log_views.Place] = set()
         with progress.quiet():
-            batch_size = models.pick_batch_size(settings, loaded.model.device)
+            batch_size = models.pick_batch_size(settings, models.input_device(loaded.model))
             self.lm = ExactLM(loaded.model, loaded.tokenizer, batch_size=batch_size)
 
     # --- before scoring ------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class Session:
                 self.tasks = [task for task in self.tasks if task.key != key]
 
     def _write_manifest(self, finished: str | None = None) -> None:
-        device = self.loaded.model.device
+        device = models.input_device(self.loaded.model)
         now = {"started": self.started, "processes": self.ranks.world, "hardware": environment.hardware(device)}
         manifest = {
             "schema": 1,
@@ -194,6 +194,11 @@ class Session:
         for chunk in members:
             failure = {"error": trouble.message, "traceback": trouble.traceback, "documents": list(chunk.indices)}
             self.record(chunk, Scored(rows.failed(chunk.task, chunk.indices, trouble.message), [failure]))
+
+    def record_stop(self, reason: str) -> None:
+        """Why this session ended before its end."""
+        place = {"arm": None, "seed": None, "task": None, "session": self.crew.session}
+        self.directory.append("failures", {**place, "error": reason})
 
     def record_failure(self, arm: Arm | None, task: str | None, error: Exception | str) -> None:
         """A failure that is not about single documents."""

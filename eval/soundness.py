@@ -61,7 +61,7 @@ def check_weights(name: str, model: Any) -> None:
         )
 
 
-def check_reading(name: str, model: Any, tokenizer: Any) -> None:
+def check_reading(name: str, model: Any, tokenizer: Any, device: Any) -> None:
     """The model reads one sentence: every token has an embedding and every logit is a number."""
     import torch
 
@@ -75,7 +75,7 @@ def check_reading(name: str, model: Any, tokenizer: Any) -> None:
             "different models"
         )
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
+        logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits
     if bool(torch.log_softmax(logits.float(), dim=-1).isnan().any()):
         raise SettingsError(
             f"the model {name} answers a plain sentence with NaN in {_kind(logits)}: config.json is wrong, or its "
