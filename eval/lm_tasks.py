@@ -20,6 +20,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
 from sa_eval.config import Settings, SettingsError, nearest
+from sa_eval.task_part import requests_by_document
 
 OFFLINE = "offline"
 SPARSE_PHASE = {
@@ -188,23 +189,12 @@ def prepare_offline(name: str, length: int, settings: Settings, lm: Any) -> Prep
 
 
 def build_requests(prepared: PreparedTask, lm: Any, settings: Settings) -> PreparedTask:
-    """Build the requests once and make every later `build_all_requests` hand out the same ones, answers emptied."""
+    """Build the requests once; every arm is asked these (task_part.py)."""
     task = prepared.task
     limit = None if settings.num_samples == "all" else settings.num_samples
     task.set_fewshot_seed(settings.doc_seed)
     task.build_all_requests(limit=limit, rank=0, world_size=1)
-    instances = task.instances
-
-    def hand_out_again(**kwargs: Any) -> None:
-        for instance in instances:
-            instance.resps, instance.filtered_resps = [], {}
-
-    task.build_all_requests = hand_out_again
-    by_document: dict[int, list[Instance]] = {}
-    for instance in instances:
-        by_document.setdefault(instance.doc_id, []).append(instance)
-    for doc_id in sorted(by_document):
-        requests = by_document[doc_id]
+    for requests in requests_by_document(task):
         prepared.hashes.append(document_hash(requests, task.doc_to_target(requests[0].doc)))
         prepared.prompt_tokens.append(max(_row_tokens(lm, request) for request in requests))
     if not prepared.depths:

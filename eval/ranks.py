@@ -95,6 +95,8 @@ def find(device: str) -> Ranks:
             "process takes its own"
         )
     state = PartialState(cpu=kind == "cpu", timeout=LOADING)
+    if state.num_processes == 1:
+        raise SettingsError(f"several processes were launched, but accelerate knows no way to share {kind} devices")
     return Ranks(state.process_index, state.num_processes, str(state.device))
 
 
@@ -126,6 +128,7 @@ class Crew:
             yield
         if self.ranks.main:
             self.clear(self._directory)
+        PartialState().destroy_process_group()  # nobody is waited for from here on
 
     def tell(self, stage: str, content: Any = None) -> None:
         """Let the others know that this process has come to a stage."""

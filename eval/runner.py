@@ -125,6 +125,8 @@ def score(session: Session) -> None:
     share = session.ranks.share(chunks.missing(everything, session.done))
     total = sum(len(chunk.indices) for chunk in everything)
     left = sum(len(chunk.indices) for chunk in share)
+    if session.earlier:
+        session.progress.say(f"{len(session.done)} of {total} documents (per arm and seed) have their score")
     total, done = (total, total - left) if session.ranks.world == 1 else (left, 0)
     with session.progress.bar(total, "evaluation", unit="document", done=done) as bar, session.progress.quiet():
         scorer = session.scorer(bar)
@@ -170,7 +172,7 @@ def _stopped(session: Session, reason: str, status: int) -> Outcome:
     """What is finished is reported by the main rank; the others just end."""
     if session.ranks.main:
         with contextlib.suppress(SettingsError):  # a full disk must not hide why it stopped
-            session.record_failure(None, None, reason)
+            session.record_stop(reason)
         session.progress.say(
             f"{reason}: reporting what is finished; `sa-eval resume {session.directory.path}` continues"
         )
