@@ -1,0 +1,101 @@
+"""Compile the Triton programs for GPUs that are not there, and print what came out: registers, spills, matrix products.
+
+    python tests/run_triton_compile.py 90 float16 128 plan  ->  a line of JSON per program
+
+Needs Triton's compiler only. A process of its own: tests run with Triton's interpreter, which can't compile.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sa_patch.kernels import triton_programs as programs
+from sa_patch.kernels.tile_sizes import TILES, Tile, tile_for
+
+TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+INDICES = {"query_pos", "query_rank", "key_pos", "key_rank", "past", "stop"}
+# The cases that differ in code: a permuted band; a run with what was selected merged; sinks beside a local window.
+PLANS = {
+    "plan": {"TILES": 8, "BANDED": True},
+    "runs": {"PRIORS": 1},
+    "extras": {"BANDED": True, "SKIP": True, "SINKS": True, "LOCAL": True, "PART": True},
+}
+
+
+def constants(kind: str, head_dim: int, exact: bool, tile: Tile) -> dict:
+    dim = programs.dim_for(head_dim)
+    common = {"KEYS": tile.keys, "DIM": dim, "PADDED": dim != head_dim, "EXACT": exact, "SKIP": False, "LOCAL": False}
+    if kind == "requests":
+        return {**common, "ROWS": tile.rows}
+    plain = {"TILES": 1, "BANDED": False, "SINKS": False, "PRIORS": 0, "PART": False}
+    return {**common, **plain, "ROWS": tile.rows // 4, "GROUP": 4, **PLANS[kind]}
+
+
+def pointers(name: str, kind: str) -> str | None:
+    """The type of a tensor argument; None for numbers."""
+    if name in ("query", "key", "value", "output", "prior_output"):
+        return f"*{kind}"
+    if name in ("lse", "prior_lse"):
+        return "*fp32"
+    if name in INDICES:
+        return "*i32"
+    return "*i64" if name in ("order", "tile_run", "tile_start", "tile_count") else None
+
+
+def compiled(kind: str, capability: int, dtype: str, head_dim: int, tile: Tile | None = None) -> dict:
+    exact = dtype == "float32"
+    tile = tile or tile_for(head_dim, exact)
+    program = programs._attend_requests if kind == "requests" else programs._attend_plan
+    values, signature, constexprs, attributes = constants(kind, head_dim, exact, tile), {}, {}, {}
+    for place, parameter in enumerate(program.params):
+        name, pointer = parameter.name, pointers(parameter.name, TYPES[dtype])
+        signature[name] = (
+            "constexpr" if parameter.is_constexpr else pointer or ("fp32" if name == "scale_log2" else "i32")
+        )
+        if parameter.is_constexpr:
+            constexprs[(place,)] = values[name]
+        elif pointer or name.startswith("stride") or (name == "head_dim" and head_dim % 16 == 0):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(program, signature, constexprs, attributes)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return {"program": kind, "head_dim": head_dim, "dtype": dtype, "sm": capability, **figures(kernel)}
+
+
+def figures(kernel) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(kernel.asm["cubin"])
+        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", binary], capture_output=True, text=True, check=True)
+        code = subprocess.run([TOOLS / "nvdisasm", binary], capture_output=True, text=True, check=True).stdout
+    words = {
+        "wgmma": "HGMMA",
+        "mma": r"\bHMMA",
+        "async_loads": "LDGSTS",
+        "spill_stores": r"\bSTL",
+        "spill_loads": r"\bLDL",
+    }
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage.stdout + usage.stderr).group(1)),
+        "shared": kernel.metadata.shared,
+        **{name: len(re.findall(word, code)) for name, word in words.items()},
+    }
+
+
+if __name__ == "__main__":
+    capability, dtype, *rest = sys.argv[1:]
+    sizes = [int(word) for word in rest if word.isdigit()] or list(TILES)
+    for head_dim in sizes:
+        for kind in [word for word in rest if not word.isdigit()] or [*PLANS, "requests"]:
+            print(json.dumps(compiled(kind, int(capability), dtype, head_dim)), flush=True)
