@@ -267,7 +267,7 @@ def test_tokens_beside_fractions_are_weighed_once_the_length_is_known():
     variant = sa_patch.variant("swa", 0.5, sinks=4, local=0.1)
     sizes = variant.sizes(100)
     assert (sizes.window, sizes.sinks, sizes.local) == (50, 4, 10)
-    with pytest.raises(ValueError, match="at 6 tokens, sinks=4 .* leave nothing"):
+    with pytest.raises(ValueError, match=r"at 6 tokens, sinks=4 .* leave nothing"):
         variant.sizes(6)
 
 

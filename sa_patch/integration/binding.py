@@ -52,7 +52,8 @@ def _check_measured_dtype(model: nn.Module) -> None:
     found = next(model.parameters()).dtype
     if found != torch.float32:
         raise NotImplementedError(
-            f"dense_below='crossover' has been measured in float32 only, the model is in {found}: give a number of tokens"
+            f"dense_below='crossover' has been measured in float32 only, the model is in {found}: give a number of "
+            "tokens"
         )
 
 

@@ -84,10 +84,11 @@ def _own_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling
     """Whole sequences in the identity order: the own runs and what `merge` needs to add the selected ones."""
     size, batch, length = blocks.block_size, query.shape[0], query.shape[2]
     edge = length // size * size
-    whole = [_runs(tensor[:, :, :edge], size) for tensor in (query, key, value)]
-    parts = [tuple(_unruns(found, batch) for found in _causal_steps(*whole, scaling))]
+    q, k, v = (_runs(tensor[:, :, :edge], size) for tensor in (query, key, value))
+    parts = [tuple(_unruns(found, batch) for found in _causal_steps(q, k, v, scaling))]
     if edge < length:
-        parts.append(_causal_steps(*(tensor[:, :, edge:] for tensor in (query, key, value)), scaling))
+        q, k, v = (tensor[:, :, edge:] for tensor in (query, key, value))
+        parts.append(_causal_steps(q, k, v, scaling))
     output, lse = (torch.cat(pieces, dim=2) for pieces in zip(*parts, strict=True))
     return output, lse
 

@@ -146,7 +146,7 @@ class StochasticPlusWindow(Stochastic):
 
     name: ClassVar[str] = "sa+swa"
     label: ClassVar[str] = "stochastic + sliding window, untrained union"
-    layout: ClassVar[str] = "merged"
+    layout: ClassVar[str] = "merged"  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:
         super().__post_init__()
