@@ -4,6 +4,8 @@ forks them in milliseconds. Also what two runs must have in common.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import resource
@@ -11,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from sa_eval import chunks, report
 from sa_eval.store import RunDirectory
 
 CHOICES = ("--tasks", "majority_topic,cloze", "--lengths", "192", "--window", "24", "--modes", "swa,sa", "--seeds", "0")
@@ -35,6 +38,17 @@ _context.set_forkserver_preload(
         "transformers.models.qwen3.modeling_qwen3",
     ]
 )
+
+
+def begin(model, out, *more):
+    """The arguments that start a run."""
+    return ["run", "--model", str(model), "--out", str(out), *FLAGS, *more]
+
+
+def unfinish(out):
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["finished"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
 
 
 def start(arguments, log: Path, *, largest_file: int | None = None, environment=(), drawn: bool = False):
@@ -65,7 +79,6 @@ def _work(arguments, log, largest_file, environment, drawn):
     os.dup2(stream, 2)
     import warnings
 
-    from sa_eval import chunks, report
     from sa_eval.cli import main
 
     warnings.simplefilter("ignore")
@@ -107,3 +120,11 @@ def assert_same_run(out: Path, wanted: Path) -> None:
     assert directory.read_json("manifest.json")["finished"] and directory.log("failures") == []
     for log in ("budgets", "checks", "documents"):
         assert directory.raw_log(log) == RunDirectory(wanted).raw_log(log)
+
+
+def contents(folder):
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != "run.lock"
+    }

@@ -9,31 +9,14 @@ import sys
 import time
 
 import pytest
-from eval_helpers import save_tiny_model
-from run_helpers import FLAGS, assert_same_run, by_place, ended, lines, start, wait_for_records
+from run_helpers import FLAGS, assert_same_run, begin, by_place, ended, lines, start, wait_for_records
 
 from sa_eval import ranks
 from sa_eval.config import SettingsError
 from sa_eval.ranks import Ranks
 
+pytest_plugins = "run_fixtures"
 BOUND_SECONDS = 30
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def whole(model, tmp_path_factory):
-    """The same run in one process."""
-    folder = tmp_path_factory.mktemp("runs")
-    assert ended(start(begin(model, folder / "whole"), folder / "log")) == 0
-    return folder / "whole"
-
-
-def begin(model, out):
-    return ["run", "--model", model, "--out", str(out), *FLAGS]
 
 
 def launch(arguments, folder, world=2):
@@ -48,9 +31,9 @@ def launch(arguments, folder, world=2):
     ]
 
 
-def test_two_processes_leave_the_records_of_one(model, whole, tmp_path):
+def test_two_processes_leave_the_records_of_one(run_model, whole, tmp_path):
     out = tmp_path / "run"
-    assert [ended(process) for process in launch(begin(model, out), tmp_path)] == [0, 0]
+    assert [ended(process) for process in launch(begin(run_model, out), tmp_path)] == [0, 0]
     assert_same_run(out, whole)
     counts = lines(out)
     shares = [sum(count for name, count in counts.items() if (".rank1." in name) is first) for first in (False, True)]
@@ -62,9 +45,9 @@ def test_two_processes_leave_the_records_of_one(model, whole, tmp_path):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_dead_process_stops_the_run_in_bounded_time_and_resume_completes_it(model, whole, tmp_path, victim):
+def test_a_dead_process_stops_the_run_in_bounded_time_and_resume_completes_it(run_model, whole, tmp_path, victim):
     out = tmp_path / "run"
-    processes = launch(begin(model, out), tmp_path)
+    processes = launch(begin(run_model, out), tmp_path)
     assert wait_for_records(processes[0], out, 4)
     processes[victim].kill()
     start_time = time.monotonic()
@@ -82,9 +65,9 @@ def test_a_dead_process_stops_the_run_in_bounded_time_and_resume_completes_it(mo
     assert_same_run(out, whole)
 
 
-def test_a_run_of_one_process_is_completed_by_two(model, whole, tmp_path):
+def test_a_run_of_one_process_is_completed_by_two(run_model, whole, tmp_path):
     out = tmp_path / "run"
-    process = start(begin(model, out), tmp_path / "log")
+    process = start(begin(run_model, out), tmp_path / "log")
     assert wait_for_records(process, out, 4)
     process.kill()
     process.join()
@@ -92,21 +75,21 @@ def test_a_run_of_one_process_is_completed_by_two(model, whole, tmp_path):
     assert_same_run(out, whole)
 
 
-def test_what_the_first_process_refuses_ends_all(model, whole, tmp_path):
-    codes = [ended(process) for process in launch(["run", "--model", model, "--out", str(whole), *FLAGS], tmp_path)]
+def test_what_the_first_process_refuses_ends_all(run_model, whole, tmp_path):
+    codes = [ended(process) for process in launch(["run", "--model", run_model, "--out", str(whole), *FLAGS], tmp_path)]
     assert codes[0] == 2 and codes[1] != 0
     assert "already holds" in (tmp_path / "log0").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_launchers_start_it(model, whole, tmp_path, launcher):
+def test_launchers_start_it(run_model, whole, tmp_path, launcher):
     out = tmp_path / "run"
     how = {
         "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
         "torchrun": ["torch.distributed.run", "--nproc-per-node", "2"],
     }[launcher]
-    command = [sys.executable, "-m", *how, "-m", "sa_eval", *begin(model, out)]
+    command = [sys.executable, "-m", *how, "-m", "sa_eval", *begin(run_model, out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "29871"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
