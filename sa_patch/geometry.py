@@ -139,8 +139,8 @@ class Geometry:
             return self
         if device not in self._moved:
             columns = Group(self.columns.length, self.columns.query_len, device)
-            tensors = (None if tensor is None else tensor.to(device) for tensor in (self.key_mask, self.documents))
-            self._moved[device] = Geometry(columns, *tensors)
+            mask, documents = (None if x is None else x.to(device) for x in (self.key_mask, self.documents))
+            self._moved[device] = Geometry(columns, mask, documents)
         return self._moved[device]
 
     def contiguous(self) -> "Geometry":
