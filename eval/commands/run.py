@@ -45,6 +45,10 @@ what is lost when it stops
   Nothing that was finished: records are on the disk before the next documents are asked, and `sa-eval resume DIR` does
   what is missing or failed, after a kill, a full disk, Ctrl-C or memory that ran out.
 
+models larger than a device
+  --device-map auto                              one process; accelerate spreads the layers, over CPU and disk too
+  torchrun --nproc-per-node 4 -m sa_eval run --tp ...   every layer split over four processes (tensor parallel)
+
 several devices or machines
   accelerate launch --multi_gpu --num_processes 8 -m sa_eval run --device cuda ...
   torchrun --nproc-per-node 2 -m sa_eval run --device cpu ...
