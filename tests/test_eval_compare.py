@@ -260,6 +260,8 @@ def test_lost_and_won_documents_are_named(run, tmp_path, capsys):
     for arm in ("full", "swa-w64"):
         rows = found["documents"][f"{arm} / {arm}"]
         overall = next(row for row in found["rows"] if row["arm_a"] == arm and row["name"] == "overall")
+        gains = [row["score_b"] - row["score_a"] for row in rows]
+        assert gains == sorted(gains)  # the clearest losses first
         assert sum(row["score_b"] < row["score_a"] for row in rows) == overall["lost"]
         assert sum(row["score_b"] > row["score_a"] for row in rows) == overall["won"]
         assert f"lost {rows[0]['task']} #{rows[0]['index']} (1.00 to 0.00) {rows[0]['hash']}" in shown
@@ -287,10 +289,10 @@ def test_versions_models_and_arms_that_differ_are_named(run, tmp_path, capsys):
 
 
 def test_other_documents_are_a_mismatch(run, capsys):
-    one = run("one")
-    assert "20 document(s) of cloze@512 are in one of them only" in refused(
-        capsys, "compare", path(one), path(run("fewer", documents=20))
-    )
+    one, fewer = run("one"), run("fewer", documents=20)
+    for pair in ((one, fewer), (fewer, one)):
+        error = refused(capsys, "compare", *map(path, pair))
+        assert "20 document(s) of cloze@512 are in one of them only" in error
     error = refused(capsys, "compare", path(one), path(run("longer", lengths="512,1024")))
     assert "task cloze@1024 is in" in error and "longer only" in error
 

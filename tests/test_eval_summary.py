@@ -227,6 +227,14 @@ def test_speed_rows_say_what_was_not_measured(planted):
     assert row["prefill_ratio"] == 0.5 and row["peak_gib"] is None and row["decode_tokens_per_s"] is None
 
 
+def test_without_full_a_latency_has_no_ratio(tmp_path):
+    directory = planted_run(tmp_path / "run", documents=2)
+    rows = [row for row in directory.log("speed") if row["arm"] != "full"]
+    (directory.path / "speed.jsonl").unlink()
+    directory.append("speed", *rows)
+    assert {row["prefill_ratio"] for row in summary.summarise(directory)["speed"]} == {None}
+
+
 def test_published_numbers_of_the_model_stand_beside_ours(tmp_path):
     directory = planted_run(tmp_path / "run")
     settings = directory.read_json("manifest.json")["settings"]
