@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sa_patch.budget import LayerBudget, closest
@@ -13,7 +14,7 @@ from sa_patch.geometry import Group
 from sa_patch.patterns import Blocks, Pattern
 from sa_patch.variants.base import CPU, Sizes, Variant, check_integer, option
 
-_SCORE_ENTRIES = 1 << 24  # router scores held at once: 64 MiB of float32
+_SCORE_BYTES = (1 << 28, 1 << 26)  # router scores held at once: on a GPU, where few launches matter, and on a CPU
 _TOLERANCE = 0.05  # how far a block_size given by hand may miss the budget
 
 
@@ -126,28 +127,64 @@ def matched_block_size(window: int, top_k: int, sinks: int, local: int) -> int:
 def select_blocks(query: Tensor, key: Tensor, block_size: int, count: int) -> Tensor:
     """The best `count` earlier blocks of every query.
 
+    Scores are float32 whatever the dtype, and nobody waits for the device. Beyond the result it holds the blocks' means
+    and the scores of some queries at once, a few times `_SCORE_BYTES`. Where two blocks score within the rounding of a
+    float32 product, which of them is taken may differ between devices and between one call and pieces of it: sums
+    are taken in another order there. Of several equal scores the first block wins when one is asked for, any otherwise.
+
     Args:
         query: [batch, heads, query_len, head_dim], the last positions; key: [batch, kv_heads, length, head_dim].
 
     Returns:
         int64 [batch, heads, query_len, min(count, earlier blocks of the last query)], -1 where fewer are eligible.
     """
-    batch, heads, query_len, head_dim = query.shape
+    batch, heads, query_len, _ = query.shape
     length, kv_heads = key.shape[2], key.shape[1]
-    earlier = (length - 1) // block_size
-    means = key[:, :, : earlier * block_size].float().unflatten(2, (earlier, block_size)).mean(dim=3)
-    grouped = query.reshape(batch, kv_heads, heads // kv_heads, query_len, head_dim)
-    first, count, chosen = length - query_len, min(count, earlier), []
-    step = max(1, _SCORE_ENTRIES // (batch * heads * earlier))
+    first, earlier = length - query_len, (length - 1) // block_size
+    means = key[:, :, : earlier * block_size].unflatten(2, (earlier, block_size)).mean(dim=3, dtype=torch.float32)
+    block, count = torch.arange(earlier, device=query.device), min(count, earlier)
+    chosen = []
+    step = max(1, _SCORE_BYTES[query.device.type == "cpu"] // (4 * batch * heads * max(1, earlier)))
     for start in range(0, query_len, step):
-        rows = slice(start, min(start + step, query_len))
-        own = torch.arange(first + rows.start, first + rows.stop, device=query.device)[:, None] // block_size
-        # Blocks before the first row's own are open to all rows, blocks from the last row's own on to none.
-        open_to_all, reached = (first + rows.start) // block_size, (first + rows.stop - 1) // block_size
-        scores = grouped[..., rows, :].float() @ means[:, :, None, : max(reached, count)].transpose(-1, -2)
-        some = torch.arange(open_to_all, scores.shape[-1], device=query.device)
-        scores[..., open_to_all:].masked_fill_(some >= own, -torch.inf)
-        # The largest one is found faster than the largest few.
-        best = scores.argmax(dim=-1, keepdim=True) if count == 1 else scores.topk(count, dim=-1).indices
-        chosen.append(torch.where(best < own, best, -1))
+        stop = min(start + step, query_len)
+        own = torch.arange(first + start, first + stop, device=query.device)[:, None] // block_size
+        most = (first + stop - 1) // block_size  # blocks that are earlier for the last of these queries
+        rows = query[:, :, start:stop].unflatten(1, (kv_heads, -1))
+        scores = _scores(rows, means[:, :, :most]).masked_fill_(block[:most] >= own, -torch.inf)
+        if most == 0 or count == 0:
+            best = own.new_zeros(*scores.shape[:-1], 0)
+        elif count == 1:  # the largest one is found faster than the largest few
+            best = scores.argmax(dim=-1, keepdim=True)
+        else:
+            best = scores.topk(min(count, most), dim=-1).indices
+        best = torch.where(best < own, best, -1)
+        chosen.append(F.pad(best, (0, count - best.shape[-1]), value=-1))
     return torch.cat(chosen, dim=3).reshape(batch, heads, query_len, count)
+
+
+def _scores(rows: Tensor, means: Tensor) -> Tensor:
+    """Products of queries [batch, kv_heads, group, q, head_dim] and means [batch, kv_heads, m, head_dim], in float32.
+
+    On a GPU, bfloat16 queries stay as they are: a float32 mean is the sum of three bfloat16 numbers, and a bfloat16
+    product is exact in float32, so that tensor cores give what a float32 product would, in another order of summation.
+    """
+    if rows.device.type != "cuda" or rows.dtype != torch.bfloat16:
+        return rows.float() @ means[:, :, None].transpose(-1, -2)
+    parts = _split(means)
+    left = torch.cat([rows] * len(parts), dim=-1).flatten(0, 1).flatten(1, 2)
+    right = torch.cat(parts, dim=-1).flatten(0, 1).transpose(-1, -2)
+    return _product(left, right).unflatten(0, rows.shape[:2]).unflatten(2, rows.shape[2:4])
+
+
+def _split(numbers: Tensor) -> list[Tensor]:
+    """Three bfloat16 tensors whose sum is the float32 tensor: 3 x 8 bits of 24."""
+    parts, rest = [], numbers
+    for _ in range(3):
+        parts.append(rest.bfloat16())
+        rest = rest - parts[-1].float()
+    return parts
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """A batch of bfloat16 products in float32: CUDA only."""
+    return torch.bmm(left, right, out_dtype=torch.float32)
