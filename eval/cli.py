@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sa_eval import interrupts
 from sa_eval.commands import COMMANDS, load
-from sa_eval.config import SettingsError
+from sa_eval.running import interrupts
+from sa_eval.settings.config import SettingsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sa_eval import models
-from sa_eval.config import Settings
+from sa_eval.loading import models
+from sa_eval.settings.config import Settings
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 REACHED = 0.25  # share of a large matrix product's speed that small models reach end to end

@@ -22,7 +22,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from sa_eval import models
+from sa_eval.loading import models
 
 DEFAULT_NEW_TOKENS = 256
 

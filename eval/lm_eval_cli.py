@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from sa_eval.values import SettingsError
+from sa_eval.settings.values import SettingsError
 
 TARGET = "sa_eval.lm_eval_model:SparseLM"
 

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import sa_patch
-from sa_eval import models
 from sa_eval.lm import ExactRequests
+from sa_eval.loading import models
 from sa_eval.messages import shown
-from sa_eval.modes import ARM_MODES
-from sa_eval.values import SettingsError, nearest
+from sa_eval.settings.modes import ARM_MODES
+from sa_eval.settings.values import SettingsError, nearest
 
 NO_CACHE = (
     "--use_cache keeps answers under the request alone, so another mode, window or seed would be given this one's: "

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sa_eval import estimate, models, ruler
-from sa_eval.arm import Arm
-from sa_eval.arms import Sweep, arms_from, sweep_of
+from sa_eval import estimate
 from sa_eval.budgets import measured_budget
-from sa_eval.config import Settings, SettingsError
-from sa_eval.published import published_for
+from sa_eval.documents import ruler
+from sa_eval.loading import models
+from sa_eval.settings.arm import Arm
+from sa_eval.settings.arms import Sweep, arms_from, sweep_of
+from sa_eval.settings.config import Settings, SettingsError
+from sa_eval.settings.published import published_for
 
 MOST_LEFT_OUT = 40
 
@@ -21,7 +23,7 @@ def render(settings: Settings) -> str:
     Raises:
         SettingsError: when no arm but full could run on this model.
     """
-    from sa_eval import prepare
+    from sa_eval.documents import prepare
 
     source = models.find(settings.model)
     prepare.check_tasks(settings)
@@ -102,7 +104,7 @@ def _left_out(sweep: Sweep, refused: list[tuple[Arm, str]]) -> Iterator[str]:
 
 def _documents(settings: Settings) -> tuple[list[str], list[tuple[int, int]]]:
     """Lines about the tasks, and (prompt tokens, new tokens) of every document whose length is known."""
-    from sa_eval import lm_tasks
+    from sa_eval.documents import lm_tasks
     from sa_eval.tasks import TASKS
 
     offline, other = lm_tasks.split_names(settings)

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sa_eval
-from sa_eval import models
 from sa_eval.cli import main
-from sa_eval.config import settings_from
+from sa_eval.loading import models
+from sa_eval.settings.config import settings_from
 
 ASSETS = Path(sa_eval.__file__).parent / "assets"
 WEIGHTS = "model.safetensors"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sa_eval.arms import arms_from
-from sa_eval.config import settings_from
-from sa_eval.store import RunDirectory
+from sa_eval.running.store import RunDirectory
+from sa_eval.settings.arms import arms_from
+from sa_eval.settings.config import settings_from
 
 FAMILIES = {
     "needle_single": "retrieval",

@@ -6,7 +6,8 @@ import pytest
 from eval_helpers import save_tiny_model
 from run_helpers import begin, ended, start, undrawn, unfinish
 
-from sa_eval import chunks, report
+from sa_eval.page import report
+from sa_eval.running import chunks
 
 
 @pytest.fixture(scope="session")

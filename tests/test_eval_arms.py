@@ -9,12 +9,12 @@ from eval_helpers import tiny_model
 from hypothesis import given, strategies
 from hypothesis import settings as fuzz
 
-from sa_eval import layers
-from sa_eval.arms import arms_from, left_out, sweep_of
 from sa_eval.commands.run import build_parser, effective_settings
-from sa_eval.config import SettingsError, settings_from, to_yaml
-from sa_eval.modes import ARM_MODES
-from sa_eval.named_arms import OPTIONS
+from sa_eval.settings import layers
+from sa_eval.settings.arms import arms_from, left_out, sweep_of
+from sa_eval.settings.config import SettingsError, settings_from, to_yaml
+from sa_eval.settings.modes import ARM_MODES
+from sa_eval.settings.named_arms import OPTIONS
 
 
 def arms_of(**given):

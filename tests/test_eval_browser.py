@@ -6,7 +6,8 @@ import shutil
 import pytest
 from planted import PLANTED, planted_run
 
-from sa_eval import report, summary
+from sa_eval.page import report
+from sa_eval.results import summary
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")

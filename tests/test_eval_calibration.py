@@ -13,8 +13,8 @@ by few large wins. What it prints (run with --slow -s):
 import numpy as np
 import pytest
 
-from sa_eval import significance, stats
-from sa_eval.cells import adjusted, difference
+from sa_eval.results import significance, stats
+from sa_eval.results.cells import adjusted, difference
 
 
 def single(base, arm, name="task"):

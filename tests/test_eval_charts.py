@@ -6,7 +6,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from sa_eval import chart_svg, charts
+from sa_eval.page import chart_svg, charts
 
 
 def test_names_from_outside_survive_the_drawing():
@@ -50,7 +50,7 @@ def rgb(colour):
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_numbers_on_heat_are_readable_and_lines_are_seen(dark):
-    css = resources.files("sa_eval").joinpath("report.css").read_text(encoding="utf-8")
+    css = resources.files("sa_eval.page").joinpath("report.css").read_text(encoding="utf-8")
     colours = {name: rgb(value) for name, value in theme(css, dark).items()}
     for share in np.linspace(0, 1, 11):
         opacity = charts.heat_opacity(share)
@@ -60,7 +60,7 @@ def test_numbers_on_heat_are_readable_and_lines_are_seen(dark):
 
 
 def test_the_light_theme_is_what_the_figures_are_drawn_in():
-    css = resources.files("sa_eval").joinpath("report.css").read_text(encoding="utf-8")
+    css = resources.files("sa_eval.page").joinpath("report.css").read_text(encoding="utf-8")
     light, dark = theme(css, False), theme(css, True)
     assert {light[name]: name for name in chart_svg.VARIABLES.values()} == chart_svg.VARIABLES
     assert all(light[name] != dark[name] for name in chart_svg.VARIABLES.values())

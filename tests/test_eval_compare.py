@@ -7,10 +7,10 @@ import sys
 import pytest
 from planted_runs import KEYS, PLANTED, change, change_records, keep_records, planted_run
 
-from sa_eval import merge, summary
 from sa_eval.cli import main
-from sa_eval.config import SettingsError
-from sa_eval.run_files import open_run
+from sa_eval.results import merge, summary
+from sa_eval.running.run_files import open_run
+from sa_eval.settings.config import SettingsError
 
 PASSES = (("full", 0), ("swa-w64", 0), ("sa-w64", 0), ("sa-w64", 1))
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sa_eval.arms import arms_from
 from sa_eval.commands.run import build_parser, effective_settings
-from sa_eval.config import FLAGS, SETTINGS, Settings, SettingsError, settings_from, to_yaml
+from sa_eval.settings.arms import arms_from
+from sa_eval.settings.config import FLAGS, SETTINGS, Settings, SettingsError, settings_from, to_yaml
 
 
 def from_flags(*flags):

@@ -4,10 +4,11 @@ import pytest
 from eval_helpers import save_tiny_model
 from transformers.integrations import accelerate
 
-from sa_eval import models, runner
-from sa_eval.config import settings_from
+from sa_eval.loading import models
 from sa_eval.progress import Progress
-from sa_eval.store import RunDirectory
+from sa_eval.running import runner
+from sa_eval.running.store import RunDirectory
+from sa_eval.settings.config import settings_from
 
 
 @pytest.fixture(scope="module")

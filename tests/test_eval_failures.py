@@ -7,11 +7,12 @@ import torch
 from run_helpers import begin, by_place, lines
 
 import sa_patch
-from sa_eval import lm_tasks, scoring
-from sa_eval.arms import Arm
 from sa_eval.cli import main
+from sa_eval.documents import lm_tasks
 from sa_eval.lm import ExactLM
-from sa_eval.store import RunDirectory
+from sa_eval.running import scoring
+from sa_eval.running.store import RunDirectory
+from sa_eval.settings.arms import Arm
 
 pytest_plugins = "run_fixtures"
 pytestmark = pytest.mark.usefixtures("small_chunks")

@@ -7,10 +7,10 @@ from conftest import make_model
 from transformers.models.gemma2 import Gemma2Config, Gemma2ForCausalLM
 
 import sa_patch
-from sa_eval.arm import Arm
-from sa_eval.config import SettingsError
 from sa_eval.fidelity import buckets, layers, measure, summary, texts
 from sa_eval.fidelity.head import AGREE, KL, NATS, NATS_FULL, Head, kl
+from sa_eval.settings.arm import Arm
+from sa_eval.settings.config import SettingsError
 from sa_patch.geometry import Group
 from sa_patch.kernels.reference import Reference
 from sa_patch.patterns import Dense

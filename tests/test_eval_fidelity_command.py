@@ -15,8 +15,8 @@ from eval_helpers import save_tiny_model, tiny_tokenizer
 
 from sa_eval.cli import main
 from sa_eval.commands import fidelity as command
-from sa_eval.config import SettingsError, settings_from
 from sa_eval.fidelity import measure, outputs, run, texts
+from sa_eval.settings.config import SettingsError, settings_from
 from sa_eval.tasks import TASKS
 
 WORDS = "The old baker left the ring in the kitchen, and then the young teacher found the coin near the river. "
@@ -256,7 +256,7 @@ def test_help_and_bad_arguments_import_nothing_heavy():
 
 
 def test_every_setting_that_makes_an_arm_is_a_flag():
-    from sa_eval.arms import arms_from
+    from sa_eval.settings.arms import arms_from
 
     asked = set()
 

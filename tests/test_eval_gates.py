@@ -3,7 +3,7 @@
 import pytest
 from planted_runs import PLANTED, change, change_records, keep_records, planted_run, set_budget
 
-from sa_eval import gates, summary, table
+from sa_eval.results import gates, summary, table
 
 NAMES = {
     *("sparse above full", "truncation", "empty answers", "density near 1", "full below floor", "budget unmatched"),

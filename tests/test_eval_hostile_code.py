@@ -14,9 +14,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks.ruler import common_utils
 from safetensors.torch import load_file
 
-from sa_eval import lm_eval_tasks, model_files, ruler
 from sa_eval.cli import main
-from sa_eval.config import SettingsError, settings_from
+from sa_eval.documents import lm_eval_tasks, ruler
+from sa_eval.loading import model_files
+from sa_eval.settings.config import SettingsError, settings_from
 
 # RULER's documents are made in a forked child; newer Pythons warn about forking a process that has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -10,13 +10,15 @@ from eval_helpers import save_tiny_model
 from hostile_helpers import files_under
 from hypothesis import HealthCheck, example, given, settings, strategies
 
-from sa_eval import lm_eval_tasks, models, prepare, runner
-from sa_eval.arms import arms_from
 from sa_eval.cli import main
-from sa_eval.config import SETTINGS, SettingsError, settings_from, to_yaml
-from sa_eval.lm_tasks import PreparedTask
-from sa_eval.settings_file import read_yaml
-from sa_eval.values import LARGEST
+from sa_eval.documents import lm_eval_tasks, prepare
+from sa_eval.documents.lm_tasks import PreparedTask
+from sa_eval.loading import models
+from sa_eval.running import runner
+from sa_eval.settings.arms import arms_from
+from sa_eval.settings.config import SETTINGS, SettingsError, settings_from, to_yaml
+from sa_eval.settings.settings_file import read_yaml
+from sa_eval.settings.values import LARGEST
 
 FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ODD = [None, True, -1, 0, 1, 7, LARGEST, LARGEST + 1, 2**80, 0.5, 1.0, 1e-9, float("nan"), float("inf"), -0.5]

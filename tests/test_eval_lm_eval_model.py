@@ -11,12 +11,14 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from sa_eval import lm_eval_cli, models, runner
-from sa_eval.config import settings_from
+from sa_eval import lm_eval_cli
 from sa_eval.lm_eval_model import SparseLM
+from sa_eval.loading import models
 from sa_eval.progress import Progress
-from sa_eval.store import RunDirectory
-from sa_eval.values import SettingsError
+from sa_eval.running import runner
+from sa_eval.running.store import RunDirectory
+from sa_eval.settings.config import settings_from
+from sa_eval.settings.values import SettingsError
 
 TEXT = "The clerk examined the bundle near the square and the magic number was late again"
 ROWS = [

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from eval_helpers import tiny_model, tiny_tokenizer
 
-from sa_eval import lm_eval_tasks, models, ruler, runner, summary
-from sa_eval.arms import arms_from
-from sa_eval.config import SettingsError, settings_from
+from sa_eval.documents import lm_eval_tasks, ruler
 from sa_eval.lm import ExactLM
+from sa_eval.loading import models
 from sa_eval.progress import Progress
-from sa_eval.store import RunDirectory
+from sa_eval.results import summary
+from sa_eval.running import runner
+from sa_eval.running.store import RunDirectory
+from sa_eval.settings.arms import arms_from
+from sa_eval.settings.config import SettingsError, settings_from
 
 ROWS = [
     {

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from eval_helpers import save_tiny_model
 
-from sa_eval import lm_eval_tasks, lm_tasks, presets, ruler
-from sa_eval.arms import arms_from, left_out
 from sa_eval.cli import main
 from sa_eval.commands.run import build_parser, effective_settings
-from sa_eval.config import settings_from
-from sa_eval.settings_file import read_yaml
+from sa_eval.documents import lm_eval_tasks, lm_tasks, ruler
+from sa_eval.settings import presets
+from sa_eval.settings.arms import arms_from, left_out
+from sa_eval.settings.config import settings_from
+from sa_eval.settings.settings_file import read_yaml
 
 FOLDER = Path(__file__).parent.parent / "configs"
 NAMES = presets.names()

@@ -5,10 +5,10 @@ import json
 import pytest
 import yaml
 
-from sa_eval.config import SettingsError, settings_from, to_yaml
-from sa_eval.presets import place
-from sa_eval.published import published_for
-from sa_eval.settings_file import read_yaml
+from sa_eval.settings.config import SettingsError, settings_from, to_yaml
+from sa_eval.settings.presets import place
+from sa_eval.settings.published import published_for
+from sa_eval.settings.settings_file import read_yaml
 
 GIVEN = {
     "source": "a paper",

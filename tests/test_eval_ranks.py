@@ -11,9 +11,9 @@ import time
 import pytest
 from run_helpers import FLAGS, assert_same_run, begin, by_place, ended, lines, start, wait_for_records
 
-from sa_eval import ranks
-from sa_eval.config import SettingsError
-from sa_eval.ranks import Ranks
+from sa_eval.running import ranks
+from sa_eval.running.ranks import Ranks
+from sa_eval.settings.config import SettingsError
 
 pytest_plugins = "run_fixtures"
 BOUND_SECONDS = 30
@@ -114,7 +114,7 @@ def test_one_numbered_device_is_not_for_several_processes(monkeypatch):
 
 
 def test_alone_nothing_is_told_or_waited_for(tmp_path):
-    from sa_eval.store import RunDirectory
+    from sa_eval.running.store import RunDirectory
 
     crew = ranks.Crew(Ranks(), RunDirectory(tmp_path), 1)
     with crew.aboard():

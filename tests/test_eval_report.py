@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from planted import FAMILIES, PLANTED, planted_run
 
-from sa_eval import report, report_documents, summary
+from sa_eval.page import report, report_documents
+from sa_eval.results import summary
 
 HOSTILE = (
     "</script><script>hacked=1</script><img src=x onerror=hacked=1>\"'><svg onload=hacked=1>"
@@ -150,7 +151,7 @@ def test_gates_that_did_not_pass_are_open_and_the_others_folded(hostile):
 def test_nothing_from_outside_becomes_markup(hostile):
     page = read(hostile)
     body = lxml.html.document_fromstring(page)
-    script = resources.files("sa_eval").joinpath("report.js").read_text(encoding="utf-8")
+    script = resources.files("sa_eval.page").joinpath("report.js").read_text(encoding="utf-8")
     assert [element.text for element in body.iter("script")] == [script]
     assert not list(body.iter("img", "iframe", "object", "embed", "link", "base"))
     assert not [name for element in body.iter() for name in element.attrib if name.startswith("on")]

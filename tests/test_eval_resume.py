@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 from run_helpers import assert_same_run, begin, by_place, contents, ended, lines, start, wait_for_records
 
-from sa_eval import lock, measure, resume, runner
-from sa_eval.arms import Arm
 from sa_eval.cli import main
 from sa_eval.progress import Progress
-from sa_eval.store import RunDirectory
+from sa_eval.running import lock, measure, resume, runner
+from sa_eval.running.store import RunDirectory
+from sa_eval.settings.arms import Arm
 
 pytest_plugins = "run_fixtures"
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -154,7 +154,7 @@ def test_latency_is_measured_again_only_for_lengths_that_lack_an_arm(tmp_path, m
         asked.append((list(prompts), [arm.name for arm in arms]))
         return [{"arm": arm.name, "length": length, "prefill_ms": 1.0} for arm in arms for length in prompts]
 
-    monkeypatch.setattr("sa_eval.speed.measure_prefill", measure_prefill)
+    monkeypatch.setattr("sa_eval.timing.speed.measure_prefill", measure_prefill)
     monkeypatch.setattr(measure, "prompt_row", lambda lm, request: [1, 2])
     task = SimpleNamespace(instances=[None])
     tasks = [SimpleNamespace(length=length, task=task) for length in (64, 128, 128)]

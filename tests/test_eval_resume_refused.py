@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from run_helpers import contents
 
-from sa_eval import environment, keys, lm_tasks
-from sa_eval.arms import Arm
+from sa_eval import environment
 from sa_eval.cli import main
+from sa_eval.documents import lm_tasks
+from sa_eval.running import keys
+from sa_eval.settings.arms import Arm
 
 pytest_plugins = "run_fixtures"
 pytestmark = pytest.mark.usefixtures("small_chunks")

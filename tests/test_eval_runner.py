@@ -8,12 +8,14 @@ import torch
 from eval_helpers import tiny_model, tiny_tokenizer
 
 import sa_patch
-from sa_eval import models, runner, summary
-from sa_eval.arms import Arm, arms_from
-from sa_eval.config import SettingsError, settings_from
 from sa_eval.lm import ExactLM
+from sa_eval.loading import models
 from sa_eval.progress import Progress
-from sa_eval.store import RunDirectory
+from sa_eval.results import summary
+from sa_eval.running import runner
+from sa_eval.running.store import RunDirectory
+from sa_eval.settings.arms import Arm, arms_from
+from sa_eval.settings.config import SettingsError, settings_from
 
 SMALL = {
     "modes": "swa,sa,moba",

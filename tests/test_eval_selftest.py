@@ -7,10 +7,11 @@ import torch
 from eval_helpers import save_tiny_model, tiny_model, tiny_tokenizer
 from run_helpers import undrawn
 
-from sa_eval import report, selftest
-from sa_eval.arms import Arm
 from sa_eval.cli import main
 from sa_eval.lm import ExactLM
+from sa_eval.page import report
+from sa_eval.running import selftest
+from sa_eval.settings.arms import Arm
 from sa_patch.geometry import Geometry
 from sa_patch.integration import attention
 

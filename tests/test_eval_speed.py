@@ -11,13 +11,13 @@ import pytest
 import torch
 from eval_helpers import save_tiny_model, tiny_model
 
-from sa_eval import speed, speed_memory, speed_report, speed_run
-from sa_eval.arms import arms_from
 from sa_eval.commands.speed import main
-from sa_eval.config import SettingsError, settings_from
 from sa_eval.progress import Progress
-from sa_eval.speed_floor import Floor
-from sa_eval.speed_settings import speed_settings
+from sa_eval.settings.arms import arms_from
+from sa_eval.settings.config import SettingsError, settings_from
+from sa_eval.timing import speed, speed_memory, speed_report, speed_run
+from sa_eval.timing.speed_floor import Floor
+from sa_eval.timing.speed_settings import speed_settings
 
 ROOT = Path(__file__).parent.parent
 PROMPT = list(range(5, 205))
@@ -293,7 +293,7 @@ def test_a_shape_file_is_enough(tmp_path):
 
 
 def test_the_shipped_shape_is_qwen3_8b():
-    from sa_eval.speed_model import shape_file
+    from sa_eval.timing.speed_model import shape_file
 
     config = shape_file(str(ROOT / "configs/shapes/qwen3-8b.json"))
     with torch.device("meta"):

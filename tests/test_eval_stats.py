@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from sa_eval import significance, stats
+from sa_eval.results import significance, stats
 
 
 def strata(*by_task):

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from sa_eval import jsonl, lock
-from sa_eval.config import SettingsError
-from sa_eval.jsonl import StorageError
-from sa_eval.store import RunDirectory
+from sa_eval.running import jsonl, lock
+from sa_eval.running.jsonl import StorageError
+from sa_eval.running.store import RunDirectory
+from sa_eval.settings.config import SettingsError
 
 ROWS = [{"number": number, "text": "wörter\u2028 und \ud800 Rest"} for number in range(3)]
 

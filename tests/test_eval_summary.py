@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planted_runs import PLANTED, change, change_records, keep_records, planted_run
 
-from sa_eval import answer, cells, significance, summary, table
+from sa_eval.results import answer, cells, significance, summary, table
 
 ALIKE = {label: dict.fromkeys(PLANTED["full"], 0.8) for label in PLANTED}
 

@@ -6,10 +6,10 @@ import pytest
 from eval_helpers import save_tiny_model
 from run_helpers import FLAGS, by_place, ended, lines, start, wait_for_records
 
-from sa_eval import tensor_parallel
-from sa_eval.config import SettingsError, settings_from
-from sa_eval.ranks import Ranks
-from sa_eval.store import RunDirectory
+from sa_eval.running import tensor_parallel
+from sa_eval.running.ranks import Ranks
+from sa_eval.running.store import RunDirectory
+from sa_eval.settings.config import SettingsError, settings_from
 
 
 @pytest.fixture(scope="module")

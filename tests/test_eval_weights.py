@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sa_eval import weights
+from sa_eval.loading import weights
 
 
 @pytest.fixture

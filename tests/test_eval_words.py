@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planted import FAMILIES, GOOD, PLANTED, planted_run
 
-from sa_eval import summary, table
+from sa_eval.results import summary, table
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sa_eval.config import SettingsError
 from sa_eval.messages import one_line
+from sa_eval.settings.config import SettingsError
 
 HELP = "set two runs side by side: differences on the same documents, which were lost and won"
 DETAILS = """\
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse_args(arguments)
     if (namespace.arm_a is None) != (namespace.arm_b is None):
         raise SettingsError("--arm-a and --arm-b go together: one arm of each run")
-    from sa_eval import comparison, run_files
+    from sa_eval.results import comparison
+    from sa_eval.running import run_files
 
     sides = [comparison.Side.of(*run_files.open_run(path)) for path in (namespace.a, namespace.b)]
     arms = (namespace.arm_a, namespace.arm_b) if namespace.arm_a else None
@@ -67,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def render(found: dict[str, Any], documents: int = 0) -> str:
     """Plain text: what differs about the runs, then a block per pair of arms."""
-    from sa_eval import table
+    from sa_eval.results import table
 
     blocks = ["\n".join([f"A  {found['a']}", f"B  {found['b']}", *_different(found["different"])])]
     for pair in found["documents"]:
@@ -117,7 +118,7 @@ def _different(texts: list[str]) -> list[str]:
 
 
 def _named(documents: list[dict[str, Any]], most: int) -> list[str]:
-    from sa_eval import comparison
+    from sa_eval.results import comparison
 
     if most <= 0:
         return []

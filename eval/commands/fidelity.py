@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sa_eval.config import SETTINGS, Settings, SettingsError, settings_from
 from sa_eval.messages import shown
-from sa_eval.settings_file import read_yaml
+from sa_eval.settings.config import SETTINGS, Settings, SettingsError, settings_from
+from sa_eval.settings.settings_file import read_yaml
 
 HELP = "compare every arm's next-token distribution with the full model's, on your own texts; no task needed"
 DESCRIPTION = """\
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from sa_eval.modes import MODE_HELP
+    from sa_eval.settings.modes import MODE_HELP
 
     modes = "\n".join(f"  {name:<16} {text}" for name, text in MODE_HELP.items())
     parser = argparse.ArgumentParser(

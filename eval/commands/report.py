@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from sa_eval.config import SettingsError
+from sa_eval.settings.config import SettingsError
 
 HELP = "compute table, results and report anew from a run's files; merge runs whose arms belong together"
 DETAILS = """\
@@ -27,7 +27,9 @@ exit status
 
 def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse_args(arguments)
-    from sa_eval import merge, report, run_files, summary, table
+    from sa_eval.page import report
+    from sa_eval.results import merge, summary, table
+    from sa_eval.running import run_files
 
     runs = [run_files.open_run(path) for path in namespace.directories]
     if len(runs) > 1 and namespace.out is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from sa_eval import interrupts
 from sa_eval.commands.run import finish, is_first_process
+from sa_eval.running import interrupts
 
 HELP = "continue a run that was killed, interrupted or in which something failed"
 DETAILS = """\
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
 
     progress = Progress(verbose=namespace.verbose, enabled=is_first_process())
     with progress.quiet():
-        from sa_eval import resume, runner
+        from sa_eval.running import resume, runner
     directory, _ = resume.open_directory(namespace.directory)
     with interrupts.sigterm_stops():
         if resume.nothing_left(directory):

@@ -11,10 +11,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from sa_eval import interrupts, presets
-from sa_eval.config import FLAGS, Settings, SettingsError, settings_from
-from sa_eval.modes import ARM_MODES, MODE_HELP
-from sa_eval.settings_file import read_yaml
+from sa_eval.running import interrupts
+from sa_eval.settings import presets
+from sa_eval.settings.config import FLAGS, Settings, SettingsError, settings_from
+from sa_eval.settings.modes import ARM_MODES, MODE_HELP
+from sa_eval.settings.settings_file import read_yaml
 
 EXAMPLES = """\
 examples
@@ -127,7 +128,7 @@ def run(settings: Settings, *, verbose: bool = False) -> int:
 
     progress = Progress(verbose=verbose, enabled=is_first_process())
     with progress.quiet():
-        from sa_eval import runner
+        from sa_eval.running import runner
     with interrupts.sigterm_stops():
         return finish(runner.run(settings, progress), progress)
 
@@ -136,7 +137,8 @@ def finish(outcome: Any, progress: Any) -> int:
     """Table and report of what there is; the exit status. Processes beside the first one have nothing to say."""
     if not outcome.main:
         return outcome.status or 0
-    from sa_eval import report, summary, table
+    from sa_eval.page import report
+    from sa_eval.results import summary, table
 
     directory = outcome.directory
     with contextlib.nullcontext() if outcome.status is None else interrupts.ignored():

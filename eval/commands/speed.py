@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sa_eval.speed_settings import DEFAULTS, OWN, SHARED, speed_settings
+from sa_eval.timing.speed_settings import DEFAULTS, OWN, SHARED, speed_settings
 
 HELP = "measure speed and memory: time to first token, tokens per second, peak memory, beside full"
 DESCRIPTION = """\
@@ -53,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
 
     progress = Progress(verbose=namespace.verbose)
     with progress.quiet():
-        from sa_eval import model_files, speed_report, speed_run
+        from sa_eval.loading import model_files
+        from sa_eval.timing import speed_report, speed_run
     with model_files.code_kept_out(asked.of):
         result, directory = speed_run.run(asked, progress)
     print(f"\n{speed_report.table(result)}\n\nresult: {directory.path}")
@@ -63,8 +64,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from sa_eval.config import SETTINGS
-    from sa_eval.modes import MODE_HELP
+    from sa_eval.settings.config import SETTINGS
+    from sa_eval.settings.modes import MODE_HELP
 
     modes = "\n".join(f"  {name:<16} {text}" for name, text in MODE_HELP.items())
     parser = argparse.ArgumentParser(

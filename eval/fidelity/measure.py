@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sa_eval.arm import Arm
 from sa_eval.budgets import measured_budget
-from sa_eval.config import SettingsError
 from sa_eval.fidelity import buckets
 from sa_eval.fidelity.head import Head
 from sa_eval.fidelity.layers import Attending, LayerSums, Watch
 from sa_eval.fidelity.probe import Probe
 from sa_eval.fidelity.texts import Cut, Passage
+from sa_eval.settings.arm import Arm
+from sa_eval.settings.config import SettingsError
 
 FEW = 16  # tokens for finding out how a model is built
 COUNT = 4  # column of token sums after the four of head.compare

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sa_eval import environment, model_files, models, runner
-from sa_eval.arm import Arm
-from sa_eval.arms import arms_from, left_out
-from sa_eval.config import Settings, SettingsError
+from sa_eval import environment
 from sa_eval.fidelity import buckets, layers, measure, summary, texts
+from sa_eval.loading import model_files, models
 from sa_eval.messages import one_line, shown
 from sa_eval.progress import Bar, Progress
-from sa_eval.store import RunDirectory
+from sa_eval.running import runner
+from sa_eval.running.store import RunDirectory
+from sa_eval.settings.arm import Arm
+from sa_eval.settings.arms import arms_from, left_out
+from sa_eval.settings.config import Settings, SettingsError
 
 DOCUMENTS = 2  # of each task of the bundled texts
 PASSAGES = 8  # of each text of the user

@@ -1,0 +1,246 @@
+"""Owns how a figure looks: one drawing of a panel and of a heatmap, for the page and for the files alike.
+
+Data come in as Panel and Heatmap, nothing is computed from scores here. Colours are the light theme's; chart_svg.py
+turns them into the page's CSS variables. Imports matplotlib's object interface only: no pyplot, no global figure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+
+from sa_eval.page.visible import visible
+
+INK, SOFT, LINE, CARD, HEAT = "#1c1d1f", "#5d6066", "#e2e3e1", "#ffffff", "#2e6fc7"
+# The first labels keep their colour and mark in every run; any other takes the next free one.
+LABELS = ("swa", "sa", "sa-bucket", "sa+swa", "moba", "random-keys", "sa-circular", "sa-dyadic", "sa-dyadic-bucket")
+COLOURS = (
+    *("#2a6fc8", "#d1490c", "#a87400", "#8a3fb0", "#12835a"),
+    *("#6b7178", "#0b7f8c", "#c2307e", "#4b52c9", "#7a6a58"),
+)
+MARKS = ("s", "o", "^", "D", "v", "X", "h", "P", "p", "d")
+HEAT_LEAST, HEAT_MOST = 0.04, 0.50  # opacity at 0 and at 100 %: ink stays readable on all of it, in both themes
+WIDTH, HEIGHT, HEAD = 3.0, 2.3, 0.62  # inches
+MARK = 0.15
+RIGHT, TOP, BOTTOM = 0.14, 0.32, 0.44
+FULL = "full"
+STYLE = {
+    "font.size": 8.0,
+    "text.parse_math": False,  # names come from outside: a dollar sign is a dollar sign
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sa-eval",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One arm in one panel; y, low and high are shares between 0 and 1, x is in the panel's unit."""
+
+    label: str
+    arm: str
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Accuracy against one cost. `full` is drawn as a level with its interval; x_range is shared by a row of panels."""
+
+    title: str
+    x_name: str
+    points: tuple[Point, ...]
+    full: Point | None
+    x_range: tuple[float, float]
+    matched: bool  # x is a budget that arms share: ticks at powers of two, and arms are set apart
+    left = 0.38  # inches for the labels of the y axis
+
+    @property
+    def text(self) -> str:
+        """What the chart shows, in words."""
+        return f"{self.title}: accuracy against {self.x_name}. " + "; ".join(tips(self).values()) + "."
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Shares by row and column with how many answers each rests on; None where there is none."""
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    shares: tuple[tuple[float | None, ...], ...]
+    counts: tuple[tuple[int, ...], ...]
+    left = 0.64
+
+    @property
+    def text(self) -> str:
+        parts = [
+            f"depth {row}, {column} tokens: " + ("no documents" if share is None else f"{100 * share:.0f} %")
+            for row, shares in zip(self.rows, self.shares, strict=True)
+            for column, share in zip(self.columns, shares, strict=True)
+        ]
+        return f"{self.title}, accuracy by depth and length. " + "; ".join(parts) + "."
+
+
+def slots(labels: Iterable[str]) -> dict[str, int]:
+    """Label -> its colour and mark, the same for known labels in every run."""
+    unknown = [label for label in dict.fromkeys(labels) if label not in LABELS and label != FULL]
+    free = range(len(LABELS), len(LABELS) + len(unknown))
+    return {label: slot for slot, label in enumerate(LABELS)} | dict(zip(unknown, free, strict=True))
+
+
+def tip(panel: Panel, point: Point) -> str:
+    near = f"{100 * point.y:.1f} % ({100 * point.low:.1f} to {100 * point.high:.1f})"
+    return f"{point.arm} {near} at {_number(point.x)} {panel.x_name}"
+
+
+def tips(item: Panel | Heatmap) -> dict[str, str]:
+    """What hovering shows, by the drawn element's id."""
+    if isinstance(item, Heatmap):
+        return {}
+    level = {"tip-full": f"full {100 * item.full.y:.1f} %"} if item.full is not None else {}
+    return level | {f"tip-{index}": tip(item, point) for index, point in enumerate(item.points)}
+
+
+def sheet(
+    items: Sequence[Any], draw: Callable[[Axes, Any], None], columns: int, heading: str = "", legend: Sequence[Any] = ()
+) -> Figure:
+    """A figure of equal cells, drawn one by one; with a heading (and a legend) when it has to stand alone."""
+    with matplotlib.rc_context(STYLE):
+        return _sheet(items, draw, min(columns, len(items)), heading, legend)
+
+
+def _sheet(
+    items: Sequence[Any], draw: Callable[[Axes, Any], None], columns: int, heading: str, legend: Sequence[Any]
+) -> Figure:
+    rows = math.ceil(len(items) / columns)
+    width, height = columns * WIDTH, rows * HEIGHT + (HEAD if heading else 0)
+    figure = Figure((width, height), facecolor="none" if not heading else CARD)
+    for position, item in enumerate(items):
+        row, column = divmod(position, columns)
+        left, bottom = column * WIDTH + item.left, (rows - 1 - row) * HEIGHT + BOTTOM
+        size = WIDTH - item.left - RIGHT, HEIGHT - TOP - BOTTOM
+        axes = figure.add_axes((left / width, bottom / height, size[0] / width, size[1] / height), facecolor="none")
+        _bare(axes)
+        draw(axes, item)
+    if heading:
+        figure.text(0.12 / width, 1 - 0.2 / height, visible(heading), size=10, weight="bold", color=INK, va="center")
+    if legend:
+        place = {"loc": "center left", "bbox_to_anchor": (0.05 / width, 1 - 0.44 / height), "ncols": len(legend)}
+        figure.legend(handles=list(legend), frameon=False, borderpad=0, labelcolor=SOFT, **place)
+    return figure
+
+
+def draw_panel(axes: Axes, panel: Panel, places: dict[str, int]) -> None:
+    """Whiskers of arms at one budget would cover each other: each label is moved a little to the side."""
+    axes.set_title(visible(panel.title), loc="left", size=9, weight="bold", color=INK, pad=7, y=1.0)
+    ticks = _ticks(*panel.x_range, panel.matched)
+    axes.set(xscale="log", xlim=panel.x_range, ylim=(-0.03, 1.03))
+    axes.set_xticks(ticks, [_number(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
+    axes.set_xlabel(panel.x_name, color=SOFT, labelpad=3)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    if panel.full is not None:
+        axes.axhspan(panel.full.low, panel.full.high, color=SOFT, alpha=0.13, linewidth=0)
+        axes.axhline(panel.full.y, color=SOFT, linewidth=1.1, dashes=(4, 3), gid="tip-full")
+    labels = list(dict.fromkeys(point.label for point in panel.points))
+    for position, label in enumerate(labels):
+        dodge = 2.6 * (position - (len(labels) - 1) / 2) / 72 if panel.matched else 0.0
+        series = [(index, point) for index, point in enumerate(panel.points) if point.label == label]
+        _series(axes, sorted(series, key=lambda entry: entry[1].x), dodge, look(label, places))
+
+
+def draw_heatmap(axes: Axes, heatmap: Heatmap) -> None:
+    axes.set_title(visible(heatmap.title), loc="left", size=9, weight="bold", color=INK, pad=7, y=1.0)
+    axes.set(xlim=(0, len(heatmap.columns)), ylim=(len(heatmap.rows), 0))
+    axes.set_xticks([column + 0.5 for column in range(len(heatmap.columns))], heatmap.columns)
+    axes.set_yticks([row + 0.5 for row in range(len(heatmap.rows))], heatmap.rows)
+    axes.set_xlabel("tokens", color=SOFT, labelpad=3)
+    for row, shares in enumerate(heatmap.shares):
+        for column, share in enumerate(shares):
+            opacity = 0.0 if share is None else heat_opacity(share)
+            square = Rectangle((column + 0.02, row + 0.03), 0.96, 0.94, color=HEAT, alpha=opacity, linewidth=0)
+            axes.add_patch(square)
+            text = "\u2013" if share is None else f"{100 * share:.0f}"
+            axes.text(column + 0.5, row + 0.52, text, ha="center", va="center", color=INK)
+
+
+def heat_opacity(share: float) -> float:
+    return HEAT_LEAST + (HEAT_MOST - HEAT_LEAST) * share
+
+
+def mark(label: str, places: dict[str, int]) -> Figure:
+    """The mark of one label alone, for the page's legend."""
+    figure = Figure((MARK, MARK), facecolor="none")
+    handle = Line2D([0.5], [0.5], linestyle="none", transform=figure.transFigure, **look(label, places))
+    figure.add_artist(handle)
+    return figure
+
+
+def legend(labels: Iterable[str], places: dict[str, int]) -> list[Line2D]:
+    """Handles for a figure that stands alone; the last one explains the dashed level."""
+    handles = [Line2D([], [], linestyle="none", label=visible(label), **look(label, places)) for label in labels]
+    level = Line2D([], [], color=SOFT, linewidth=1.1, dashes=(4, 3), label="full attention and its interval")
+    return [*handles, level]
+
+
+def look(label: str, places: dict[str, int]) -> dict[str, Any]:
+    if label == FULL:
+        return {"color": INK, "marker": "*", "markersize": 8.5, "markeredgecolor": CARD, "markeredgewidth": 0.5}
+    turn, colour = divmod(places[label], len(COLOURS))
+    shape = MARKS[(colour + turn) % len(MARKS)]  # the eleventh label has the first colour and another mark
+    return {
+        "color": COLOURS[colour],
+        "marker": shape,
+        "markersize": 5.6,
+        "markeredgecolor": CARD,
+        "markeredgewidth": 0.7,
+    }
+
+
+def _series(axes: Axes, series: list[tuple[int, Point]], dodge: float, style: dict[str, Any]) -> None:
+    place = axes.transData + ScaledTranslation(dodge, 0, axes.figure.dpi_scale_trans)
+    colour = style["color"]
+    if len(series) > 1:
+        path = [point.x for _, point in series], [point.y for _, point in series]
+        axes.plot(*path, color=colour, linewidth=1.1, alpha=0.7, transform=place)
+    for index, point in series:
+        whisker = [point.x, point.x], [point.low, point.high]
+        axes.plot(*whisker, color=colour, linewidth=1.1, alpha=0.6, transform=place, clip_on=False)
+        axes.plot([point.x], [point.y], transform=place, clip_on=False, gid=f"tip-{index}", **style)
+
+
+def _bare(axes: Axes) -> None:
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(length=0, labelcolor=SOFT, labelsize=8, pad=4)
+    axes.set_axisbelow(True)
+
+
+def _ticks(low: float, high: float, matched: bool) -> list[float]:
+    """At most five round numbers inside the range."""
+    if matched:
+        found = [2.0**power for power in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
+    else:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        found = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+    found = [tick for tick in found if low <= tick <= high]
+    if len(found) < 2:
+        found = [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+    return found[:: math.ceil(len(found) / 5)] if found else []
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"

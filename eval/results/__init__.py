@@ -1,0 +1,1 @@
+"""From records to results: statistics, gates, words and tables. Reads files only."""

@@ -1,0 +1,76 @@
+"""Owns what an arm is: one variant at one budget with its seeds. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sa_eval.settings import layers
+from sa_eval.settings.values import SettingsError
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the comparison. `options` is what `sa_patch.apply` gets besides mode, window, seed and kernel.
+
+    A slice in options["dense_layers"] waits for the model's depth: use `apply`.
+    """
+
+    name: str  # unique in a run and usable in a file name
+    label: str  # the name without window and dense tail: arms of one label lie on one line of a chart
+    mode: str  # the sa_patch mode
+    window: int | float | None  # None: full
+    dense_tail: int = 0
+    seeds: tuple[int, ...] = (0,)
+    kernel: str = "auto"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def apply(self, model: Any, seed: int) -> Any:
+        """Patch the model; the caller restores. The full arm runs the model's own attention and returns None."""
+        if self.window is None:
+            return None
+        import sa_patch
+
+        options = dict(self.options)
+        if "dense_layers" in options:
+            depth = model.config.get_text_config().num_hidden_layers
+            options["dense_layers"] = layers.resolve(options["dense_layers"], depth)
+        return sa_patch.apply(model, mode=self.mode, window=self.window, seed=seed, kernel=self.kernel, **options)
+
+    def check(self) -> None:
+        """Refuse an arm that no model can run, before a model is loaded."""
+        if self.window is None:
+            return
+        from sa_patch import kernels
+
+        try:
+            kernels.check_name(self.kernel)
+        except ValueError as error:
+            raise SettingsError(f"arm {self.name} cannot run: {error}") from error
+        reason = self.refusal()
+        if reason:
+            raise SettingsError(f"arm {self.name} cannot run: {reason}")
+
+    def refusal(self) -> str | None:
+        """Why the variant refuses these options, whatever the model; None when it takes them."""
+        import sa_patch
+
+        numbers = tuple(layer for layer in self.options.get("dense_layers", ()) if isinstance(layer, int))
+        options = {**self.options, "dense_layers": numbers}
+        try:
+            sa_patch.variant(self.mode, self.window or 1, seed=self.seeds[0], **options)
+        except (ValueError, NotImplementedError) as error:
+            return str(error)
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "label": self.label,
+            "mode": self.mode,
+            "window": self.window,
+            "dense_tail": self.dense_tail,
+            "seeds": list(self.seeds),
+            "kernel": self.kernel,
+            "options": self.options,
+        }

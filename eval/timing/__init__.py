@@ -1,0 +1,1 @@
+"""`sa-eval speed`: time to first token, tokens per second, memory."""

@@ -1,0 +1,87 @@
+"""Owns what `sa-eval speed` can be asked: the settings it shares with a run, and its own. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sa_eval.settings.config import SETTINGS, Settings, SettingsError, setting, settings_from
+from sa_eval.settings.values import checked_item
+
+# Settings of a run that mean the same here.
+SHARED = (
+    *("model", "revision", "modes", "window", "lengths"),
+    *("form", "horizon", "sinks", "local", "dense_layers", "dense_tail", "dense_below", "decode", "budget", "kernel"),
+    *("batch_size", "threads", "device", "dtype", "device_map", "use_safetensors", "trust_remote_code", "out"),
+)
+DEFAULTS: dict[str, Any] = {
+    "modes": ("full", "swa", "sa", "sa-bucket", "moba"),
+    "window": (128,),
+    "lengths": (512, 1024, 2048),
+    "batch_size": 1,
+}
+
+
+@dataclass(frozen=True)
+class SpeedSettings:
+    """How speed is measured, and on what: `of` holds what is shared with a run."""
+
+    of: Settings
+    new_tokens: int = setting(
+        32, "tokens to time after the first one, for the decoding rate; 0: none", kind=int, maximum=100_000
+    )
+    repeats: int = setting(5, "timed calls per arm and length; the median counts", kind=int, minimum=1, maximum=1000)
+    random_weights: bool = setting(
+        False, "the model's shape with random weights, made on the device; no weights are fetched", kind=bool
+    )
+    shape: str | None = setting(
+        None, "instead of --model: the shape in this config.json, with random weights", optional=True
+    )
+    cpu_time: bool = setting(
+        False, "CPU time of this process instead of wall time: for busy machines, with --threads 1 only", kind=bool
+    )
+
+    @property
+    def longest(self) -> int:
+        """Positions the longest call needs."""
+        return max(self.of.lengths) + self.new_tokens
+
+    @property
+    def name(self) -> str:
+        """What the result is called."""
+        return str(self.shape or self.of.model)
+
+    def to_dict(self) -> dict[str, Any]:
+        shared = self.of.to_dict()
+        own = {name: value for name, value in asdict(self).items() if name != "of"}
+        return {**{name: shared[name] for name in SHARED}, **own}
+
+
+OWN = {item.name: item for item in fields(SpeedSettings) if item.name != "of"}
+
+
+def speed_settings(given: Mapping[str, Any]) -> SpeedSettings:
+    """Checked settings from flags; what is not given keeps its default.
+
+    Raises:
+        SettingsError: for a value that cannot be used, or two that contradict each other.
+    """
+    of = settings_from({**DEFAULTS, **{name: value for name, value in given.items() if name in SETTINGS}})
+    own = {name: checked_item(name, value, OWN[name].metadata) for name, value in given.items() if name in OWN}
+    asked = SpeedSettings(of, **own)
+    if asked.shape is not None:
+        if "model" in given:
+            raise SettingsError(
+                "model and shape were both given: --shape FILE is a model of its own, with random weights; drop one"
+            )
+        asked = SpeedSettings(of, **{**own, "random_weights": True})
+    if asked.random_weights and of.device_map is not None:
+        raise SettingsError(
+            "device_map spreads a checkpoint's weights; random ones are made on one device: use --device"
+        )
+    if asked.cpu_time and of.threads != 1:
+        raise SettingsError(
+            "cpu_time adds up the CPU time of all threads, which says nothing: give --threads 1 with it"
+        )
+    return asked
