@@ -2,12 +2,14 @@
 
     python benchmarks/attention.py --lengths 2048 16384 --windows 128 512 --threads 1 --cpu-time
     python benchmarks/attention.py --device cuda --dtype bfloat16 --heads 32 --kv-heads 8 --head-dim 128 \\
-        --kernels triton torch --lengths 8192 32768 131072 --windows 512 --out results.json
+        --kernels triton flash flex --lengths 8192 32768 131072 --windows 512 --out results.json
 
 All calls of a cell run in turns in one process; medians. "x full" is the time of full causal attention (the fastest of
 PyTorch's backends) over the call's: above 1 is faster than full. "floor" is the time the pairs that are needed would
 take at this machine's measured rate of matrix products, or the inputs and outputs at its rate of copies, whichever is
-more. `masked` is PyTorch's fused attention with the dense mask of sa, `flex` compiled FlexAttention with the same mask.
+more. "cold" is a call that makes its orders and plans anew, as the first prompt of a length does; all others find them.
+`masked` is PyTorch's fused attention with the dense mask of sa, `full/flex` compiled FlexAttention. What a kernel
+refuses is left out and named.
 """
 
 import argparse
@@ -23,7 +25,10 @@ from tqdm import tqdm
 
 import sa_patch
 from sa_patch.geometry import Group
+from sa_patch.kept import KEPT
+from sa_patch.kernels import KERNELS
 from sa_patch.kernels.dense import causal, fused
+from sa_patch.patterns import Blocks
 
 ARMS = {
     "swa": ("swa", {}),
@@ -35,6 +40,7 @@ ARMS = {
     "swa+sinks": ("swa", {"sinks": 4}),
 }
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+GPU_KERNELS = ["triton", "flash", "flex", "torch"]
 LONGEST_MASK = 16_384  # a dense mask of more is no way anybody takes
 
 
@@ -62,22 +68,20 @@ def full_calls(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Call]:
 
 
 def rival_calls(query: Tensor, key: Tensor, value: Tensor, window: int, flex: bool) -> dict[str, Call]:
-    """The mask of sa, given to PyTorch's own ways of running a mask."""
+    """The mask of sa, dense, for PyTorch's own attention; and full attention through compiled FlexAttention."""
     length, scaling = query.shape[2], query.shape[-1] ** -0.5
-    if length > LONGEST_MASK:
-        return {}
-    group = Group(length, length, query.device)
-    mask = sa_patch.variant("sa", window).sparse_pattern(group, 0, None, None).visible()
-    calls: dict[str, Call] = {"sa/masked": lambda: fused(query, key, value, scaling, mask)}
+    calls: dict[str, Call] = {}
+    if length <= LONGEST_MASK:
+        group = Group(length, length, query.device)
+        mask = sa_patch.variant("sa", window).sparse_pattern(group, 0, None, None).visible()
+        calls["sa/masked"] = lambda: fused(query, key, value, scaling, mask)
     if flex:
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+        from sa_patch.kernels.flex import flexible
+        from sa_patch.kernels.flex_blocks import make_blocks
 
-        def seen(batch, head, row, column):
-            return mask[row, column]
-
-        blocks = create_block_mask(seen, None, None, length, length, device=query.device)
-        compiled = torch.compile(flex_attention)
-        calls["sa/flex"] = lambda: compiled(query, key, value, block_mask=blocks, scale=scaling, enable_gqa=True)
+        one_run = Blocks(length=length, query_len=length, block_size=length)
+        blocks = make_blocks(one_run, query.device, split=False).mask()
+        calls["full/flex"] = lambda: flexible(query, key, value, blocks, scaling, part=False)[0]
     return calls
 
 
@@ -93,17 +97,49 @@ def arm_calls(args: argparse.Namespace, window: int, tensors: tuple[Tensor, ...]
     return calls
 
 
+def that_run(calls: dict[str, Call]) -> dict[str, Call]:
+    """Those that work here; the others are named. One broken kernel must not cost the figures of all."""
+    working = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except Exception as error:
+            text = str(error).strip()
+            print(f"  {name} left out: {type(error).__name__}: {text.splitlines()[0] if text else ''}")
+        else:
+            working[name] = call
+    return working
+
+
+def memory(call: Call, device: str, moved: int) -> float | None:
+    """Peak memory in units of inputs and output; None for FlexAttention on a CPU, which nothing can watch."""
+    try:
+        return peak_bytes(call, device) / moved
+    except NotImplementedError:
+        return None
+
+
+def cold(call: Call) -> Call:
+    def anew() -> Tensor:
+        KEPT.forget()
+        return call()
+
+    return anew
+
+
 def compare(length: int, window: int, args: argparse.Namespace, rates: dict, tick: Callable[[], object]) -> dict:
     """One cell of the table: every call's time, memory and floor at one length and window."""
     shape = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     query = torch.randn(1, args.heads, length, args.head_dim, **shape)
     key, value = (torch.randn(1, args.kv_heads, length, args.head_dim, **shape) for _ in range(2))
-    calls = full_calls(query, key, value)
-    baselines = list(calls)
-    calls |= rival_calls(query, key, value, window, args.flex) | arm_calls(args, window, (query, key, value))
+    calls = full_calls(query, key, value) | rival_calls(query, key, value, window, args.flex)
+    calls = that_run(calls | arm_calls(args, window, (query, key, value)))
+    baselines = [name for name in calls if name.startswith("full")]
     taken = medians(times(calls, args.rounds, args.device, cpu_time=args.cpu_time, tick=tick))
     moved = 2 * (query.nbytes + key.nbytes)
     full = min(taken[name] for name in baselines)
+    arms = {name: cold(call) for name, call in calls.items() if name.split("/")[0] in ARMS and name != "sa/masked"}
+    first = medians(times(arms, 2, args.device, cpu_time=args.cpu_time, tick=tick))
     rows = {}
     for name, call in calls.items():
         mode, options = ARMS.get(name.split("/")[0], ("full", {}))
@@ -114,7 +150,9 @@ def compare(length: int, window: int, args: argparse.Namespace, rates: dict, tic
             "times_full": full / taken[name],
             "keys_per_query": pairs / length,
             "floor_ms": 1e3 * floor,
-            "memory": peak_bytes(call, args.device) / moved,
+            "memory": memory(call, args.device, moved),
+            "of_products": 4 * pairs * args.heads * args.head_dim / taken[name] / rates["flops"],
+            **({"cold_ms": 1e3 * first[name]} if name in first else {}),
         }
         if args.device == "cuda":
             rows[name]["host_us"] = 1e6 * host_seconds(call)
@@ -123,12 +161,15 @@ def compare(length: int, window: int, args: argparse.Namespace, rates: dict, tic
 
 def show(cell: dict) -> None:
     print(f"\nn={cell['length']:,} w={cell['window']}")
-    print(f"  {'':<18}{'ms':>10}{'x full':>9}{'keys/query':>12}{'floor ms':>10}{'of floor':>10}{'memory':>9}")
+    heads = f"{'x full':>9}{'keys/query':>12}{'floor ms':>10}{'of floor':>10}{'memory':>9}{'cold ms':>10}"
+    print(f"  {'':<18}{'ms':>10}{heads}")
     for name, row in cell["calls"].items():
         line = f"  {name:<18}{row['ms']:>10.2f}{row['times_full']:>9.2f}{row['keys_per_query']:>12.1f}"
         share = row["floor_ms"] / row["ms"]
         host = f"{row['host_us']:>8.0f} us host" if "host_us" in row else ""
-        print(f"{line}{row['floor_ms']:>10.2f}{share:>10.0%}{row['memory']:>8.1f}x{host}")
+        held = "-" if row["memory"] is None else f"{row['memory']:.1f}x"
+        first = f"{row['cold_ms']:>10.2f}" if "cold_ms" in row else f"{'':>10}"
+        print(f"{line}{row['floor_ms']:>10.2f}{share:>10.0%}{held:>9}{first}{host}")
 
 
 def plot(cells: list[dict], path: Path) -> None:
@@ -156,8 +197,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 16384], help="tokens")
     parser.add_argument("--windows", type=int, nargs="+", default=[128, 512], help="keys per query")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["swa", "sa", "sa-bucket", "sa-dyadic", "moba"])
-    parser.add_argument("--kernels", nargs="+", default=["triton", "torch"] if cuda else ["torch"])
-    parser.add_argument("--flex", action="store_true", help="compiled FlexAttention too (a minute of compilation)")
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=GPU_KERNELS if cuda else ["torch"])
+    parser.add_argument("--flex", action="store_true", help="full attention through compiled FlexAttention too")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=64)

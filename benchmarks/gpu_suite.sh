@@ -1,21 +1,31 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in under 9 minutes on an H100-class one: tests first, then timings, into $OUT.
-# Needs torch, triton, transformers, accelerate, safetensors and pytest.
+# Needs torch, triton, transformers, accelerate, safetensors and pytest. Pictures need matplotlib, and are left out.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:?set OUT to the folder for the results}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 status=0
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv | tee "$out/gpu.txt"
-timeout 240 python -m pytest tests/test_gpu.py tests/test_patch_triton.py tests/test_caches.py -q -p no:cacheprovider \
-  --durations=10 2>&1 | tee "$out/tests.txt" | tail -40 || status=1
-shape="--device cuda --dtype bfloat16 --heads 32 --kv-heads 8 --head-dim 128"
-timeout 100 python benchmarks/attention.py $shape --lengths 8192 32768 131072 --windows 512 --arms swa sa sa-bucket \
-  sa-dyadic moba --kernels triton --rounds 3 --out "$out/attention.json" 2>&1 | tee "$out/attention.txt" || status=1
-timeout 60 python benchmarks/attention.py $shape --lengths 2048 8192 --windows 128 512 --kernels triton torch \
-  --rounds 3 --out "$out/attention-short.json" 2>&1 | tee "$out/attention-short.txt" || status=1
+# A step's limit in seconds, and its command. The limits add up to 495 seconds; 40 are left for the model end to end.
+step() {
+  local limit=$1
+  shift
+  { echo; echo "\$ $*"; timeout "$limit" "$@" 2>&1; } | tr '\r' '\n' | grep -v "it/s\|cell/s\|tile/s" | tee -a "$out/suite.txt"
+  [ "${PIPESTATUS[0]}" -eq 0 ] || { echo "failed or out of time: $*" | tee -a "$out/suite.txt"; status=1; }
+}
+nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv | tee "$out/suite.txt"
+step 190 python -m pytest tests/test_gpu.py tests/test_patch_triton.py -q -p no:cacheprovider --durations=10
+shape="--device cuda --dtype bfloat16 --heads 32 --kv-heads 8 --head-dim 128 --rounds 3"
+step 110 python benchmarks/attention.py $shape --lengths 8192 32768 131072 --windows 512 \
+  --arms swa sa sa-bucket sa-dyadic moba --kernels triton flash --out "$out/attention.json"
+step 70 python benchmarks/attention.py $shape --lengths 2048 8192 --windows 128 512 \
+  --arms swa sa sa-bucket moba --kernels triton flash flex torch --out "$out/short.json"
 # The paper's own comparison: d=1024 in 16 heads, w=256, FlexAttention full against sa.
-timeout 100 python benchmarks/attention.py --device cuda --dtype bfloat16 --heads 16 --kv-heads 16 --head-dim 64 --flex \
-  --lengths 2048 8192 32768 --windows 256 --arms sa sa-bucket --kernels triton --rounds 3 --out "$out/paper.json" 2>&1 \
-  | tee "$out/paper.txt" || status=1
+step 60 python benchmarks/attention.py --device cuda --dtype bfloat16 --heads 16 --kv-heads 16 --head-dim 64 \
+  --flex --lengths 2048 8192 32768 --windows 256 --arms sa sa-bucket --kernels triton flex --rounds 3 \
+  --out "$out/paper.json"
+step 60 python benchmarks/tune_triton.py --head-dims 128 --out "$out/tune.json"
+step 5 python benchmarks/gpu_report.py "$out/attention.json" "$out/short.json" "$out/paper.json"
+# End to end, 40 seconds: sa-eval speed on the shape of Qwen3-8B, into $out/speed.json.
+rm -f "$out/short.png"  # at most 8 files
 exit $status

@@ -17,6 +17,8 @@ from sa_patch.kernels.flex_blocks import Blocked, ask, kept_blocks, make_blocks
 from sa_patch.kernels.partial import Part, merge
 from sa_patch.patterns import Band, Blocks, Pattern
 
+_MOST_SHAPES = 64  # kinds of calls that are compiled in a process; more are refused by PyTorch
+
 
 class Flex:
     name = "flex"
@@ -77,9 +79,10 @@ def flexible(
     options = {"FORCE_USE_FLEX_ATTENTION": True} if query.device.type == "cuda" else None
     settings = {"block_mask": mask, "scale": scaling, "enable_gqa": True, "kernel_options": options}
     run = _compiled(query.device.type)
-    if not part:
-        return run(query, key, value, **settings), None
-    output, extra = run(query, key, value, **settings, return_aux=AuxRequest(lse=True))
+    with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
+        if not part:
+            return run(query, key, value, **settings), None
+        output, extra = run(query, key, value, **settings, return_aux=AuxRequest(lse=True))
     return output, extra.lse
 
 

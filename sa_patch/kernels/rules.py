@@ -45,7 +45,7 @@ _CPU = Rules(
     "and benchmarks/crossover.py",
 )
 
-# `benchmarks/propose_rules.py` prints what the results of benchmarks/gpu_suite.sh say for "cuda".
+# `benchmarks/gpu_report.py` prints what the results of benchmarks/gpu_suite.sh say for "cuda".
 RULES = {
     "cpu": _CPU,
     "cuda": Rules(
