@@ -7,7 +7,7 @@ from patch_cases import TILED, make_pattern, make_variant, random_heads
 import sa_patch
 from sa_patch import kernels
 from sa_patch.kept import KEPT
-from sa_patch.kernels import flex, flex_blocks
+from sa_patch.kernels import flex, flex_blocks, flex_requests
 from sa_patch.patterns import Blocks, Pieces
 
 CPU = torch.device("cpu")
@@ -164,7 +164,7 @@ def test_asked_runs_hold_what_was_selected_and_nothing_else(sinks, local):
     pattern = Blocks(
         length=150, query_len=150, block_size=pattern.block_size, selected=pattern.selected, sinks=sinks, local=local
     )
-    asked = flex_blocks.ask(pattern, 2)
+    asked = flex_requests.ask(pattern, 2)
     seen = seen_by_blocks(asked.mask)
     batch, heads, _, chosen = pattern.selected.shape
     expected = torch.zeros(pattern.selected.numel() + 1, batch * 2 * 150, dtype=torch.bool)

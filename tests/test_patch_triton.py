@@ -95,6 +95,14 @@ def test_a_known_launch_is_the_same_launch_without_looking_it_up():
     assert len(program_calls) == 3 and not compiled_calls
 
 
+@pytest.mark.parametrize("scaling", [-0.3, 0.0, 1.0])
+def test_any_scaling_gives_the_reference(scaling):
+    tensors = tuple(tensor.to(DEVICE) for tensor in random_heads(40, batch=1))
+    pattern = make_pattern(make_variant("sa"), 40)
+    found, expected = (kernels.execute(name, *tensors, pattern, scaling) for name in ("triton", "reference"))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("case", ["sa", "swa-sinks", "moba-sinks-local-tail"])
 def test_two_runs_are_bit_identical_with_and_without_what_is_kept(case):
     tensors, variant = tuple(tensor.to(DEVICE) for tensor in random_heads(70)), make_variant(case)

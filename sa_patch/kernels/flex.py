@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from sa_patch.kernels.dense import causal
-from sa_patch.kernels.flex_blocks import Blocked, ask, kept_blocks, make_blocks
+from sa_patch.kernels.flex_blocks import Blocked, kept_blocks, make_blocks
+from sa_patch.kernels.flex_requests import ask
 from sa_patch.kernels.partial import Part, merge
 from sa_patch.patterns import Band, Blocks, Pattern
 

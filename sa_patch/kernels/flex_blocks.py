@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from sa_patch.kept import KEPT
-from sa_patch.kernels.plan import make_requests, plan_key
+from sa_patch.kernels.plan import plan_key
 from sa_patch.patterns import Band, Blocks
 from sa_patch.randomness import inverse
 
@@ -246,64 +246,10 @@ def _list_blocks(layout: Layout, ranges: _RANGES, local: int) -> tuple[Tensor, T
     full &= (key_pos[0][index] >= layout.sinks) & (index < last)
     if local:
         full &= query_pos[0][:, None] - key_pos[1][index] >= local
-    return *_compact(index, seen & ~full), *_compact(index, full)
+    return *compact(index, seen & ~full), *compact(index, full)
 
 
-def _compact(index: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def compact(index: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """The wanted entries of every row, in front and ascending: (counts [rows], indices [rows, columns]), int32."""
     key = torch.where(wanted, index, torch.iinfo(torch.int64).max)
     return wanted.sum(dim=1).int(), index.gather(1, key.argsort(dim=1, stable=True)).int().contiguous()
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """(query, run) pairs in tiles of `BLOCK` that asked for one run, against the keys of all kv heads in one line.
-
-    Attributes:
-        rows: int64 [tiles * BLOCK], where a slot's query is among batch x heads x queries.
-        target: int64 [tiles * BLOCK], the pair a slot's result belongs to; the number of pairs where there is none.
-        mask: the block mask, [tiles * BLOCK, batch * kv_heads * length].
-    """
-
-    rows: Tensor
-    target: Tensor
-    mask: BlockMask
-
-
-def ask(blocks: Blocks, kv_heads: int) -> Asked:
-    """The selected runs of a pattern, without the pairs that sinks and local window open.
-
-    Tiles hold what asked for one run, whichever head and position: a block of neighbouring queries would need the union
-    of their runs, which soon is all of them. Doesn't wait for the device.
-    """
-    assert blocks.selected is not None
-    wanted, total = make_requests(blocks, kv_heads, BLOCK), blocks.selected.numel()
-    device, length, tiles = blocks.selected.device, blocks.length, wanted.tile_run.numel()
-    slot = torch.arange(BLOCK, device=device)
-    pair = wanted.order[(wanted.tile_start[:, None] + slot).clamp(max=total - 1)]
-    target = torch.where(slot < wanted.tile_count[:, None], pair, total).flatten()
-    rows = pair.flatten() // wanted.num_chosen
-    line = wanted.tile_run // wanted.num_runs * length
-    begin = wanted.tile_run % wanted.num_runs * blocks.block_size
-    low, high = line + begin.clamp(min=blocks.sinks), line + begin + blocks.block_size
-    first_block, busy = low // BLOCK, wanted.tile_count > 0
-    index = first_block[:, None] + torch.arange(-(-blocks.block_size // BLOCK) + 1, device=device)
-    seen = (index * BLOCK < high[:, None]) & busy[:, None] & (low < high)[:, None]
-    keys = blocks.selected.shape[0] * kv_heads * length
-    full = seen & (index * BLOCK >= low[:, None]) & ((index + 1) * BLOCK <= high[:, None]) & (blocks.local <= 1)
-    index = index.clamp(max=-(-keys // BLOCK) - 1)
-    # How far a row's local window reaches back, as a place in the line of keys.
-    near = line.repeat_interleave(BLOCK) + rows % blocks.query_len + blocks.first - blocks.local
-    shown = _in_run(*(x.int() for x in (low, high, near)))
-    mask = block_mask(*_compact(index, seen & ~full), *_compact(index, full), shown, tiles * BLOCK, keys)
-    return Asked(rows, target, mask)
-
-
-def _in_run(low: Tensor, high: Tensor, near: Tensor) -> Callable:
-    """Keys of a tile's run, up to where a row's local window begins."""
-
-    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        tile = query // BLOCK
-        return (key >= low[tile]) & (key < high[tile]) & (key <= near[query])
-
-    return mask_mod

@@ -91,6 +91,8 @@ def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Bloc
     contained = pattern.width if isinstance(pattern, Band) and pattern.order is None else 1
     if 0 < pattern.local <= contained:
         pattern = replace(pattern, local=0)
+    if scaling <= 0:  # the programs take the largest product for the largest score
+        query, scaling = (-query, -scaling) if scaling else (torch.zeros_like(query), 1.0)
     tile, first, skip = _tile(query), pattern.first, pattern.sinks
     prior, split = None, pattern.local > 0
     if isinstance(pattern, Blocks) and pattern.selected is not None and pattern.selected.shape[-1]:

@@ -1,0 +1,80 @@
+"""Selected runs for FlexAttention: queries collected by the run they asked for, as blocks of one long sequence.
+
+Part of the `flex` kernel. Imports torch, plans and patterns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from sa_patch.kernels import flex_blocks
+from sa_patch.kernels.plan import make_requests
+from sa_patch.patterns import Blocks
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """(query, run) pairs in tiles of a block that asked for one run, against the keys of all kv heads in one line.
+
+    Attributes:
+        rows: int64 [tiles * BLOCK], where a slot's query is among batch x heads x queries.
+        target: int64 [tiles * BLOCK], the pair a slot's result belongs to; the number of pairs where there is none.
+        mask: the block mask, [tiles * BLOCK, batch * kv_heads * length].
+    """
+
+    rows: Tensor
+    target: Tensor
+    mask: BlockMask
+
+
+def ask(blocks: Blocks, kv_heads: int) -> Asked:
+    """The selected runs of a pattern, without the pairs that sinks and local window open.
+
+    Tiles hold what asked for one run, whichever head and position: a block of neighbouring queries would need the union
+    of their runs, which soon is all of them. Doesn't wait for the device.
+    """
+    assert blocks.selected is not None
+    wanted, total = make_requests(blocks, kv_heads, flex_blocks.BLOCK), blocks.selected.numel()
+    device, length, tiles = blocks.selected.device, blocks.length, wanted.tile_run.numel()
+    slot = torch.arange(flex_blocks.BLOCK, device=device)
+    pair = wanted.order[(wanted.tile_start[:, None] + slot).clamp(max=total - 1)]
+    target = torch.where(slot < wanted.tile_count[:, None], pair, total).flatten()
+    rows = pair.flatten() // wanted.num_chosen
+    line = wanted.tile_run // wanted.num_runs * length
+    begin = wanted.tile_run % wanted.num_runs * blocks.block_size
+    low, high = line + begin.clamp(min=blocks.sinks), line + begin + blocks.block_size
+    first_block, busy = low // flex_blocks.BLOCK, wanted.tile_count > 0
+    index = first_block[:, None] + torch.arange(-(-blocks.block_size // flex_blocks.BLOCK) + 1, device=device)
+    seen = (index * flex_blocks.BLOCK < high[:, None]) & busy[:, None] & (low < high)[:, None]
+    keys = blocks.selected.shape[0] * kv_heads * length
+    full = (
+        seen
+        & (index * flex_blocks.BLOCK >= low[:, None])
+        & ((index + 1) * flex_blocks.BLOCK <= high[:, None])
+        & (blocks.local <= 1)
+    )
+    index = index.clamp(max=-(-keys // flex_blocks.BLOCK) - 1)
+    # How far a row's local window reaches back, as a place in the line of keys.
+    near = line.repeat_interleave(flex_blocks.BLOCK) + rows % blocks.query_len + blocks.first - blocks.local
+    shown = _in_run(*(x.int() for x in (low, high, near)))
+    mask = flex_blocks.block_mask(
+        *flex_blocks.compact(index, seen & ~full),
+        *flex_blocks.compact(index, full),
+        shown,
+        tiles * flex_blocks.BLOCK,
+        keys,
+    )
+    return Asked(rows, target, mask)
+
+
+def _in_run(low: Tensor, high: Tensor, near: Tensor) -> Callable:
+    """Keys of a tile's run, up to where a row's local window begins."""
+
+    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        tile = query // flex_blocks.BLOCK
+        return (key >= low[tile]) & (key < high[tile]) & (key <= near[query])
+
+    return mask_mod
