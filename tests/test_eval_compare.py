@@ -66,7 +66,8 @@ def test_files_need_no_torch(run):
         "from sa_eval.cli import main\n"
         f"assert main(['report', {path(one)!r}]) == 0\n"
         f"assert main(['compare', {path(one)!r}, {path(two)!r}]) == 0\n"
-        "from sa_eval import merge, run_files\n"
+        "from sa_eval.results import merge\n"
+        "from sa_eval.running import run_files\n"
         f"runs = [run_files.open_run(path) for path in ({path(one)!r}, {path(two)!r})]\n"
         f"merge.merge(runs, {path(one) + '-merged'!r})\n"
     )

@@ -148,7 +148,7 @@ def test_an_installed_package_knows_its_presets(tmp_path):
     target = tmp_path / "installed"
     (file,) = tmp_path.glob("*.whl")
     shutil.unpack_archive(file, target, "zip")
-    code = "from sa_eval import presets; print(presets.FOLDER, *presets.names())"
+    code = "from sa_eval.settings import presets; print(presets.FOLDER, *presets.names())"
     # -S keeps the editable install of this repository out; its packages are added by hand
     path = f"import sys; sys.path[:0] = [{str(target)!r}]; "
     found = subprocess.run([sys.executable, "-S", "-c", path + code], check=True, capture_output=True, text=True).stdout
