@@ -11,7 +11,8 @@ from typing import Any
 from sa_eval.results.gates import weak_cells
 from sa_eval.results.scores import FULL
 
-RIVALS = ("swa", "moba")  # what the paper compares sa with; all pairs are in the report's table
+# What the paper compares sa with, and the control that has its budget and nothing else; all pairs are in the report.
+RIVALS = ("swa", "moba", "random-keys")
 FOCUS = ("sa", "sa-bucket", "sa-circular", "sa-dyadic", "sa-dyadic-bucket", "sa+swa")
 PERCENT = "\u00a0%"
 
