@@ -81,10 +81,28 @@ def test_any_task_runs_with_its_own_metric_and_documents(task_files, tmp_path, n
 
 
 def test_the_preferred_metric_scores_a_document():
-    assert lm_eval_tasks.score_of({"acc": 1.0, "4096": 0.5}, "4096") == ("4096", 0.5)
-    assert lm_eval_tasks.score_of({"acc_norm": 0.0, "acc": 1.0}, None) == ("acc", 1.0)
+    assert lm_eval_tasks.score_of({"acc": 1.0, "4096": 0.5}, "4096", {}) == ("4096", 0.5)
+    assert lm_eval_tasks.score_of({"acc_norm": 0.0, "acc": 1.0}, None, {}) == ("acc", 1.0)
+    assert lm_eval_tasks.score_of({"ter": 37.5, "hit": 1.0}, None, {"ter": False, "hit": True}) == ("hit", 1.0)
     with pytest.raises(ValueError, match="no number per document"):
-        lm_eval_tasks.score_of({}, None)
+        lm_eval_tasks.score_of({}, None, {})
+
+
+@pytest.mark.parametrize("value", [37.5, -1.0, float("nan")])
+def test_what_is_no_share_of_a_right_answer_is_refused(value):
+    with pytest.raises(ValueError, match=r"only shares of right answers \(0 to 1\)"):
+        lm_eval_tasks.score_of({"bleu": value}, None, {})
+
+
+def test_a_task_where_less_is_better_is_refused_and_the_others_go_on(task_files, tmp_path):
+    worse = tmp_path / "worse.yaml"
+    text = TEXT.format(data=tmp_path / "data.jsonl").replace("local_text", "local_worse")
+    worse.write_text(text.replace("higher_is_better: true", "higher_is_better: false"))
+    assert "higher_is_better: false" in worse.read_text()
+    directory, results = run(tmp_path / "run", tasks=[task_files[0], str(worse)], num_samples=2)
+    assert len(results["failures"]) == 1
+    assert "less is better" in results["failures"][0]["error"]
+    assert {record["task"] for record in directory.records()} == {"local_choice"}
 
 
 LETTERS = ["A", "B", "C", "D"]

@@ -11,9 +11,10 @@ import time
 import pytest
 from run_helpers import FLAGS, assert_same_run, begin, by_place, ended, lines, start, wait_for_records
 
+from sa_eval.loading import models
 from sa_eval.running import ranks
 from sa_eval.running.ranks import Ranks
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.config import SettingsError, settings_from
 
 pytest_plugins = "run_fixtures"
 BOUND_SECONDS = 30
@@ -122,3 +123,9 @@ def test_alone_nothing_is_told_or_waited_for(tmp_path):
         assert crew.hear("prepared") == {}
         crew.check()
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_weights_have_the_dtype_of_a_single_process(device):
+    """accelerate numbers the CPU."""
+    assert models.pick_dtype(settings_from({}), device) == "float32"

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from types import SimpleNamespace
@@ -181,3 +182,40 @@ def test_resume_needs_a_run(tmp_path, capsys, what):
     (tmp_path / "empty").mkdir()
     assert main(["resume", str(tmp_path / what)]) == 2
     assert "holds no run to resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["records are missing", "settings were edited"])
+def test_a_finished_run_is_counted_before_nothing_is_left(whole, tmp_path, damage, capsys):
+    """Deleting a damaged line is what the message about it advises."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    lines = (out / "records" / "sa-w24.seed0.jsonl").read_text().splitlines(keepends=True)
+    if damage == "records are missing":
+        (out / "records" / "sa-w24.seed0.jsonl").write_text("".join(lines[1:]))
+        assert main(["resume", str(out)]) == 0
+        found, wanted = by_place(out), by_place(whole)
+        assert found.keys() == wanted.keys()
+        assert all(found[place][name] == wanted[place][name] for place in wanted for name in ("hash", "score", "key"))
+    else:
+        text = (out / "config.yaml").read_text()
+        (out / "config.yaml").write_text(text.replace("num_samples: 4", "num_samples: 3"))
+        assert main(["resume", str(out)]) == 2
+        assert "num_samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("score", None, "its 'score' is None"),
+        ("index", "0", "its 'index' is '0'"),
+        ("score", 5.0, "a score of 5.0"),
+    ],
+)
+def test_records_that_somebody_changed_are_refused_by_line(whole, tmp_path, capsys, field, value, told):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    file = out / "records" / "sa-w24.seed0.jsonl"
+    first, rest = file.read_text().split("\n", 1)
+    file.write_text(json.dumps({**json.loads(first), field: value}) + "\n" + rest)
+    assert main(["report", str(out)]) == 2
+    assert told in capsys.readouterr().err

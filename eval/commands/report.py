@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from sa_eval.settings.config import SettingsError
 
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     from sa_eval.results import merge, summary, table
     from sa_eval.running import run_files
 
+    if len({Path(path).resolve() for path in namespace.directories}) < len(namespace.directories):
+        raise SettingsError("one run is named twice: give every run directory once")
     runs = [run_files.open_run(path) for path in namespace.directories]
     if len(runs) > 1 and namespace.out is None:
         raise SettingsError("several runs are merged into a new directory: name it with --out")

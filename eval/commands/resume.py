@@ -32,9 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     progress = Progress(verbose=namespace.verbose, enabled=is_first_process())
     with progress.quiet():
         from sa_eval.running import resume, runner
-    directory, _ = resume.open_directory(namespace.directory)
+    directory, settings = resume.open_directory(namespace.directory)
     with interrupts.sigterm_stops():
-        if resume.nothing_left(directory):
+        if resume.nothing_left(directory, settings):
             progress.say(f"{directory.path}: every document has its score, nothing is left to do")
             return finish(runner.Outcome(directory, main=is_first_process()), progress)
         return finish(runner.resume_run(namespace.directory, progress), progress)

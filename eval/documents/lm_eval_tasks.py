@@ -123,6 +123,7 @@ def _unconfirmed(name: str) -> SettingsError:
 def _prepared(name: str, task: Any, wanted: Wanted, settings: Settings, lm: Any) -> PreparedTask:
     if getattr(task, "UNSAFE_CODE", False) and not settings.confirm_unsafe_code:  # a file's, or a group's member
         raise _unconfirmed(name)
+    _refuse_lower_is_better(name, task)
     _set_fewshot(task, settings.num_fewshot)
     metric = None if wanted.length is None else str(wanted.length)
     prepared = PreparedTask(
@@ -138,11 +139,30 @@ def _set_fewshot(task: Any, asked: int | None) -> None:
         task.set_config("num_fewshot", asked or 0)
 
 
-def score_of(metrics: dict[str, float], preferred: str | None) -> tuple[str, float]:
-    """The one number that counts for a document: the preferred metric, else the usual ones, else the first."""
+def _refuse_lower_is_better(name: str, task: Any) -> None:
+    better = task.higher_is_better()
+    if better and not any(better.values()):
+        raise ValueError(
+            f"{name} measures {', '.join(better)}, where less is better: only shares of right answers (0 to 1) are "
+            "compared here"
+        )
+
+
+def score_of(metrics: dict[str, float], preferred: str | None, better: dict[str, bool]) -> tuple[str, float]:
+    """The one number that counts for a document: the preferred metric, else the usual ones, else the first.
+
+    Args:
+        better: False for metrics where less is better; they are passed over.
+
+    Raises:
+        ValueError: there is none, or it is no share of a right answer.
+    """
     for name in (preferred, *SCORE_METRICS, *metrics):
-        if name in metrics:
-            return name, float(metrics[name])
+        if name in metrics and better.get(name) is not False:
+            score = float(metrics[name])
+            if not 0 <= score <= 1:  # NaN too
+                raise ValueError(f"{name} is {score}: only shares of right answers (0 to 1) are compared here")
+            return name, score
     raise ValueError(
         "the task gives no number per document (a corpus metric like perplexity?), so it cannot be compared "
         "document by document"

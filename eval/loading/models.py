@@ -183,7 +183,8 @@ def input_device(model: Any) -> Any:
 
 def pick_dtype(settings: Settings, device: str) -> str:
     """auto is the checkpoint's dtype; on a CPU float32, because half precision is slow there."""
-    return "float32" if settings.dtype == "auto" and device == "cpu" and settings.device_map is None else settings.dtype
+    on_cpu = device.partition(":")[0] == "cpu" and settings.device_map is None  # accelerate says cpu:0
+    return "float32" if settings.dtype == "auto" and on_cpu else settings.dtype
 
 
 def pick_batch_size(settings: Settings, device: Any) -> int:

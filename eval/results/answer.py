@@ -21,7 +21,8 @@ Row = dict[str, Any]
 
 def points(value: float, *, sign: bool = True) -> str:
     """A share as percentage points."""
-    text = f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}"
+    share = round(100 * value, 1) + 0.0  # no -0.0
+    text = f"{share:+.1f}" if sign else f"{share:.1f}"
     return text.replace("-", "\u2212")
 
 
@@ -122,7 +123,7 @@ def _size(row: Row, what: str = "") -> str:
 def _after_holm(row: Row) -> str:
     """Why an interval that leaves out zero is no finding: one of many such looks."""
     alone = row["difference_low"] > 0 or row["difference_high"] < 0
-    return f", but p = {row['p_adjusted']:.2f} after Holm" if alone else ""
+    return f", but p = {row['p_value']:.2g}, {row['p_adjusted']:.2g} after Holm" if alone else ""
 
 
 def _span(row: Row) -> str:
@@ -160,10 +161,10 @@ def _what_ran(results: Row) -> list[str]:
 
 def _what_was_tested(results: Row) -> list[str]:
     families = [
-        f"{count} {what}"
+        f"{count} difference{'s' if count > 1 else ''} {what}"
         for count, what in (
-            (results["tests"]["cells"], "differences to full"),
-            (results["tests"]["comparisons"], "differences between variants at one budget"),
+            (results["tests"]["cells"], "to full"),
+            (results["tests"]["comparisons"], "between variants at one budget"),
         )
         if count
     ]
@@ -171,7 +172,8 @@ def _what_was_tested(results: Row) -> list[str]:
         return []
     return [
         f"Significant means p < 0.05 after Holm's correction over the {' and, apart from them, the '.join(families)} "
-        "of this run. Intervals are for one difference at a time, and so is what could be detected (with power 0.8)."
+        "of this run. Intervals are for one difference at a time, and so is what could be detected (with power 0.8); "
+        "with few documents intervals are too narrow, so that one may leave out zero where the test finds nothing."
     ]
 
 

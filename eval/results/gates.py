@@ -157,7 +157,7 @@ def _empty_answers(results: Results) -> Gate:
     shares = {arm: empty[arm] / count for arm, count in generated.items() if count}
     usual = shares.get(FULL, 0.0)
     where = [
-        f"{arm}: {share:.0%} empty (full: {usual:.0%})"
+        f"{arm}: {share:.0%} empty" + (f" (full: {usual:.0%})" if arm != FULL else "")
         for arm, share in shares.items()
         if share >= EMPTY + (usual if arm != FULL else 0)
     ]

@@ -198,6 +198,11 @@ def _task_of(record: dict[str, Any], tasks: dict[str, Task], arms: set[str]) -> 
             f"{record['arm']} saw another document {index} of {record['task']} than the run's manifest lists: the "
             "records do not belong together"
         )
+    if not 0 <= record["score"] <= 1:
+        raise HashMismatch(
+            f"{record['arm']} has a score of {record['score']} on document {index} of {record['task']}: a score is a "
+            "share of right answers (0 to 1), so somebody changed the records"
+        )
     return task
 
 

@@ -10,12 +10,13 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sa_eval.settings.config import SettingsError
 
+Types = Mapping[str, type | tuple[type, ...]]
 BLOCK_BYTES = 1 << 16
 
 
@@ -58,8 +59,8 @@ def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             sync_folder(path.parent)
 
 
-def read(path: Path, needed: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-    """Every finished line as a dict with the keys `needed`; a file that is not there holds none.
+def read(path: Path, needed: Types | None = None) -> Iterator[dict[str, Any]]:
+    """Every finished line as a dict with the keys `needed`, of these types; a file that is not there holds none.
 
     Raises:
         StorageError: a line is damaged; says which.
@@ -69,7 +70,7 @@ def read(path: Path, needed: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if line.endswith(b"\n"):
-                yield _parsed(path, number, line, needed)
+                yield _parsed(path, number, line, needed or {})
 
 
 def sync_folder(folder: Path) -> None:
@@ -108,7 +109,7 @@ def _cut_torn_line(handle: int) -> int:
     return end
 
 
-def _parsed(path: Path, number: int, line: bytes, needed: tuple[str, ...]) -> dict[str, Any]:
+def _parsed(path: Path, number: int, line: bytes, needed: Types) -> dict[str, Any]:
     try:
         row = json.loads(line)
         if not isinstance(row, dict):
@@ -116,6 +117,9 @@ def _parsed(path: Path, number: int, line: bytes, needed: tuple[str, ...]) -> di
         missing = [key for key in needed if key not in row]
         if missing:
             raise ValueError(f"it has no {missing[0]!r}")
+        odd = [key for key, kind in needed.items() if not isinstance(row[key], kind)]
+        if odd:
+            raise ValueError(f"its {odd[0]!r} is {row[odd[0]]!r}")
     except ValueError as error:
         raise StorageError(
             f"{path}, line {number} is damaged ({str(error)[:120]}), so this run's records cannot be trusted: delete "

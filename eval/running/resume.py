@@ -33,25 +33,32 @@ def open_directory(path: str) -> tuple[RunDirectory, Settings]:
     return RunDirectory(folder), settings_from({**read_yaml(folder / "config.yaml"), "out": None})
 
 
-def nothing_left(directory: RunDirectory) -> bool:
-    """Whether the run finished and nothing in it failed."""
-    if not directory.has("manifest.json") or not directory.read_json("manifest.json").get("finished"):
+def nothing_left(directory: RunDirectory, settings: Settings) -> bool:
+    """Whether the run finished, nothing in it failed, and all of it is there, for these settings."""
+    manifest = directory.read_json("manifest.json") if directory.has("manifest.json") else {}
+    if not manifest.get("finished") or directory.log("failures") or _settings_differ(manifest, settings):
         return False
-    return not directory.log("failures") and not any("error" in record for record in directory.records())
+    seeds = sum(len(arm["seeds"]) for arm in manifest["arms"])
+    wanted = seeds * sum(len(task["hashes"]) for task in manifest["tasks"])
+    return wanted == sum("error" not in record for record in directory.records())
 
 
 def check_run(directory: RunDirectory, earlier: dict[str, Any], settings: Settings, keys: Keys) -> None:
     """Refuse settings, weights, code or versions that are not the recorded ones."""
     if "keys" not in earlier:
         raise _refused(directory, ["the records have no keys: an older version made them"])
+    found = _settings_differ(earlier, settings)
+    found += differences(earlier["keys"], _plain(keys.parts))
+    if found:
+        raise _refused(directory, found)
+
+
+def _settings_differ(earlier: dict[str, Any], settings: Settings) -> list[str]:
     then, now = (
         {name: value for name, value in _plain(given).items() if name not in FREE}
         for given in (earlier["settings"], settings.to_dict())
     )
-    found = [f"setting {text}" for text in differences(then, now)]
-    found += differences(earlier["keys"], _plain(keys.parts))
-    if found:
-        raise _refused(directory, found)
+    return [f"setting {text}" for text in differences(then, now)]
 
 
 def check_documents(directory: RunDirectory, earlier: dict[str, Any], tasks: Sequence[Any]) -> None:

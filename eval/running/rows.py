@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,10 +16,10 @@ def scored(task: Any, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     by_document: dict[int, list[dict[str, Any]]] = {}
     for sample in samples:
         by_document.setdefault(sample["doc_id"], []).append(sample)
-    rows = []
+    rows, better = [], task.task.higher_is_better()
     for index, (first, *others) in sorted(by_document.items()):
         metrics = _numbers(first, "")
-        metric, score = score_of(metrics, task.score_metric)
+        metric, score = score_of(metrics, task.score_metric, better)
         for other in others:
             metrics.update(_numbers(other, f",{other['filter']}"))
         rows.append(
@@ -27,7 +28,7 @@ def scored(task: Any, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "hash": task.hashes[index],
                 "score": score,
                 "metric": metric,
-                "metrics": {name: value for name, value in metrics.items() if value != -1},
+                "metrics": {name: value for name, value in metrics.items() if value != -1 and math.isfinite(value)},
                 "output": _output(first),
                 "expected": str(first["target"]),
                 "depth": task.depths[index],

@@ -27,7 +27,7 @@ from sa_eval.running import jsonl, log_views
 from sa_eval.settings.config import SettingsError
 
 LOGS = (*log_views.SAME, "arm_runs", "failures")
-RECORD_KEYS = ("arm", "seed", "task", "index", "hash", "score")
+RECORD_TYPES = {"arm": str, "seed": int, "task": str, "index": int, "hash": str, "score": (int, float)}
 LOCK = "run.lock"
 
 
@@ -102,7 +102,7 @@ class RunDirectory:
         """
         files = sorted((self.path / "records").glob("*.jsonl"), key=lambda file: (_group(file), file.name))
         for _, members in groupby(files, key=_group):
-            yield from log_views.winning(row for file in members for row in jsonl.read(file, RECORD_KEYS))
+            yield from log_views.winning(row for file in members for row in jsonl.read(file, RECORD_TYPES))
 
     def log(self, name: str) -> list[dict[str, Any]]:
         """What a log says now: rows that a later one replaced, and failures that were mended, are left out."""
