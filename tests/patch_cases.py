@@ -54,3 +54,18 @@ def random_heads(length, heads=4, kv_heads=2, head_dim=16, batch=2, dtype=torch.
     source = torch.Generator().manual_seed(seed)
     shapes = [(heads, query_len or length), (kv_heads, length), (kv_heads, length)]
     return tuple(torch.randn(batch, *shape, head_dim, generator=source).to(dtype) for shape in shapes)
+
+
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """The bytes of the largest tensor that operators make while it lives."""
+
+    def __init__(self):
+        super().__init__()
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
+        return result

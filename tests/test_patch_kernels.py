@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patch_cases import CASES, make_pattern, make_variant, random_heads
+from patch_cases import CASES, Largest, make_pattern, make_variant, random_heads
 
 import sa_patch
 from sa_patch import kernels
@@ -133,21 +133,10 @@ def test_two_runs_are_bit_identical(case):
 def test_memory_grows_with_the_length_not_its_square(case):
     """No tensor of an O(n w) run comes near n x n entries."""
     length = 6000
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(tensor, torch.Tensor):
-                    largest = max(largest, tensor.untyped_storage().nbytes())
-            return result
-
     tensors = random_heads(length, heads=2, kv_heads=1, batch=1)
-    with Watch(), torch.no_grad():
+    with Largest() as largest, torch.no_grad():
         sa_patch.attention(*tensors, make_variant(case, 32), kernel="torch")
-    assert largest < length * length  # bytes: a bool mask would be as large, float scores four times
+    assert largest.nbytes < length * length  # bytes: a bool mask would be as large, float scores four times
 
 
 def test_parts_merge_to_the_whole():

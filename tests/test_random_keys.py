@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import make_model
-from patch_cases import CPU, make_pattern, random_heads
+from patch_cases import CPU, Largest, make_pattern, random_heads
 from scipy.stats import chi2
 
 import sa_patch
@@ -160,22 +160,11 @@ def test_masked_and_gathered_stretches_equal_the_reference(dense_keys, options, 
 
 
 def test_memory_grows_with_the_length_not_its_square(monkeypatch):
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(tensor, torch.Tensor):
-                    largest = max(largest, tensor.untyped_storage().nbytes())
-            return result
-
     tensors = random_heads(6000, heads=2, kv_heads=1, batch=1)
     variant = sa_patch.variant("random-keys", 32, sinks=2, local=3)
-    with Watch(), torch.no_grad():
+    with Largest() as largest, torch.no_grad():
         sa_patch.attention(*tensors, variant, kernel="torch")
-    assert largest <= 6000 * 32 * 16  # bytes; a bool mask would be 36 million
+    assert largest.nbytes <= 6000 * 32 * 16  # bytes; a bool mask would be 36 million
 
 
 def test_the_budget_of_long_prompts_is_counted_without_drawing():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sa_eval.commands.flags import command_parser
 from sa_eval.messages import one_line
 from sa_eval.settings.config import SettingsError
 
@@ -50,13 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sa-eval compare",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description="Set two runs side by side.",
-        epilog=DETAILS,
-    )
+    parser = command_parser("sa-eval compare", "Set two runs side by side.", DETAILS)
     parser.add_argument("a", metavar="A", help="run directory")
     parser.add_argument("b", metavar="B", help="run directory; differences are B minus A")
     parser.add_argument("--arm-a", metavar="NAME", help="an arm of A (default: every arm that both runs have)")

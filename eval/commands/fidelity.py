@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from sa_eval.commands.flags import add_flag, command_parser, modes_text
 from sa_eval.messages import shown
 from sa_eval.settings.config import SETTINGS, Settings, SettingsError, settings_from
 from sa_eval.settings.settings_file import read_yaml
@@ -86,16 +87,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from sa_eval.settings.modes import MODE_HELP
-
-    modes = "\n".join(f"  {name:<16} {text}" for name, text in MODE_HELP.items())
-    parser = argparse.ArgumentParser(
-        prog="sa-eval fidelity",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description=f"{DESCRIPTION}\nmodes\n{modes}\n\n{EXAMPLES}",
-        epilog=DETAILS,
-    )
+    parser = command_parser("sa-eval fidelity", f"{DESCRIPTION}\n{modes_text()}\n{EXAMPLES}", DETAILS)
     parser.add_argument("--text", nargs="+", metavar="FILE", help="UTF-8 text files (default: the bundled texts)")
     parser.add_argument(
         "--passages",
@@ -106,7 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE|NAME", help="settings from a YAML file of `sa-eval run`")
     for name in SHARED:
         item = SETTINGS[name]
-        _add(parser, name, {**item.metadata, "help": CHANGED.get(name, item.metadata["help"])}, item.default)
+        rule = {**item.metadata, "help": CHANGED.get(name, item.metadata["help"])}
+        add_flag(parser, name, rule, item.default, *(["--length"] if name == "lengths" else []))
     parser.add_argument("--verbose", action="store_true", help="let the libraries' logs through")
     return parser
 
@@ -126,21 +119,3 @@ def _passages(text: str | None) -> int | str | None:
     if not text.isdecimal() or int(text) < 1:
         raise SettingsError(f"passages must be a whole number of at least 1, or all; found {shown(text)}")
     return int(text)
-
-
-def _add(parser: argparse.ArgumentParser, name: str, rule: Mapping[str, Any], default: Any) -> None:
-    text = rule["help"] if "(default:" in rule["help"] else f"{rule['help']} (default: {_shown(default)})"
-    flags = ["--" + name.replace("_", "-"), *(["--length"] if name == "lengths" else [])]
-    text = text.replace("%", "%%")
-    if rule.get("kind") is bool:
-        parser.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
-        return
-    kind = {int: "N", "amount": "N|0.x", "dense_below": "N|crossover"}.get(rule.get("kind", str), "TEXT")
-    metavar = "{" + ",".join(rule["choices"]) + "}" if "choices" in rule else kind
-    parser.add_argument(*flags, dest=name, nargs="+" if rule.get("many") else None, metavar=metavar, help=text)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(_shown(item) for item in value) or "none"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

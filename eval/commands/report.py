@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sa_eval.commands.flags import command_parser
 from sa_eval.settings.config import SettingsError
 
 HELP = "compute table, results and report anew from a run's files; merge runs whose arms belong together"
@@ -47,13 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sa-eval report",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description="Report of one run, or of several put together.",
-        epilog=DETAILS,
-    )
+    parser = command_parser("sa-eval report", "Report of one run, or of several put together.", DETAILS)
     parser.add_argument("directories", metavar="DIR", nargs="+", help="run directories")
     parser.add_argument("--out", metavar="DIR", help="where merged runs go: a new or empty directory")
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from sa_eval.commands.flags import command_parser
 from sa_eval.commands.run import finish, is_first_process
 from sa_eval.running import interrupts
 
@@ -41,13 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sa-eval resume",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description="Continue a run: what is missing or failed, nothing else.",
-        epilog=DETAILS,
-    )
+    parser = command_parser("sa-eval resume", "Continue a run: what is missing or failed, nothing else.", DETAILS)
     parser.add_argument("directory", metavar="DIR", help="the run directory")
     parser.add_argument("--verbose", action="store_true", help="let the libraries' logs through")
     return parser

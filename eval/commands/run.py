@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from sa_eval.commands.flags import add_flag, command_parser, modes_text
 from sa_eval.running import interrupts
 from sa_eval.settings import presets
 from sa_eval.settings.config import FLAGS, Settings, SettingsError, settings_from
@@ -71,14 +72,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    modes = "\n".join(f"  {name:<12} {text}" for name, text in MODE_HELP.items())
-    parser = argparse.ArgumentParser(
-        prog="sa-eval",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description="Compare sparse attention variants on long-context tasks, at measured and matched budgets.\n\n"
-        f"{_commands()}modes\n{modes}\n\n{EXAMPLES}",
-        epilog=DETAILS,
+    parser = command_parser(
+        "sa-eval",
+        "Compare sparse attention variants on long-context tasks, at measured and matched budgets.\n\n"
+        f"{_commands()}{modes_text()}\n{EXAMPLES}",
+        DETAILS,
     )
     parser.add_argument(
         "--config",
@@ -86,21 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"settings from a YAML file, or shipped ones by name: {', '.join(presets.names())}",
     )
     for name, item in FLAGS.items():
-        flag = "--" + name.replace("_", "-")
-        help_text = f"{item.metadata['help']} (default: {_shown(item.default)})".replace("%", "%%")
-        if "(default:" in item.metadata["help"]:
-            help_text = item.metadata["help"]
-        if item.metadata.get("kind") is bool:
-            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=help_text)
-        else:
-            parser.add_argument(
-                flag,
-                dest=name,
-                nargs="+" if item.metadata.get("many") else None,
-                default=None,
-                metavar=_metavar(item.metadata),
-                help=help_text,
-            )
+        add_flag(parser, name, item.metadata, item.default)
     parser.add_argument(
         "--dry-run", action="store_true", help="print arms, budgets, documents, estimated time and memory; run nothing"
     )
@@ -178,19 +162,6 @@ def list_tasks() -> int:
     print("  ruler-offline is all of these, ruler all thirteen: seven of them fetch texts")
     print("\nany other lm-eval task by its name (`lm-eval ls tasks` lists them); most need the network once")
     return 0
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(_shown(item) for item in value) or "none"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _metavar(rule: Any) -> str:
-    if "choices" in rule:
-        return "{" + ",".join(rule["choices"]) + "}"
-    numbers = {int: "N", "amount": "N|0.x", "samples": "N|all", "dense_below": "N|crossover"}
-    return {**numbers, "layers": "SETS"}.get(rule.get("kind"), "TEXT")
 
 
 assert set(MODE_HELP) == set(ARM_MODES)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from sa_eval.commands.flags import add_flag, command_parser, modes_text
 from sa_eval.timing.speed_settings import DEFAULTS, OWN, SHARED, speed_settings
 
 HELP = "measure speed and memory: time to first token, tokens per second, peak memory, beside full"
@@ -65,40 +65,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     from sa_eval.settings.config import SETTINGS
-    from sa_eval.settings.modes import MODE_HELP
 
-    modes = "\n".join(f"  {name:<16} {text}" for name, text in MODE_HELP.items())
-    parser = argparse.ArgumentParser(
-        prog="sa-eval speed",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description=f"{DESCRIPTION}\nmodes\n{modes}\n\n{EXAMPLES}",
-        epilog=DETAILS,
-    )
+    parser = command_parser("sa-eval speed", f"{DESCRIPTION}\n{modes_text()}\n{EXAMPLES}", DETAILS)
     for name in SHARED:
         item = SETTINGS[name]
         rule = {**item.metadata, "help": CHANGED.get(name, item.metadata["help"])}
-        _add(parser, name, rule, DEFAULTS.get(name, item.default))
+        add_flag(parser, name, rule, DEFAULTS.get(name, item.default))
     for name, item in OWN.items():
-        _add(parser, name, item.metadata, item.default)
+        add_flag(parser, name, item.metadata, item.default)
     parser.add_argument("--verbose", action="store_true", help="let the libraries' logs through")
     return parser
-
-
-def _add(parser: argparse.ArgumentParser, name: str, rule: Mapping[str, Any], default: Any) -> None:
-    flag, text = "--" + name.replace("_", "-"), rule["help"]
-    if "(default:" not in text:
-        text = f"{text} (default: {_shown(default)})"
-    text = text.replace("%", "%%")
-    if rule.get("kind") is bool:
-        parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
-    else:
-        kind = {int: "N", "amount": "N|0.x", "dense_below": "N|crossover"}.get(rule.get("kind", str), "TEXT")
-        shown = "{" + ",".join(rule["choices"]) + "}" if "choices" in rule else kind
-        parser.add_argument(flag, dest=name, nargs="+" if rule.get("many") else None, metavar=shown, help=text)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(_shown(item) for item in value) or "none"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from sa_eval.results.table import aligned
+
 WIDTH = 118
-DASH = "\u2013"
 LEGEND = (
     "KL(full || arm) and cost in nats per token, 95\u00a0% interval over passages in brackets; same top-1: share of "
     "predictions where arm and full prefer the same token. Kept mass: share of full attention's mass on keys the arm "
@@ -61,18 +62,7 @@ def _block(results: dict[str, Any], length: int) -> str:
         rows.append(row)
     predictions = cells[0]["overall"]["predictions"]
     title = f"Length {length} tokens: {cells[0]['passages']} passages, {predictions:,} predictions per arm and seed"
-    return f"{title}\n{_aligned(rows)}"
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], DASH * len(lines[0]), *lines[1:]])
+    return f"{title}\n{aligned(rows)}"
 
 
 def _bracket(edges: list[float] | None, sign: str) -> str:
