@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 venv=${1:-.venv-lowest}
 python3 -m venv "$venv"
 mapfile -t lowest < <(sed -n 's/^dependencies = \[\(.*\)\]$/\1/p' pyproject.toml | grep -o '[a-z]*>=[0-9.]*' | sed 's/>=/==/')
-"$venv/bin/pip" install -q "${lowest[@]}" pytest hypothesis
+"$venv/bin/pip" install -q "${lowest[@]}" pytest hypothesis scipy
 echo "${lowest[@]}"
 # Only what needs no extra package: the ecosystem's own pins may not admit versions this low.
-PYTHONPATH=. "$venv/bin/python" -m pytest tests/test_patch_*.py tests/test_one_answer.py tests/test_batches.py \
+PYTHONPATH=. "$venv/bin/python" -m pytest tests/test_patch_*.py tests/test_random_keys.py tests/test_one_answer.py tests/test_batches.py \
   tests/test_caches.py tests/test_generation.py tests/test_shapes.py tests/test_execution.py tests/test_compiled.py -p no:cacheprovider "${@:2}"
