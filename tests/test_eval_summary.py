@@ -113,9 +113,9 @@ def test_the_first_sentence_says_what_sa_costs_and_loses_first(planted):
 
 def test_an_interval_without_zero_is_no_claim_when_holm_says_no():
     row = {"difference": -0.1, "difference_low": -0.19, "difference_high": -0.01, "significant": False}
-    row |= {"p_adjusted": 0.2, "base": "swa-w64"}
+    row |= {"p_value": 0.047, "p_adjusted": 0.2, "base": "swa-w64"}
     said = answer._against_rivals([row], {"swa-w64": "swa"})
-    assert said == "cannot be told apart from swa (\u221219.0 to \u22121.0 points, but p = 0.20 after Holm)"
+    assert said == "cannot be told apart from swa (\u221219.0 to \u22121.0 points, but p = 0.047, 0.2 after Holm)"
 
 
 def test_failed_documents_count_as_wrong(tmp_path):
