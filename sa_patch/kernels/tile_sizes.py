@@ -32,7 +32,7 @@ class Tile:
 TILES: dict[int, tuple[Tile, Tile]] = {
     64: (Tile(128, 64, 8, 3), Tile(32, 16, 8, 2)),
     128: (Tile(128, 64, 8, 3), Tile(32, 16, 8, 2)),
-    256: (Tile(64, 32, 8, 2), Tile(32, 16, 8, 2)),
+    256: (Tile(64, 32, 8, 2), Tile(16, 16, 8, 2)),
 }
 LARGEST_HEAD = max(TILES)
 
