@@ -8,7 +8,7 @@ import sa_patch
 from sa_patch import kernels
 from sa_patch.kept import KEPT
 from sa_patch.kernels import flex, flex_blocks, flex_requests
-from sa_patch.patterns import Blocks, Pieces
+from sa_patch.patterns import Band, Blocks, Pieces
 
 CPU = torch.device("cpu")
 BLOCK = 16
@@ -195,3 +195,9 @@ def test_compiled_flex_attention_equals_reference(case, monkeypatch):
     """FlexAttention itself: a CPU runs patterns of one pass."""
     monkeypatch.setattr(flex_blocks, "BLOCK", 128)
     check(case, 1000, 700, window=90, batch=1)
+
+
+def test_the_blocks_of_a_local_window_are_made_once_and_apart_from_those_with_sinks():
+    near = Band(length=600, query_len=600, sinks=3, width=20)
+    kept = [flex_blocks.kept_blocks(near, CPU, split=False, show_sinks=shown) for shown in (False, True, False)]
+    assert kept[0] is kept[2] and kept[0] is not kept[1]

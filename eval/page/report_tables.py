@@ -189,7 +189,7 @@ def _answers(value: float | None, count: int) -> Cell:
 
 
 def _arm(arm: dict[str, Any]) -> Cell:
-    return words(arm["name"], "untrained" if arm["label"] == "moba" else "")
+    return words(arm["name"], "untrained" if arm["mode"] == "moba" else "")
 
 
 def _length(length: Any) -> Cell:

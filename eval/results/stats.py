@@ -31,10 +31,6 @@ class Interval:
     high: float
     method: str
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 @dataclass(frozen=True, eq=False)
 class Stratum:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from sa_patch.kernels.dense import causal
-from sa_patch.kernels.flex_blocks import Blocked, kept_blocks, make_blocks
+from sa_patch.kernels.flex_blocks import Blocked, kept_blocks
 from sa_patch.kernels.flex_requests import ask
 from sa_patch.kernels.partial import Part, merge
 from sa_patch.patterns import Band, Blocks, Pattern
@@ -107,7 +107,7 @@ def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Bloc
     parts = [_attend(query, key, value, blocked, scaling, part=several)]
     if pattern.local:
         near = Band(length=pattern.length, query_len=pattern.query_len, sinks=pattern.sinks, width=pattern.local)
-        beside = make_blocks(near, device, split=False, show_sinks=False)
+        beside = kept_blocks(near, device, split=False, show_sinks=False)
         parts.append(_attend(query, key, value, beside, scaling, part=True))
     if isinstance(pattern, Blocks) and pattern.selected is not None and pattern.selected.shape[-1]:
         parts += _selected_parts(query, key, value, pattern, scaling)

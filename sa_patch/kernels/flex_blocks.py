@@ -113,18 +113,21 @@ def _as_wide(indices: Tensor, columns: int) -> Tensor:
     return flat.as_strided((1, 1, rows, columns), (flat.numel(), flat.numel(), most, 1))
 
 
-def kept_blocks(pattern: Band | Blocks, device: torch.device, *, split: bool) -> Blocked:
+def kept_blocks(pattern: Band | Blocks, device: torch.device, *, split: bool, show_sinks: bool = True) -> Blocked:
     """The block lists of a pattern's own part and sinks, made once for all calls and layers where that can be told.
 
     Args:
         split: leave out the pairs that the local window opens; otherwise there is none.
+        show_sinks: False where another pass shows them.
     """
 
     def make() -> Blocked:
-        return make_blocks(pattern, device, split=split)
+        return make_blocks(pattern, device, split=split, show_sinks=show_sinks)
 
     key = plan_key(pattern)
-    return make() if key is None else KEPT.get(("blocks", split, pattern.sinks, pattern.local, *key), device, make)
+    if key is None:
+        return make()
+    return KEPT.get(("blocks", split, show_sinks, pattern.sinks, pattern.local, *key), device, make)
 
 
 def make_blocks(pattern: Band | Blocks, device: torch.device, *, split: bool, show_sinks: bool = True) -> Blocked:

@@ -41,8 +41,8 @@ _CPU = Rules(
         "merged": (9, 2240),
         "scattered": (80, 2048),  # every query's keys are gathered
     },
-    source="measured on one core of a 2-core x86 CPU, float32, 8 heads on 2 kv heads of 64, benchmarks/attention.py "
-    "and benchmarks/crossover.py",
+    # One core of a 2-core Xeon, 8 heads on 2 kv heads of 64: benchmarks/attention.py and benchmarks/crossover.py.
+    source="measured on an x86 CPU in float32",
 )
 
 # `benchmarks/gpu_report.py` prints what the results of benchmarks/gpu_suite.sh say for "cuda".
