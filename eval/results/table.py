@@ -66,7 +66,7 @@ def _block(results: dict[str, Any], length: Any) -> str:
         "keys/q",
         "density",
         "prefill ms",
-        "x full",
+        "time/full",
     ]
     rows = []
     for name in shown:
