@@ -14,7 +14,7 @@ step() {
   [ "${PIPESTATUS[0]}" -eq 0 ] || { echo "failed or out of time: $*" | tee -a "$out/suite.txt"; status=1; }
 }
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv | tee "$out/suite.txt"
-step 160 python -m pytest tests/test_gpu.py tests/test_patch_triton.py -q -p no:cacheprovider --durations=10
+step 160 python -m pytest tests/patch/kernels/test_gpu.py tests/patch/kernels/test_triton.py -q -p no:cacheprovider --durations=10
 shape="--device cuda --dtype bfloat16 --heads 32 --kv-heads 8 --head-dim 128 --rounds 3"
 step 90 python benchmarks/attention.py $shape --lengths 8192 32768 131072 --windows 512 \
   --arms swa sa sa-bucket sa-dyadic moba --kernels triton flash --out "$out/attention.json"

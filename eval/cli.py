@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from sa_eval.commands import COMMANDS, load
-from sa_eval.running import interrupts
+from sa_eval.processes import interrupts
 from sa_eval.settings.config import SettingsError
 
 

@@ -104,10 +104,10 @@ def _left_out(sweep: Sweep, refused: list[tuple[Arm, str]]) -> Iterator[str]:
 
 def _documents(settings: Settings) -> tuple[list[str], list[tuple[int, int]]]:
     """Lines about the tasks, and (prompt tokens, new tokens) of every document whose length is known."""
-    from sa_eval.documents import lm_tasks
+    from sa_eval.documents import offline
     from sa_eval.tasks import TASKS
 
-    offline, other = lm_tasks.split_names(settings)
+    offline, other = offline.split_names(settings)
     lines, cost = [], []
     if offline:
         lines.append(_number_of(", ".join(offline), len(offline), settings))

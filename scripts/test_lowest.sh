@@ -9,5 +9,5 @@ mapfile -t lowest < <(sed -n 's/^dependencies = \[\(.*\)\]$/\1/p' pyproject.toml
 "$venv/bin/pip" install -q "${lowest[@]}" pytest hypothesis scipy
 echo "${lowest[@]}"
 # Only what needs no extra package: the ecosystem's own pins may not admit versions this low.
-PYTHONPATH=. "$venv/bin/python" -m pytest tests/test_patch_*.py tests/test_random_keys.py tests/test_one_answer.py tests/test_batches.py \
-  tests/test_caches.py tests/test_generation.py tests/test_shapes.py tests/test_execution.py tests/test_compiled.py -p no:cacheprovider "${@:2}"
+PYTHONPATH=. "$venv/bin/python" -m pytest tests/patch/*.py tests/patch/variants tests/patch/kernels \
+  tests/patch/integration/test_{model,refusals,one_answer,batches,caches,generation,shapes,execution,compiled}.py -p no:cacheprovider "${@:2}"

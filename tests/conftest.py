@@ -1,4 +1,4 @@
-"""Tiny, randomly initialised models: what every law about models is tested on."""
+"""Options of the test run, and the fixtures that tests of sa_patch share."""
 
 import os
 
@@ -8,19 +8,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
+from models import make_model
 from support import Support
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
 
 
 def pytest_addoption(parser):
@@ -37,38 +26,6 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_configure(config):
     config.pluginmanager.register(Support(config), "support")
-
-
-SHAPE = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-    "initializer_range": 0.2,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
-
-
-def make_model(kind: str = "qwen3", **changes):
-    """A tiny model of an architecture, float32, in eval mode, the same at every call."""
-    torch.manual_seed(0)
-    shape = {**SHAPE, **changes}
-    no_head_dim = {name: value for name, value in shape.items() if name != "head_dim"}
-    model = {
-        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**shape)),
-        "qwen3_moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**EXPERTS, **shape})),
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**shape)),
-        "mistral": lambda: MistralForCausalLM(MistralConfig(**{"sliding_window": None, **shape})),
-        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**no_head_dim)),
-    }[kind]()
-    return model.eval()
 
 
 @pytest.fixture(params=["qwen3", "qwen3_moe"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sa_eval.running.store import RunDirectory
+from sa_eval.records.directory import RunDirectory
 from sa_eval.settings.arms import arms_from
 from sa_eval.settings.config import settings_from
 

@@ -7,7 +7,7 @@ from eval_helpers import save_tiny_model
 from run_helpers import begin, ended, start, undrawn, unfinish
 
 from sa_eval.page import report
-from sa_eval.running import chunks
+from sa_eval.run import chunks
 
 
 @pytest.fixture(scope="session")

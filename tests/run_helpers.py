@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from sa_eval.page import report
-from sa_eval.running import chunks
-from sa_eval.running.store import RunDirectory
+from sa_eval.records.directory import RunDirectory
+from sa_eval.run import chunks
 
 CHOICES = ("--tasks", "majority_topic,cloze", "--lengths", "192", "--window", "24", "--modes", "swa,sa", "--seeds", "0")
 FLAGS = (*CHOICES, "--num-samples", "4", "--device", "cpu", "--batch-size", "2", "--no-speed", "--threads", "1")
@@ -23,13 +23,13 @@ PATIENCE_SECONDS = 60
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
-        "sa_eval.running.runner",
+        "sa_eval.run.runner",
         "sa_eval.page.report",
-        "sa_eval.documents.lm_tasks",
-        "sa_eval.documents.lm_eval_tasks",
+        "sa_eval.documents.offline",
+        "sa_eval.documents.harness",
         "sa_eval.commands.resume",
-        "sa_eval.running.selftest",
-        "sa_eval.running.scoring",
+        "sa_eval.run.selftest",
+        "sa_eval.run.scoring",
         "sa_patch",
         "lm_eval.evaluator",
         "torch.distributed.tensor",

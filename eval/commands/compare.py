@@ -35,10 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse_args(arguments)
     if (namespace.arm_a is None) != (namespace.arm_b is None):
         raise SettingsError("--arm-a and --arm-b go together: one arm of each run")
+    from sa_eval.records import opening
     from sa_eval.results import comparison
-    from sa_eval.running import run_files
 
-    sides = [comparison.Side.of(*run_files.open_run(path)) for path in (namespace.a, namespace.b)]
+    sides = [comparison.Side.of(*opening.open_run(path)) for path in (namespace.a, namespace.b)]
     arms = (namespace.arm_a, namespace.arm_b) if namespace.arm_a else None
     found = comparison.compare(*sides, arms)
     print(render(found, namespace.documents))

@@ -74,9 +74,9 @@ def main(arguments: Sequence[str]) -> int:
 
     progress = Progress(verbose=namespace.verbose)
     with progress.quiet():
-        from sa_eval.fidelity import outputs, run, table
-    request = run.Request(tuple(namespace.text or ()), passages)
-    directory, results = run.run(settings, request, progress)
+        from sa_eval.fidelity import course, outputs, table
+    request = course.Request(tuple(namespace.text or ()), passages)
+    directory, results = course.run(settings, request, progress)
     if results["cells"]:
         with progress.step("pictures"):
             outputs.write(directory, results)

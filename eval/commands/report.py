@@ -30,12 +30,12 @@ exit status
 def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse_args(arguments)
     from sa_eval.page import report
+    from sa_eval.records import opening
     from sa_eval.results import merge, summary, table
-    from sa_eval.running import run_files
 
     if len({Path(path).resolve() for path in namespace.directories}) < len(namespace.directories):
         raise SettingsError("one run is named twice: give every run directory once")
-    runs = [run_files.open_run(path) for path in namespace.directories]
+    runs = [opening.open_run(path) for path in namespace.directories]
     if len(runs) > 1 and namespace.out is None:
         raise SettingsError("several runs are merged into a new directory: name it with --out")
     if len(runs) == 1 and namespace.out is not None:

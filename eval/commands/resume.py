@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sa_eval.commands.flags import command_parser
 from sa_eval.commands.run import finish, is_first_process
-from sa_eval.running import interrupts
+from sa_eval.processes import interrupts
 
 HELP = "continue a run that was killed, interrupted or in which something failed"
 DETAILS = """\
@@ -32,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
 
     progress = Progress(verbose=namespace.verbose, enabled=is_first_process())
     with progress.quiet():
-        from sa_eval.running import resume, runner
+        from sa_eval.records import resume
+        from sa_eval.run import runner
     directory, settings = resume.open_directory(namespace.directory)
     with interrupts.sigterm_stops():
         if resume.nothing_left(directory, settings):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sa_eval.commands.flags import add_flag, command_parser, modes_text
-from sa_eval.running import interrupts
+from sa_eval.processes import interrupts
 from sa_eval.settings import presets
 from sa_eval.settings.config import FLAGS, Settings, SettingsError, settings_from
 from sa_eval.settings.modes import ARM_MODES, MODE_HELP
@@ -112,7 +112,7 @@ def run(settings: Settings, *, verbose: bool = False) -> int:
 
     progress = Progress(verbose=verbose, enabled=is_first_process())
     with progress.quiet():
-        from sa_eval.running import runner
+        from sa_eval.run import runner
     with interrupts.sigterm_stops():
         return finish(runner.run(settings, progress), progress)
 

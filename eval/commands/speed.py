@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from sa_eval.commands.flags import add_flag, command_parser, modes_text
-from sa_eval.timing.speed_settings import DEFAULTS, OWN, SHARED, speed_settings
+from sa_eval.speed.settings import DEFAULTS, OWN, SHARED, speed_settings
 
 HELP = "measure speed and memory: time to first token, tokens per second, peak memory, beside full"
 DESCRIPTION = """\
@@ -54,10 +54,10 @@ def main(arguments: Sequence[str]) -> int:
     progress = Progress(verbose=namespace.verbose)
     with progress.quiet():
         from sa_eval.loading import model_files
-        from sa_eval.timing import speed_report, speed_run
+        from sa_eval.speed import course, outputs
     with model_files.code_kept_out(asked.of):
-        result, directory = speed_run.run(asked, progress)
-    print(f"\n{speed_report.table(result)}\n\nresult: {directory.path}")
+        result, directory = course.run(asked, progress)
+    print(f"\n{outputs.table(result)}\n\nresult: {directory.path}")
     if result["interrupted"]:
         return 130
     return 1 if result["failures"] else 0

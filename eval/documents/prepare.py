@@ -17,22 +17,22 @@ Build = Callable[[], list[Any]]
 
 def check_tasks(settings: Settings) -> None:
     """Refuse unknown task names, and generated ones without a number, before anything is loaded or written."""
-    from sa_eval.documents import lm_tasks
+    from sa_eval.documents import offline
 
-    offline, other = lm_tasks.split_names(settings)
+    offline, other = offline.split_names(settings)
     if offline and settings.num_samples == "all":
         raise SettingsError(f"num_samples 'all' has no end for {offline[0]}, which is generated: give a number")
     if other:
-        from sa_eval.documents import lm_eval_tasks
+        from sa_eval.documents import harness
 
-        lm_eval_tasks.check_names(other)
+        harness.check_names(other)
 
 
 def check_lengths(settings: Settings, limit: int | None) -> None:
     """Refuse lengths beyond the model's positions before documents of that length are made."""
-    from sa_eval.documents import lm_tasks
+    from sa_eval.documents import offline
 
-    offline, other = lm_tasks.split_names(settings)
+    offline, other = offline.split_names(settings)
     longest = max(settings.lengths)
     if limit is not None and longest > limit and (offline or any(map(ruler.is_asked, other))):
         raise SettingsError(
@@ -67,24 +67,24 @@ def _unlike(built: list[Any], before: list[Any]) -> list[Any]:
 
 
 def _offline(settings: Settings, lm: Any) -> list[tuple[str, Build]]:
-    from sa_eval.documents import lm_tasks
+    from sa_eval.documents import offline
 
     def build(name: str, length: int) -> Build:
-        return lambda: [lm_tasks.prepare_offline(name, length, settings, lm)]
+        return lambda: [offline.prepare_offline(name, length, settings, lm)]
 
-    names, _ = lm_tasks.split_names(settings)
+    names, _ = offline.split_names(settings)
     return [(f"{name}@{length}", build(name, length)) for length in settings.lengths for name in names]
 
 
 def _lm_eval(settings: Settings, lm: Any) -> list[tuple[str, Build]]:
-    from sa_eval.documents import lm_tasks
+    from sa_eval.documents import offline
 
-    _, names = lm_tasks.split_names(settings)
+    _, names = offline.split_names(settings)
     if not names:
         return []
-    from sa_eval.documents import lm_eval_tasks
+    from sa_eval.documents import harness
 
-    def build(wanted: lm_eval_tasks.Wanted) -> Build:
-        return lambda: lm_eval_tasks.prepare(wanted, settings, lm)
+    def build(wanted: harness.Wanted) -> Build:
+        return lambda: harness.prepare(wanted, settings, lm)
 
-    return [(wanted.label, build(wanted)) for wanted in lm_eval_tasks.wanted(names, settings)]
+    return [(wanted.label, build(wanted)) for wanted in harness.wanted(names, settings)]

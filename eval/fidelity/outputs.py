@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sa_eval.fidelity import summary
-from sa_eval.running.store import RunDirectory
+from sa_eval.records.directory import RunDirectory
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#6a4c93")  # Okabe-Ito, and two
 STYLES = ("-", (0, (5, 1.5)), "-.", ":", (0, (1, 1)))

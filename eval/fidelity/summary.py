@@ -16,8 +16,8 @@ from scipy import stats as scipy_stats
 
 from sa_eval.fidelity import buckets
 from sa_eval.fidelity.head import AGREE, KL, NATS, NATS_FULL
-from sa_eval.fidelity.layers import ATTENTION, DIFFERENCE, ISOLATED, KEPT, MASS, NORM, RESIDUAL, LayerSums
-from sa_eval.fidelity.measure import COUNT, ArmAtLength
+from sa_eval.fidelity.layer_errors import ATTENTION, DIFFERENCE, ISOLATED, KEPT, MASS, NORM, RESIDUAL, LayerSums
+from sa_eval.fidelity.measuring import COUNT, ArmAtLength
 from sa_eval.results import stats
 
 ERRORS = {"isolated_error": ISOLATED, "attention_error": ATTENTION, "residual_error": RESIDUAL}

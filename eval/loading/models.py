@@ -15,7 +15,7 @@ from typing import Any
 from sa_eval import environment
 from sa_eval.loading import model_files, soundness, weights
 from sa_eval.messages import one_line, shown
-from sa_eval.running import tensor_parallel
+from sa_eval.processes import tensor_parallel
 from sa_eval.settings.config import Settings, SettingsError, nearest
 
 BUNDLED = ("qwen3-tiny", "qwen3-moe-tiny")

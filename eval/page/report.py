@@ -14,9 +14,9 @@ from typing import Any
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from sa_eval.page import report_documents, report_figures, report_sections
+from sa_eval.page import document_list, figures, sections
 from sa_eval.page.visible import visible
-from sa_eval.running.store import RunDirectory
+from sa_eval.records.directory import RunDirectory
 
 FILES = ("report.html", "report.css", "report.js")
 STATES = (("failed", "Failed"), ("warning", "Warning"), ("passed", "Passed"))
@@ -25,12 +25,12 @@ STATES = (("failed", "Failed"), ("warning", "Warning"), ("passed", "Passed"))
 def write(directory: RunDirectory) -> None:
     """Render report.html and figures/ next to the records."""
     results, records = directory.read_json("results.json"), list(directory.records())
-    documents = report_documents.differing(results, records, directory.log("documents"))
+    documents = document_list.differing(results, records, directory.log("documents"))
     directory.write_text("report.html", render(results, records, documents))
-    report_figures.write(directory.path / "figures", results, records, documents)
+    figures.write(directory.path / "figures", results, records, documents)
 
 
-def render(results: dict[str, Any], records: list[dict[str, Any]], documents: list[report_documents.Document]) -> str:
+def render(results: dict[str, Any], records: list[dict[str, Any]], documents: list[document_list.Document]) -> str:
     files = {name: resources.files("sa_eval.page").joinpath(name).read_text(encoding="utf-8") for name in FILES}
     environment = Environment(
         loader=DictLoader(files),
@@ -48,7 +48,7 @@ def render(results: dict[str, Any], records: list[dict[str, Any]], documents: li
         notes=results["notes"],
         failures=len(results["failures"]),
         facts=_facts(results),
-        sections=report_sections.sections(results, records, documents),
+        sections=sections.sections(results, records, documents),
         css=Markup(files["report.css"]),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sa_eval.records.directory import RunDirectory
+from sa_eval.records.opening import differences
 from sa_eval.results import stats
 from sa_eval.results.cells import adjusted, difference
 from sa_eval.results.scores import Answers, Scores, Task, collect, scopes, task_key
-from sa_eval.running.run_files import differences
-from sa_eval.running.store import RunDirectory
 from sa_eval.settings.config import SettingsError
 from sa_eval.settings.values import nearest
 

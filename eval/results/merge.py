@@ -12,10 +12,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from sa_eval.records.directory import RunDirectory
+from sa_eval.records.opening import differences
+from sa_eval.records.views import SAME, Row, place_of
 from sa_eval.results.scores import collect, task_key
-from sa_eval.running.log_views import SAME, Row, place_of
-from sa_eval.running.run_files import differences
-from sa_eval.running.store import RunDirectory
 from sa_eval.settings.config import SettingsError
 
 Run = tuple[RunDirectory, dict[str, Any]]

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from sa_eval.records.directory import RunDirectory
 from sa_eval.results.stats import Stratum
-from sa_eval.running.store import RunDirectory
 from sa_eval.settings.config import SettingsError
 
 FAMILIES = ("retrieval", "aggregation", "tracing", "cloze")

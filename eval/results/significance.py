@@ -3,8 +3,8 @@
 Both tests ask the same question: would the difference be this large if each document's difference could as well be the
 opposite? Where every document is right or wrong, the answer is exact (McNemar). Otherwise it comes from 10,000 random
 signs (the wild bootstrap of Wu 1986 and Liu 1988 under the null, which with binary scores *is* McNemar's test).
-tests/test_eval_calibration.py measures how often this and other bootstraps call noise significant, and why this one was
-chosen. Pure numpy and scipy, no files, no torch.
+tests/eval/results/test_calibration.py measures how often this and other bootstraps call noise significant, and why
+this one was chosen. Pure numpy and scipy, no files, no torch.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
+from sa_eval.records.directory import RunDirectory
 from sa_eval.results import answer, cells, gates
 from sa_eval.results.scores import FULL, HashMismatch, collect, task_key
-from sa_eval.running.store import RunDirectory
 from sa_eval.settings.published import published_for
 
 __all__ = ["HashMismatch", "by_arm_and_length", "summarise", "task_key", "to_csv"]

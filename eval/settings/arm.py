@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sa_eval.settings import layers
+from sa_eval.settings import layer_sets
 from sa_eval.settings.values import SettingsError
 
 
@@ -34,7 +34,7 @@ class Arm:
         options = dict(self.options)
         if "dense_layers" in options:
             depth = model.config.get_text_config().num_hidden_layers
-            options["dense_layers"] = layers.resolve(options["dense_layers"], depth)
+            options["dense_layers"] = layer_sets.resolve(options["dense_layers"], depth)
         return sa_patch.apply(model, mode=self.mode, window=self.window, seed=seed, kernel=self.kernel, **options)
 
     def check(self) -> None:

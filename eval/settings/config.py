@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from sa_eval.messages import shown
-from sa_eval.settings import layers, named_arms, published
+from sa_eval.settings import layer_sets, named_arms, published
 from sa_eval.settings.modes import ARM_MODES, registered_modes
 from sa_eval.settings.values import SettingsError, checked_item, checked_list, nearest
 
@@ -73,7 +73,7 @@ class Settings:
     local: tuple[int | float, ...] = setting(
         (0,), "last keys always visible (tokens, or a fraction)", kind="amount", many=True, minimum=0
     )
-    dense_layers: tuple[layers.LayerSet, ...] = setting(
+    dense_layers: tuple[layer_sets.LayerSet, ...] = setting(
         ((),),
         "layers left full: numbers (negative ones count from the end) and slices (1::2: every second one from the "
         "second) joined by commas; / sets several sets apart, as in none/0,-1/1::2; in YAML a list, or a list of lists",
@@ -190,7 +190,7 @@ def _checked(name: str, value: Any) -> Any:
     if rule.get("kind") == "arms":
         return named_arms.checked(value, checked_option)
     if rule.get("kind") == "layers":
-        return layers.sets_from(name, value)
+        return layer_sets.sets_from(name, value)
     if rule.get("many"):
         return checked_list(name, value, rule)
     if isinstance(value, (list, tuple)):

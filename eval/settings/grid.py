@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-from sa_eval.settings import layers
+from sa_eval.settings import layer_sets
 from sa_eval.settings.arm import Arm
 from sa_eval.settings.config import Settings, SettingsError
 from sa_eval.settings.modes import ARM_MODES, SEEDED_MODES, STOCHASTIC_OPTIONS, knows, label_of
@@ -120,4 +120,4 @@ def _inside(budget: str, special: Mapping[str, Any], window: int | float) -> boo
 
 
 def _word(option: str, value: Any) -> str:
-    return WORDS[option].format(layers.name_of(value) if option == "dense_layers" else value)
+    return WORDS[option].format(layer_sets.name_of(value) if option == "dense_layers" else value)

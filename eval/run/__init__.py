@@ -1,0 +1,1 @@
+"""One run, from loaded model to records on the disk."""

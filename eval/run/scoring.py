@@ -1,0 +1,158 @@
+"""Owns scoring a chunk: lm-eval asks and scores, memory that runs out makes batches smaller, failures stay with their
+documents. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sa_eval.documents.requests import TaskPart, requests_by_document
+from sa_eval.run import samples
+from sa_eval.run.chunks import Chunk
+
+
+@dataclass
+class Scored:
+    """What came of a chunk."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)  # error, traceback, documents
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An error without what it holds."""
+
+    message: str
+    traceback: str
+
+
+def trouble_of(error: BaseException) -> Trouble:
+    return Trouble(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+
+
+class Scorer:
+    """Asks one model.
+
+    Args:
+        unsafe_code: tasks that run the code a model writes may do so.
+    """
+
+    def __init__(self, lm: Any, bar: Any, *, unsafe_code: bool = False) -> None:
+        self._lm, self._bar, self._unsafe_code = lm, bar, unsafe_code
+        self._requests: dict[str, list[list[Any]]] = {}  # by task
+
+    def score(self, chunk: Chunk) -> Scored:
+        """Records of all documents of the chunk; those of documents that failed hold the error and score 0.
+
+        A chunk that fails is asked again document by document, so that only those that fail themselves count as wrong.
+        """
+        found = Scored()
+        trouble = self._tried(chunk, chunk.indices, found)
+        if trouble is None:
+            return found
+        by_error: dict[str, tuple[Trouble, list[int]]] = {}
+        for index in chunk.indices:
+            if len(chunk.indices) > 1:
+                trouble = self._tried(chunk, [index], found)
+            if trouble is not None:
+                found.records += samples.failed(chunk.task, [index], trouble.message)
+                self._bar.advance(1)
+                by_error.setdefault(trouble.message, (trouble, []))[1].append(index)
+        for message, (first, indices) in by_error.items():
+            found.failures.append({"error": message, "traceback": first.traceback, "documents": indices})
+        return found
+
+    def _tried(self, chunk: Chunk, indices: Sequence[int], found: Scored) -> Trouble | None:
+        """Records of these documents into `found`, or why there are none (as text: an error's frames hold tensors)."""
+        try:
+            found.records += self._with_less_memory(chunk, indices, found)
+            return None
+        except Exception as error:
+            trouble, memory = trouble_of(error), out_of_memory(error)
+        if memory:
+            _free_memory()
+        return trouble
+
+    def _with_less_memory(self, chunk: Chunk, indices: Sequence[int], found: Scored) -> list[dict[str, Any]]:
+        """Half the batch, and half of that, while memory runs out."""
+        batch_size = self._lm.batch_size
+        while True:
+            try:
+                with self._lm.smaller_batches(batch_size):
+                    return self._asked(chunk, indices)
+            except Exception as error:
+                if batch_size == 1 or not out_of_memory(error):
+                    raise
+            _free_memory()  # outside the handler: the error's frames hold tensors
+            batch_size //= 2
+            found.notes.append(f"{chunk.task.key}: out of memory, so batches of {batch_size}")
+
+    def _asked(self, chunk: Chunk, indices: Sequence[int]) -> list[dict[str, Any]]:
+        from lm_eval.evaluator import evaluate
+
+        task = chunk.task
+        requests = self._requests.get(task.key) or requests_by_document(task.task)
+        self._requests[task.key] = requests
+        part = TaskPart(task.task, task.key, [requests[index] for index in indices])
+        _seed(task, indices[0])
+        with self._counted(part.num_answers, len(indices)):
+            result = evaluate(
+                lm=self._lm,
+                task_dict={task.key: part},
+                bootstrap_iters=0,
+                log_samples=True,
+                confirm_run_unsafe_code=self._unsafe_code,
+            )
+        return samples.scored(task, result["samples"][task.key])
+
+    @contextlib.contextmanager
+    def _counted(self, answers: int, documents: int) -> Iterator[None]:
+        """Move the bar by documents while answers come in; an attempt that fails takes its steps back."""
+        shown = answered = 0
+
+        def advance(count: int) -> None:
+            nonlocal shown, answered
+            answered += count
+            now = min(documents, answered * documents // answers)
+            self._bar.advance(now - shown)
+            shown = now
+
+        self._lm.on_progress(advance)
+        try:
+            yield
+            self._bar.advance(documents - shown)
+        except BaseException:
+            self._bar.advance(-shown)
+            raise
+        finally:
+            self._lm.on_progress(None)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch may help."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    known = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, known) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _seed(task: Any, index: int) -> None:
+    """Tasks that sample draw the same numbers for a document under every arm, in every process and session."""
+    digest = hashlib.sha256(f"{task.key}|{task.hashes[index]}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,0 +1,232 @@
+"""Owns what one session shares between its steps, and what it writes: manifest, documents, records, failures."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from sa_eval import environment
+from sa_eval.documents import prepare
+from sa_eval.loading import models
+from sa_eval.processes.ranks import Crew, Ranks
+from sa_eval.progress import Progress
+from sa_eval.records import resume, views
+from sa_eval.records.directory import RunDirectory
+from sa_eval.records.keys import Keys, differences, parts_of
+from sa_eval.run import preparation, samples
+from sa_eval.run.chunks import Chunk
+from sa_eval.settings.arms import Arm, left_out
+from sa_eval.settings.config import Settings, SettingsError
+
+WORDS_SHOWN = 300
+
+
+class ArmWork:
+    """What an applied arm did, chunk by chunk, so that a killed process leaves it behind too."""
+
+    def __init__(self, patch: Any | None) -> None:
+        self._patch, self._time, self._calls = patch, time.perf_counter(), _calls(patch)
+        text = "the model's own attention, not patched" if patch is None else patch.describe()
+        self._describe: str | None = "\n".join(line for line in text.splitlines() if not line.startswith("calls "))
+
+    def since_last_time(self) -> dict[str, Any]:
+        now, calls = time.perf_counter(), _calls(self._patch)
+        row = {"seconds": round(now - self._time, 3), "calls": None, "describe": self._describe}
+        if calls is not None:
+            row["calls"] = [
+                {kind: new[kind] - old[kind] for kind in new} for new, old in zip(calls, self._calls or (), strict=True)
+            ]
+        self._time, self._calls, self._describe = now, calls, None
+        return row
+
+
+def _calls(patch: Any | None) -> list[dict[str, int]] | None:
+    return None if patch is None else [dict(layer) for layer in patch.calls]
+
+
+class Session:
+    """One start of a run, on one rank."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        loaded: models.Loaded,
+        arms: list[Arm],
+        directory: RunDirectory,
+        progress: Progress,
+        ranks: Ranks,
+        together: Crew | None = None,
+    ) -> None:
+        from sa_eval.lm.exact import ExactLM
+
+        self.settings, self.loaded, self.arms = settings, loaded, arms
+        self.directory, self.progress, self.ranks = directory, progress, ranks
+        self.earlier = directory.read_json("manifest.json") if directory.has("manifest.json") else None
+        self.sessions = list(self.earlier.get("sessions", [])) if self.earlier else []
+        self.crew = Crew(ranks, directory, len(self.sessions) + 1)
+        self._together = together
+        self.keys = Keys(parts_of(loaded))
+        self.started = environment.now()
+        self.tasks: list[Any] = []
+        self.usable: list[Arm] = []
+        self.done: set[views.Place] = set()
+        with progress.quiet():
+            batch_size = models.pick_batch_size(settings, models.input_device(loaded.model))
+            self.lm = ExactLM(loaded.model, loaded.tokenizer, batch_size=batch_size)
+
+    # --- before scoring ------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Documents and what is done already; nothing is written but failures to build a task."""
+        if self.earlier and self.ranks.main:
+            resume.check_run(self.directory, self.earlier, self.settings, self.keys)
+        self.tasks = prepare.all_tasks(self.settings, self.lm, self.progress, self._task_failed)
+        if self.earlier and self.ranks.main:
+            resume.check_documents(self.directory, self.earlier, self.tasks)
+            resume.check_records(self.directory, self.keys, self.arms, self.tasks)
+        self.done = {views.place_of(record) for record in self.directory.records() if "error" not in record}
+
+    def start(self) -> bool:
+        """The main rank writes and measures, all of them then know what is to be scored; False: nothing is.
+
+        Raises:
+            SettingsError: on the main rank, whatever forbids scoring.
+        """
+        if not self.ranks.main:
+            self.crew.tell("prepared", self._prepared())
+            told = self.crew.hear("scoring", [0])[0]
+            self.tasks = [task for task in self.tasks if told and task.key in told["tasks"]]
+            self.usable = [arm for arm in self.arms if told and arm.name in told["arms"]]
+            return told is not None
+        told = None
+        try:
+            self._agree(self.crew.hear("prepared"))
+            self._write_manifest()
+            self._measure()
+            told = {"tasks": [task.key for task in self.tasks], "arms": [arm.name for arm in self.usable]}
+        finally:
+            self.crew.tell("scoring", told)
+        return True
+
+    def _prepared(self) -> dict[str, Any]:
+        digests = {task.key: hashlib.sha256("".join(task.hashes).encode()).hexdigest() for task in self.tasks}
+        return {"tasks": digests, "parts": self.keys.parts}
+
+    def _agree(self, others: dict[int, dict[str, Any]]) -> None:
+        """Every rank holds the same model, code and documents; a task that one of them could not build is left out."""
+        mine = self._prepared()
+        for rank, theirs in others.items():
+            found = differences(mine["parts"], theirs["parts"])
+            built = {key: value for key, value in theirs["tasks"].items() if key in mine["tasks"]}
+            found += [f"the documents of {key}" for key in built if built[key] != mine["tasks"][key]]
+            if found:
+                raise SettingsError(f"process {rank} is not like process 0: {'; '.join(found)}")
+            for key in [key for key in mine["tasks"] if key not in built]:
+                self.record_failure(None, key, f"process {rank} could not build it")
+                self.tasks = [task for task in self.tasks if task.key != key]
+
+    def _write_manifest(self, finished: str | None = None) -> None:
+        device = models.input_device(self.loaded.model)
+        now = {"started": self.started, "processes": self.ranks.world, "hardware": environment.hardware(device)}
+        manifest = {
+            "schema": 1,
+            "started": self.earlier["started"] if self.earlier else self.started,
+            "settings": self.settings.to_dict(),
+            "model": self.loaded.identity,
+            "versions": environment.versions(),
+            "hardware": environment.hardware(device),
+            "arms": [arm.to_dict() for arm in self.arms],
+            "left_out": left_out(self.settings),
+            "tasks": resume.merged_tasks(self.earlier, self.tasks),
+            "keys": self.keys.parts,
+            "sessions": [*self.sessions, now],
+        }
+        self.directory.write_json("manifest.json", {**manifest, "finished": finished} if finished else manifest)
+
+    def _measure(self) -> None:
+        if not self.tasks:
+            raise SettingsError(
+                f"no task could be prepared; the reasons are in {self.directory.path / 'failures.jsonl'}: "
+                f"{self.directory.log('failures')[0]['error']}"
+            )
+        known = {(row["task"], row["index"]) for row in self.directory.log("documents")}
+        for task in self.tasks:
+            asked = samples.documents(task)
+            self.directory.append("documents", *(row for row in asked if (task.key, row["index"]) not in known))
+        model, directory = self.loaded.model, self.directory
+        self.usable = preparation.budgets(model, self.arms, self.tasks, directory, self._arm_failed)
+        if self.settings.speed:
+            preparation.latency(self.lm, self.usable, self.tasks, directory, self.progress, self._arm_failed)
+        preparation.batch_invariance(self.lm, self.usable, self.tasks, directory, self.progress)
+
+    # --- while scoring -------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise RankLost when a process is gone that shares the documents or holds part of the model."""
+        self.crew.check()
+        if self._together is not None:
+            self._together.check()
+
+    def scorer(self, bar: Any) -> Any:
+        from sa_eval.run.scoring import Scorer
+
+        return Scorer(self.lm, bar, unsafe_code=self.settings.confirm_unsafe_code)
+
+    def record(self, chunk: Chunk, scored: Any, work: dict[str, Any] | None = None) -> None:
+        """Records last: one never stands without the work it took, nor a failed document without its reason."""
+        if work:
+            about = {"arm": chunk.arm.name, "seed": chunk.seed}
+            self.directory.append("arm_runs", {**about, **work, "notes": scored.notes})
+        for failure in scored.failures:
+            self._fail(chunk.arm, chunk.task.key, seed=chunk.seed, **failure)
+        task, arm, seed = chunk.task, chunk.arm, chunk.seed
+        about = {"arm": arm.name, "seed": seed, "task": task.key, "name": task.name, "length": task.length}
+        self.directory.append_records(
+            arm.name,
+            seed,
+            ({**about, **row, "key": self.keys.of(arm, seed, task.key, row["hash"])} for row in scored.records),
+        )
+
+    def record_unasked(self, arm: Arm, seed: int, members: Sequence[Chunk], error: Exception) -> None:
+        """The documents of an arm that could not be applied: they count as wrong."""
+        from sa_eval.run.scoring import Scored, trouble_of
+
+        trouble = trouble_of(error)
+        for chunk in members:
+            failure = {"error": trouble.message, "traceback": trouble.traceback, "documents": list(chunk.indices)}
+            self.record(chunk, Scored(samples.failed(chunk.task, chunk.indices, trouble.message), [failure]))
+
+    def record_stop(self, reason: str) -> None:
+        """Why this session ended before its end."""
+        place = {"arm": None, "seed": None, "task": None, "session": self.crew.session}
+        self.directory.append("failures", {**place, "error": reason})
+
+    def record_failure(self, arm: Arm | None, task: str | None, error: Exception | str) -> None:
+        """A failure that is not about single documents."""
+        if isinstance(error, str):
+            self._fail(arm, task, error=error)
+        else:
+            text = "".join(traceback.format_exception(error))
+            self._fail(arm, task, error=f"{type(error).__name__}: {error}", traceback=text)
+
+    def finish(self) -> None:
+        """Everything was tried; the manifest says so."""
+        if self.ranks.main:
+            self._write_manifest(finished=environment.now())
+
+    def _task_failed(self, label: str, error: Exception) -> None:
+        if self.ranks.main:
+            self.record_failure(None, label, error)
+
+    def _arm_failed(self, arm: Arm, task: str | None, error: Exception) -> None:
+        self.record_failure(arm, task, error)
+
+    def _fail(self, arm: Arm | None, task: str | None, *, seed: int | None = None, **about: Any) -> None:
+        name = arm.name if arm else None
+        place = {"arm": name, "seed": seed, "task": task, "session": self.crew.session}
+        self.directory.append("failures", {**place, **about})
+        where = " · ".join(part for part in (name, task) if part)
+        self.progress.say(f"failed: {where + ': ' if where else ''}{about['error'].splitlines()[0][:WORDS_SHOWN]}")

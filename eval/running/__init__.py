@@ -1,1 +1,0 @@
-"""The course of a run and the files it leaves: nothing that was finished is lost."""
