@@ -76,8 +76,8 @@ def rival_calls(query: Tensor, key: Tensor, value: Tensor, window: int, flex: bo
         mask = sa_patch.variant("sa", window).sparse_pattern(group, 0, None, None).visible()
         calls["sa/masked"] = lambda: fused(query, key, value, scaling, mask)
     if flex:
-        from sa_patch.kernels.flex import flexible
-        from sa_patch.kernels.flex_blocks import make_blocks
+        from sa_patch.kernels.flex.block_masks import make_blocks
+        from sa_patch.kernels.flex.kernel import flexible
 
         one_run = Blocks(length=length, query_len=length, block_size=length)
         blocks = make_blocks(one_run, query.device, split=False).mask()

@@ -1,4 +1,4 @@
-"""Times candidate tile sizes of the Triton programs on a GPU and prints the best for `kernels/tile_sizes.py`.
+"""Times candidate tile sizes of the Triton programs on a GPU and prints the best for `kernels/triton/tile_sizes.py`.
 
     python benchmarks/tune_triton.py --length 32768 --window 512 --out tune.json
 
@@ -16,7 +16,7 @@ from measure import environment, medians, times
 from tqdm import tqdm
 
 import sa_patch
-from sa_patch.kernels.tile_sizes import Tile, tile_for
+from sa_patch.kernels.triton.tile_sizes import Tile, tile_for
 
 # Those that tests/run_triton_compile.py shows to spill on sm_90 at head_dim 128 are not among them.
 CANDIDATES = {
@@ -49,7 +49,7 @@ def measured(args: argparse.Namespace, head_dim: int, tile: Tile) -> dict[str, f
         mode, options = ARMS[arm]
         variant = sa_patch.variant(mode, args.window, **options)
         calls[arm] = lambda variant=variant: sa_patch.attention(query, key, value, variant, kernel="triton")
-    with patch("sa_patch.kernels.triton_tiled.tile_for", lambda head_dim, exact: tile):
+    with patch("sa_patch.kernels.triton.kernel.tile_for", lambda head_dim, exact: tile):
         taken = medians(times(calls, args.rounds, "cuda"))
     return {arm: 1e3 * seconds for arm, seconds in taken.items()}
 

@@ -1,7 +1,7 @@
-"""What is made from lengths and seeds alone, kept for the next layer or call: orders, plans, block masks.
+"""A cache of what lengths and seeds alone determine, shared by layers and calls: orders, plans, block masks.
 
-All of it is bounded together; the least recently used goes first. Nothing here takes part in a result: what is not kept
-is made again, the same. Imports torch only.
+All of it is bounded together; the least recently used entry goes first. The cache takes no part in a result: what is
+not kept is computed again, equal bit by bit.
 """
 
 from collections import OrderedDict
@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from sa_patch.patterns import Band, Blocks
+from sa_patch.randomness import random_order
 
 Made = TypeVar("Made")
 
@@ -85,3 +88,18 @@ def _tensors(made: Any) -> Iterator[Tensor]:
 
 # All 36 layers of an 8B model at 131,072 tokens and w=512 take 260 MiB: an order of 1 MiB and 5 n keys of 8 bytes each.
 KEPT = Kept(512 << 20)
+
+
+def kept_order(horizon: int, seed: int, layer_idx: int, run_size: int, device: torch.device) -> Tensor:
+    """`random_order`, from the cache: 8 bytes per token of the horizon and layer."""
+    key = ("order", horizon, seed, layer_idx, run_size)
+    return KEPT.get(key, device, lambda: random_order(horizon, seed, layer_idx, run_size, device))
+
+
+def kept_for(pattern: Band | Blocks, name: tuple, device: torch.device, make: Callable[[], Made]) -> Made:
+    """What `make` computes from a pattern's own part, from the cache; computed anew where the order has no source.
+
+    Args:
+        name: what is made, and everything it depends on beside the pattern's own part.
+    """
+    return make() if pattern.own_key is None else KEPT.get((*name, *pattern.own_key), device, make)

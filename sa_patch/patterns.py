@@ -147,6 +147,11 @@ class Band(Pattern):
         """Tokens that have ranks."""
         return self.length if self.order is None else self.order.numel()
 
+    @property
+    def own_key(self) -> tuple | None:
+        """Equal tuples, equal own parts; None where the source of the order is not known."""
+        return _own_key(self, self.width, self.circular)
+
     def _own_covers_all(self) -> bool:
         return self.width >= self.horizon or (self.circular and self.width > self.horizon // 2)
 
@@ -205,6 +210,11 @@ class Blocks(Pattern):
         some = self.order if self.order is not None else self.selected
         return torch.device("cpu") if some is None else some.device
 
+    @property
+    def own_key(self) -> tuple | None:
+        """Equal tuples, equal own parts, selected runs aside; None where the source of the order is not known."""
+        return _own_key(self, self.block_size)
+
     def _own_covers_all(self) -> bool:
         if self.order is not None:
             return self.block_size >= self.order.numel()
@@ -247,6 +257,12 @@ class Blocks(Pattern):
                 chosen = self.selected[:, :, query - self.first]
                 overlap += int((run[key][:, None] == chosen).sum()) / (batch * heads)
         return overlap
+
+
+def _own_key(pattern: Band | Blocks, *sizes: int) -> tuple | None:
+    if pattern.order is None:
+        return pattern.length, pattern.query_len, None, *sizes
+    return None if pattern.source is None else (pattern.length, pattern.query_len, pattern.source, *sizes)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

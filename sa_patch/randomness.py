@@ -1,13 +1,11 @@
 """Random keys of tokens: an integer hash of (seed, layer, logical position), never a generator.
 
 A hash has no state, so the same token gets the same key on every device, in every batch, process and re-computation.
-Imports torch and what keeps orders only.
+Imports torch only.
 """
 
 import torch
 from torch import Tensor
-
-from sa_patch.kept import KEPT
 
 _MASK64 = (1 << 64) - 1
 # splitmix64: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
@@ -80,9 +78,3 @@ def random_order(horizon: int, seed: int, layer_idx: int, run_size: int, device:
     if not run_size:
         return order
     return torch.argsort(inverse(order) // run_size * horizon + torch.arange(horizon, device=device))
-
-
-def kept_order(horizon: int, seed: int, layer_idx: int, run_size: int, device: torch.device) -> Tensor:
-    """`random_order`, kept for the next call: 8 bytes per token of the horizon and layer."""
-    key = ("order", horizon, seed, layer_idx, run_size)
-    return KEPT.get(key, device, lambda: random_order(horizon, seed, layer_idx, run_size, device))

@@ -13,10 +13,10 @@ from sa_patch.patterns import Band, Pattern, Pieces
 
 # name -> (module, class); imported on first use, so that optional dependencies stay optional.
 KERNELS = {
-    "torch": ("sa_patch.kernels.torch_tiled", "TorchTiled"),
-    "triton": ("sa_patch.kernels.triton_tiled", "Triton"),
-    "flash": ("sa_patch.kernels.flash", "Flash"),
-    "flex": ("sa_patch.kernels.flex", "Flex"),
+    "torch": ("sa_patch.kernels.pytorch.kernel", "TorchTiled"),
+    "triton": ("sa_patch.kernels.triton.kernel", "Triton"),
+    "flash": ("sa_patch.kernels.flash.kernel", "Flash"),
+    "flex": ("sa_patch.kernels.flex.kernel", "Flex"),
     "sdpa": ("sa_patch.kernels.sdpa", "Sdpa"),
     "reference": ("sa_patch.kernels.reference", "Reference"),
 }

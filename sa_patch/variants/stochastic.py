@@ -10,8 +10,8 @@ from sa_patch.counting import band_pairs, run_pairs
 from sa_patch.errors import unknown
 from sa_patch.geometry import Group
 from sa_patch.horizons import opening, stretches
+from sa_patch.kept import kept_order
 from sa_patch.patterns import Band, Blocks, Pattern, Pieces
-from sa_patch.randomness import kept_order
 from sa_patch.variants.base import Sizes, Variant, option
 
 

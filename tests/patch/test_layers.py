@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 import sa_patch
 from sa_patch.kernels import KERNELS
 
@@ -39,8 +41,17 @@ def test_variants_patterns_and_the_reference_need_torch_only():
 
 
 def test_kernels_never_import_each_other_nor_any_variant():
-    modules = {module for module, _ in KERNELS.values()}
-    for file in (ROOT / "kernels").glob("*.py"):
-        others = modules - {f"sa_patch.kernels.{file.stem}"}
-        assert not [name for name in others if reaches(file, name)], file.name
-        assert not reaches(file, "sa_patch.variants"), file.name
+    """A family of kernels is a folder, or a file: it imports what is common to all of them, and itself."""
+    families = {module.removesuffix(".kernel") for module, _ in KERNELS.values()}
+    for file in (ROOT / "kernels").rglob("*.py"):
+        module = "sa_patch." + ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        others = [name for name in families if module != name and not module.startswith(name + ".")]
+        assert not [name for name in others if reaches(file, name)], file
+        assert not reaches(file, "sa_patch.variants"), file
+
+
+def test_every_folder_with_code_is_installed():
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    settings = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {".".join(file.parent.relative_to(ROOT.parent).parts) for file in ROOT.rglob("__init__.py")}
+    assert folders == {name for name in settings["packages"] if name.split(".")[0] == "sa_patch"}

@@ -19,8 +19,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sa_patch.kernels import triton_programs as programs
-from sa_patch.kernels.tile_sizes import TILES, Tile, tile_for
+from sa_patch.kernels.triton import programs
+from sa_patch.kernels.triton.launch import dim_for
+from sa_patch.kernels.triton.tile_sizes import TILES, Tile, tile_for
 
 TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -34,7 +35,7 @@ PLANS = {
 
 
 def constants(kind: str, head_dim: int, exact: bool, tile: Tile) -> dict:
-    dim = programs.dim_for(head_dim)
+    dim = dim_for(head_dim)
     common = {"KEYS": tile.keys, "DIM": dim, "PADDED": dim != head_dim, "EXACT": exact, "SKIP": False, "LOCAL": False}
     if kind == "requests":
         return {**common, "ROWS": tile.rows}
@@ -56,7 +57,7 @@ def pointers(name: str, kind: str) -> str | None:
 def compiled(kind: str, capability: int, dtype: str, head_dim: int, tile: Tile | None = None) -> dict:
     exact = dtype == "float32"
     tile = tile or tile_for(head_dim, exact)
-    program = programs._attend_requests if kind == "requests" else programs._attend_plan
+    program = programs.requests_program if kind == "requests" else programs.plan_program
     values, signature, constexprs, attributes = constants(kind, head_dim, exact, tile), {}, {}, {}
     for place, parameter in enumerate(program.params):
         name, pointer = parameter.name, pointers(parameter.name, TYPES[dtype])

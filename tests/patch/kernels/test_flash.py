@@ -10,7 +10,7 @@ from torch.nn.attention import varlen as torch_varlen
 import sa_patch
 from sa_patch import kernels
 from sa_patch.kept import KEPT
-from sa_patch.kernels import flash
+from sa_patch.kernels.flash import kernel as flash
 
 ACCEPTED = [
     *("swa", "swa-sinks", "swa-local", "sa-bucket", "sa-dyadic-bucket"),

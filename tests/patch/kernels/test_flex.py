@@ -7,7 +7,8 @@ from patch_cases import TILED, Largest, make_pattern, make_variant, random_heads
 import sa_patch
 from sa_patch import kernels
 from sa_patch.kept import KEPT
-from sa_patch.kernels import flex, flex_blocks, flex_requests
+from sa_patch.kernels.flex import block_masks, requests
+from sa_patch.kernels.flex import kernel as flex
 from sa_patch.patterns import Band, Blocks, Pieces
 
 CPU = torch.device("cpu")
@@ -20,7 +21,7 @@ ONE_PASS = [case for case in TILED if not any(word in case for word in ("moba", 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """So that short sequences fall into many blocks; without what was kept for other sizes."""
-    monkeypatch.setattr(flex_blocks, "BLOCK", BLOCK)
+    monkeypatch.setattr(block_masks, "BLOCK", BLOCK)
     KEPT.forget()
     yield
     KEPT.forget()
@@ -109,7 +110,7 @@ def test_blocks_hold_every_visible_pair_and_full_blocks_no_other(case, window, q
     for pattern in parts_of(make_pattern(make_variant(case, window, dense_tail=0), 300, query_len=query_len)):
         if pattern.covers_all or pattern.local:
             continue
-        blocked = flex_blocks.make_blocks(pattern, CPU, split=False)
+        blocked = block_masks.make_blocks(pattern, CPU, split=False)
         layout, mask = blocked.layout, blocked.mask()
         place = slice(None) if layout.place is None else layout.place
         keys = torch.arange(pattern.length) if layout.keys is None else layout.keys
@@ -128,7 +129,7 @@ def test_listed_blocks_are_few(case, monkeypatch):
     length, window = 8192, 500
     pattern = make_pattern(make_variant(case, window), length)
     with Largest() as largest:
-        blocked = flex_blocks.make_blocks(pattern, CPU, split=False)
+        blocked = block_masks.make_blocks(pattern, CPU, split=False)
         mask = blocked.mask()
     listed = int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum()) * BLOCK * BLOCK
     # Blocks are as large as queries and keys they add on each side; a superblock of a band adds its own size.
@@ -140,7 +141,7 @@ def test_listed_blocks_are_few(case, monkeypatch):
 
 @pytest.mark.parametrize("width", [1, 64, 128, 500, 1024, 5000])
 def test_superblocks_are_of_the_size_that_visits_least(width):
-    size = flex_blocks.superblock_for(width)
+    size = block_masks.superblock_for(width)
     assert size % BLOCK == 0
     visited = [(2 * -(-(width - 1) // s) + 1) * (s + BLOCK) for s in (BLOCK << power for power in range(6))]
     assert (2 * -(-(width - 1) // size) + 1) * (size + BLOCK) == min(visited)
@@ -153,7 +154,7 @@ def test_asked_runs_hold_what_was_selected_and_nothing_else(sinks, local):
     pattern = Blocks(
         length=150, query_len=150, block_size=pattern.block_size, selected=pattern.selected, sinks=sinks, local=local
     )
-    asked = flex_requests.ask(pattern, 2)
+    asked = requests.ask(pattern, 2)
     seen = seen_by_blocks(asked.mask)
     batch, heads, _, chosen = pattern.selected.shape
     expected = torch.zeros(pattern.selected.numel() + 1, batch * 2 * 150, dtype=torch.bool)
@@ -193,11 +194,11 @@ def test_what_flex_can_not_do_is_refused_with_the_way_out():
 @pytest.mark.parametrize("case", ["swa-sinks", "sa", "sa-bucket"])
 def test_compiled_flex_attention_equals_reference(case, monkeypatch):
     """FlexAttention itself: a CPU runs patterns of one pass."""
-    monkeypatch.setattr(flex_blocks, "BLOCK", 128)
+    monkeypatch.setattr(block_masks, "BLOCK", 128)
     check(case, 1000, 700, window=90, batch=1)
 
 
 def test_the_blocks_of_a_local_window_are_made_once_and_apart_from_those_with_sinks():
     near = Band(length=600, query_len=600, sinks=3, width=20)
-    kept = [flex_blocks.kept_blocks(near, CPU, split=False, show_sinks=shown) for shown in (False, True, False)]
+    kept = [block_masks.kept_blocks(near, CPU, split=False, show_sinks=shown) for shown in (False, True, False)]
     assert kept[0] is kept[2] and kept[0] is not kept[1]

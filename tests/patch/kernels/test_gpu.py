@@ -103,8 +103,8 @@ def test_launches_stay_few_and_wait_for_nothing():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         sa_patch.attention(*tensors, variant, kernel="triton")
         torch.cuda.synchronize()
-    names = [event.key for event in profile.key_averages() if "attend" in event.key or "sort" in event.key]
-    assert names == ["_attend_plan"]
+    names = [event.key for event in profile.key_averages() if "program" in event.key or "sort" in event.key]
+    assert names == ["plan_program"]
 
 
 @pytest.mark.parametrize("query_len", [1, 64, 700])

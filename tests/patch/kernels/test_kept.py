@@ -6,7 +6,7 @@ from patch_cases import CPU, make_pattern, make_variant, random_heads
 
 import sa_patch
 from sa_patch.kept import KEPT, Kept
-from sa_patch.kernels.plan import kept_plan, make_plan
+from sa_patch.kernels.triton.plans import kept_plan, make_plan
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ from patch_cases import CASES, Largest, make_pattern, make_variant, random_heads
 
 import sa_patch
 from sa_patch import kernels
-from sa_patch.kernels.partial import attend, merge
+from sa_patch.kernels.merging import merge
+from sa_patch.kernels.pytorch.parts import masked_part
 from sa_patch.kernels.rules import RULES
 
 FAST = ["torch", "sdpa"]
@@ -80,8 +81,8 @@ def test_kernel_equals_reference_at_the_edges_of_the_window(case, window):
 
 @pytest.mark.parametrize("case", ["swa", "sa", "sa-sinks-local", "moba", "moba-sinks-local-tail", "sa-bucket"])
 def test_long_sequences_in_several_chunks_equal_the_reference(case, monkeypatch):
-    for module in ("partial", "tiles", "torch_blocks"):
-        monkeypatch.setattr(f"sa_patch.kernels.{module}.CHUNK_ENTRIES", 20_000)
+    for module in ("parts", "tiles", "blocks"):
+        monkeypatch.setattr(f"sa_patch.kernels.pytorch.{module}.CHUNK_ENTRIES", 20_000)
     tensors = random_heads(1000, batch=1)
     pattern = make_pattern(make_variant(case, 50), 1000, 0, *tensors[:2])
     output = kernels.execute("torch", *tensors, pattern, SCALING)
@@ -141,9 +142,11 @@ def test_memory_grows_with_the_length_not_its_square(case):
 
 def test_parts_merge_to_the_whole():
     query, key, value = random_heads(50, heads=2, kv_heads=2)
-    whole = attend(query, key, value, None, SCALING)
-    parts = [attend(query, key[:, :, piece], value[:, :, piece], None, SCALING) for piece in (slice(20), slice(20, 50))]
-    empty = attend(query, key, value, torch.zeros(50, 50, dtype=torch.bool), SCALING)
+    whole = masked_part(query, key, value, None, SCALING)
+    parts = [
+        masked_part(query, key[:, :, piece], value[:, :, piece], None, SCALING) for piece in (slice(20), slice(20, 50))
+    ]
+    empty = masked_part(query, key, value, torch.zeros(50, 50, dtype=torch.bool), SCALING)
     assert (empty[1] == -torch.inf).all() and (empty[0] == 0).all()
     for found, expected in zip(merge([*parts, empty]), whole, strict=True):
         torch.testing.assert_close(found, expected)

@@ -9,11 +9,11 @@ from patch_cases import TILED, make_pattern, make_variant, random_heads
 import sa_patch
 from sa_patch import kernels
 from sa_patch.kept import KEPT
-from sa_patch.kernels.tile_sizes import Tile
+from sa_patch.kernels.triton.tile_sizes import Tile
 from sa_patch.patterns import Pieces
 
 pytest.importorskip("triton")
-programs = pytest.importorskip("sa_patch.kernels.triton_programs")
+launch = pytest.importorskip("sa_patch.kernels.triton.launch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, *((torch.bfloat16,) if DEVICE == "cuda" else ()))
 
@@ -21,8 +21,8 @@ DTYPES = (torch.float32, torch.float16, *((torch.bfloat16,) if DEVICE == "cuda" 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """So that short sequences fall into several tiles, lists and steps."""
-    monkeypatch.setattr("sa_patch.kernels.triton_tiled.tile_for", lambda head_dim, exact: Tile(32, 16, 4, 2))
-    monkeypatch.setattr("sa_patch.kernels.triton_tiled.tiles_per_list", lambda width, tokens: 2)
+    monkeypatch.setattr("sa_patch.kernels.triton.kernel.tile_for", lambda head_dim, exact: Tile(32, 16, 4, 2))
+    monkeypatch.setattr("sa_patch.kernels.triton.kernel.tiles_per_list", lambda width, tokens: 2)
 
 
 def check(case, length, query_len, heads, head_dim, dtype, window=12):
@@ -82,7 +82,7 @@ def test_a_known_launch_is_the_same_launch_without_looking_it_up():
     program = Program()
 
     def run(heads, constants=(1, 2)):
-        programs.launch(program, (3, 2, 1), heads, heads[:1], (7, 0.5), (16, 2), constants, tile)
+        launch.launch(program, (3, 2, 1), heads, heads[:1], (7, 0.5), (16, 2), constants, tile)
 
     heads = random_heads(40)
     strides = [stride for tensor in heads for stride in tensor.stride()[:3]]
@@ -127,7 +127,7 @@ def test_what_triton_can_not_do_is_refused(monkeypatch):
         short = (tensor.detach().bfloat16() for tensor in (query, key, value))
         with pytest.raises(NotImplementedError, match="interpreter multiplies bfloat16 wrongly"):
             sa_patch.attention(*short, make_variant("sa"), kernel="triton")
-        monkeypatch.setattr("sa_patch.kernels.triton_tiled._interpreted", lambda: False)
+        monkeypatch.setattr("sa_patch.kernels.triton.kernel._interpreted", lambda: False)
         with pytest.raises(NotImplementedError, match="it needs a GPU, the tensors are on 'cpu'"):
             sa_patch.attention(query, key, value, make_variant("sa"), kernel="triton")
     pattern = make_pattern(make_variant("sa-dyadic"), 40)

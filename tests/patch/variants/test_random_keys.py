@@ -144,7 +144,7 @@ def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"sinks": 2, "local": 4, "dense_tail": 5}], ids=str)
 @pytest.mark.parametrize("dense_keys", [0, 4, 100])
 def test_masked_and_gathered_stretches_equal_the_reference(dense_keys, options, query_len, monkeypatch):
-    module = "sa_patch.kernels.torch_scattered"
+    module = "sa_patch.kernels.pytorch.scattered"
     monkeypatch.setattr(f"{module}._DENSE_KEYS", dense_keys)
     monkeypatch.setattr(f"{module}._GATHERED_CPU", 30_000)
     monkeypatch.setattr(f"{module}.CHUNK_ENTRIES", 30_000)

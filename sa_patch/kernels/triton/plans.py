@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sa_patch.kept import KEPT
+from sa_patch.kept import kept_for
 from sa_patch.patterns import Band, Blocks
 from sa_patch.randomness import inverse
 
@@ -53,21 +53,9 @@ def make_plan(pattern: Band | Blocks, rows: int, tiles_per_list: int, device: to
 
 
 def kept_plan(pattern: Band | Blocks, rows: int, tiles_per_list: int, device: torch.device) -> Plan:
-    """`make_plan`, made once for all calls and layers with the same order, where that can be told."""
-
-    def make() -> Plan:
-        return make_plan(pattern, rows, tiles_per_list, device)
-
-    key = plan_key(pattern)
-    return make() if key is None else KEPT.get(("plan", rows, tiles_per_list, *key), device, make)
-
-
-def plan_key(pattern: Band | Blocks) -> tuple | None:
-    """What the own part of a pattern depends on, selected runs aside; None where its order's source is not known."""
-    if pattern.order is not None and pattern.source is None:
-        return None
-    shape = pattern.length, pattern.query_len, pattern.source if pattern.order is not None else None
-    return (*shape, pattern.width, pattern.circular) if isinstance(pattern, Band) else (*shape, pattern.block_size)
+    """`make_plan`, from the cache."""
+    name = ("plan", rows, tiles_per_list)
+    return kept_for(pattern, name, device, lambda: make_plan(pattern, rows, tiles_per_list, device))
 
 
 def _finish(
@@ -130,46 +118,3 @@ def _plan_runs(blocks: Blocks, rows: int, device: torch.device) -> Plan:
     queries = keys.masked_fill(keys < blocks.first, n)
     queries = F.pad(queries, (0, -size % rows), value=n)
     return _finish(queries, queries, keys, keys, rows, n, 0)
-
-
-@dataclass(frozen=True, eq=False)
-class Requests:
-    """(query, run) pairs in tiles that want the same run.
-
-    Attributes:
-        order: int64 [pairs], pairs (index into batch x heads x queries x chosen) sorted by the run they want.
-        tile_run: int64 [tiles], (batch, kv head, run) as one number; beyond the last one for tiles without work.
-        tile_start, tile_count: int64 [tiles], a tile's stretch of `order`.
-    """
-
-    order: Tensor
-    tile_run: Tensor
-    tile_start: Tensor
-    tile_count: Tensor
-    rows: int
-    run_size: int
-    num_runs: int
-    num_chosen: int
-
-
-def make_requests(blocks: Blocks, kv_heads: int, rows: int) -> Requests:
-    """The selected runs of a pattern. The number of tiles is an upper bound: the real one is never looked at."""
-    selected, size = blocks.selected, blocks.block_size
-    assert selected is not None
-    batch, heads, _, num_chosen = selected.shape
-    num_runs, device = blocks.length // size, selected.device
-    total = batch * kv_heads * num_runs
-    row, head = torch.arange(batch, device=device), torch.arange(heads, device=device)
-    owner = (row[:, None] * kv_heads + head // (heads // kv_heads)) * num_runs
-    wanted = torch.where(selected < 0, total, selected + owner[..., None, None]).flatten()
-    wanted, order = wanted.sort(stable=True)
-    begin = torch.searchsorted(wanted, torch.arange(total + 1, device=device))
-    count = begin.diff()
-    tiles = -(-count // rows)
-    end = tiles.cumsum(0)
-    tile = torch.arange(wanted.numel() // rows + min(total, wanted.numel()), device=device)
-    run = torch.searchsorted(end, tile, right=True)
-    known = run.clamp(max=total - 1)
-    within = (tile - (end - tiles)[known]) * rows
-    left = (count[known] - within).clamp(min=0, max=rows)
-    return Requests(order, run, begin[known] + within, left, rows, size, num_runs, num_chosen)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sa_patch.kernels.tiles import Tiles
+from sa_patch.kernels.pytorch.tiles import Tiles
 from sa_patch.patterns import Band
 from sa_patch.randomness import inverse
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sa_patch.kept import KEPT
-from sa_patch.kernels.plan import plan_key
+from sa_patch.kept import KEPT, kept_for
 from sa_patch.patterns import Blocks
 
 
@@ -44,13 +43,8 @@ def window_sequences(batch: int, num_queries: int, num_keys: int, device: torch.
 
 
 def kept_sequences(blocks: Blocks, batch: int, device: torch.device) -> Sequences:
-    """`run_sequences`, made once for all calls and layers with the same order, where that can be told."""
-
-    def make() -> Sequences:
-        return run_sequences(blocks, batch, device)
-
-    key = plan_key(blocks)
-    return make() if key is None else KEPT.get(("runs", batch, blocks.sinks, *key), device, make)
+    """`run_sequences`, from the cache."""
+    return kept_for(blocks, ("runs", batch, blocks.sinks), device, lambda: run_sequences(blocks, batch, device))
 
 
 def run_sequences(blocks: Blocks, batch: int, device: torch.device) -> Sequences:

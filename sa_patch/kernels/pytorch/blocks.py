@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sa_patch.kernels.dense import fused
-from sa_patch.kernels.partial import CHUNK_ENTRIES, Part, attend, merge, wide
-from sa_patch.kernels.tiles import Tiles, attend_tiles
+from sa_patch.kernels.merging import Part, merge, wide
+from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES, masked_part
+from sa_patch.kernels.pytorch.tiles import Tiles, tiles_part
 from sa_patch.patterns import Blocks
 
 _TILE = 64  # queries that attend to one selected run together
 _ROWS = 64  # queries of a run that attend to its keys up to their own end together
 
 
-def attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, *, part: bool) -> Part:
+def blocks_part(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, *, part: bool) -> Part:
     """Own and selected runs of every query.
 
     Args:
@@ -38,7 +39,7 @@ def attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, sca
         own = _own_runs(query, key, value, blocks, scaling)
     else:
         tiles = run_tiles(blocks, query.device)
-        own = attend_tiles(query, key, value, tiles, blocks, scaling, part=part or chosen, exclude=part)
+        own = tiles_part(query, key, value, tiles, blocks, scaling, part=part or chosen, exclude=part)
     if not chosen:
         return own
     return merge([own, *_selected_runs(query, key, value, blocks, scaling, part)])
@@ -111,7 +112,7 @@ def _causal_runs(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> T
 def _causal_steps(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """`_causal_runs` with log-sum-exps: [runs, heads, size, head_dim] and [runs, heads, size]."""
     found = [
-        attend(query[:, :, rows], key[:, :, : rows.stop], value[:, :, : rows.stop], mask[None, None], scaling)
+        masked_part(query[:, :, rows], key[:, :, : rows.stop], value[:, :, : rows.stop], mask[None, None], scaling)
         for rows, mask in _steps(query.shape[2])
     ]
     output, lse = (torch.cat(pieces, dim=2) for pieces in zip(*found, strict=True))
@@ -175,7 +176,7 @@ def _selected_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, sc
         mask = _selected_mask(source[tiles], tile_run[tiles], blocks, whole) if part else None
         run = tile_run[tiles]
         rows = flat.index_select(0, source[tiles].flatten()).view(-1, 1, _TILE, head_dim)
-        found, found_lse = attend(
+        found, found_lse = masked_part(
             rows, keys.index_select(0, run)[:, None], values.index_select(0, run)[:, None], mask, scaling
         )
         kept = (pair[tiles].flatten() >= 0).nonzero()[:, 0]

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sa_patch.kernels.dense import fused
-from sa_patch.kernels.partial import CHUNK_ENTRIES, wide
+from sa_patch.kernels.merging import wide
+from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES
 from sa_patch.patterns import Scattered
 
 # Up to this many keys in all for every visible one, a masked call is faster (one core, float32, benchmarks/attention.py
@@ -22,7 +23,7 @@ _DENSE_KEYS = 16
 _GATHERED_CPU, _GATHERED = 1 << 18, 1 << 25
 
 
-def attend_scattered(query: Tensor, key: Tensor, value: Tensor, pattern: Scattered, scaling: float) -> Tensor:
+def scattered_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Scattered, scaling: float) -> Tensor:
     """Attention over own, drawn, sink and local keys; the tail aside.
 
     Args:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.dense import fused
-from sa_patch.kernels.partial import CHUNK_ENTRIES, Part, attend
+from sa_patch.kernels.merging import Part
+from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES, masked_part
 from sa_patch.patterns import Pattern
 
 
@@ -56,7 +57,7 @@ class Tiles:
         return mask
 
 
-def attend_tiles(
+def tiles_part(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -79,7 +80,7 @@ def attend_tiles(
     """
     if query.shape[0] > 1 and tiles.line is not None:  # the overlapping view exists for one sequence only
         rows = zip(query.split(1), key.split(1), value.split(1), strict=True)
-        parts = [attend_tiles(*row, tiles, pattern, scaling, part=part, exclude=exclude) for row in rows]
+        parts = [tiles_part(*row, tiles, pattern, scaling, part=part, exclude=exclude) for row in rows]
         lse = torch.cat([lse for _, lse in parts if lse is not None]) if part else None
         return torch.cat([output for output, _ in parts]), lse
     batch, heads = query.shape[:2]
@@ -92,7 +93,7 @@ def attend_tiles(
         mask = tiles.mask(part_of, pattern if exclude else None)[:, None]
         mask = mask if batch == 1 else mask.repeat(batch, 1, 1, 1)
         if part:
-            output, lse = attend(q, keys(part_of), values(part_of), mask, scaling)
+            output, lse = masked_part(q, keys(part_of), values(part_of), mask, scaling)
             lses.append(_join(lse, batch))
         else:
             output = fused(q, keys(part_of), values(part_of), scaling, mask)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa_patch.kernels.flash_sequences import Requests, Sequences, kept_sequences, run_requests, window_sequences
-from sa_patch.kernels.partial import Part, merge
+from sa_patch.kernels.flash.sequences import Requests, Sequences, kept_sequences, run_requests, window_sequences
+from sa_patch.kernels.merging import Part, merge
 from sa_patch.patterns import Band, Blocks, Pattern
 
 _LARGEST_HEAD, _HEAD_STEP = 256, 8
@@ -135,7 +135,7 @@ def _without_tail(pattern: Pattern) -> Band | Blocks:
 
 def _full(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     sequences = window_sequences(query.shape[0], query.shape[2], key.shape[2], query.device)
-    return _attend(query, key, value, sequences, scaling, causal=True)[0]
+    return _sequences_part(query, key, value, sequences, scaling, causal=True)[0]
 
 
 def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Blocks, scaling: float) -> Tensor:
@@ -151,7 +151,9 @@ def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Bloc
         parts = _own_parts(late, key, value, pattern, early, scaling)
         if sinks:
             sequences = window_sequences(late.shape[0], late.shape[2], sinks, late.device)
-            parts.append(_attend(late, key[:, :, :sinks], value[:, :, :sinks], sequences, scaling, causal=False))
+            parts.append(
+                _sequences_part(late, key[:, :, :sinks], value[:, :, :sinks], sequences, scaling, causal=False)
+            )
         outputs.append(merge(parts)[0].to(query.dtype))
     return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
 
@@ -163,16 +165,16 @@ def _own_parts(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Blocks
         # A sliding window and a local one contain each other.
         reach = max(pattern.width, pattern.local) - 1
         sequences = window_sequences(query.shape[0], query.shape[2], keys.shape[2], query.device)
-        return [_attend(query, keys, values, sequences, scaling, causal=True, window=reach)]
+        return [_sequences_part(query, keys, values, sequences, scaling, causal=True, window=reach)]
     sequences = kept_sequences(pattern, query.shape[0], query.device)
-    parts = [_attend(query, keys, values, sequences, scaling, causal=True)]
+    parts = [_sequences_part(query, keys, values, sequences, scaling, causal=True)]
     if pattern.selected is not None and pattern.selected.shape[-1]:
         chosen = replace(pattern, query_len=query.shape[2], selected=pattern.selected[:, :, early:])
         parts += _selected_parts(query, key, value, chosen, scaling)
     return parts
 
 
-def _attend(
+def _sequences_part(
     query: Tensor,
     key: Tensor,
     value: Tensor,

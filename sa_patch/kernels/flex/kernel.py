@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from sa_patch.kernels.dense import causal
-from sa_patch.kernels.flex_blocks import Blocked, kept_blocks
-from sa_patch.kernels.flex_requests import ask
-from sa_patch.kernels.partial import Part, merge
+from sa_patch.kernels.flex.block_masks import Blocked, kept_blocks
+from sa_patch.kernels.flex.requests import ask
+from sa_patch.kernels.merging import Part, merge
 from sa_patch.patterns import Band, Blocks, Pattern
 
 _MOST_SHAPES = 64  # kinds of calls that are compiled in a process; more are refused by PyTorch
@@ -104,17 +104,17 @@ def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Bloc
     pattern = _settled(pattern)
     several, device = _parts(pattern) > 1, query.device
     blocked = kept_blocks(pattern, device, split=pattern.local > 0)
-    parts = [_attend(query, key, value, blocked, scaling, part=several)]
+    parts = [_blocked_part(query, key, value, blocked, scaling, part=several)]
     if pattern.local:
         near = Band(length=pattern.length, query_len=pattern.query_len, sinks=pattern.sinks, width=pattern.local)
         beside = kept_blocks(near, device, split=False, show_sinks=False)
-        parts.append(_attend(query, key, value, beside, scaling, part=True))
+        parts.append(_blocked_part(query, key, value, beside, scaling, part=True))
     if isinstance(pattern, Blocks) and pattern.selected is not None and pattern.selected.shape[-1]:
         parts += _selected_parts(query, key, value, pattern, scaling)
     return merge(parts)[0].to(query.dtype)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, blocked: Blocked, scaling: float, *, part: bool) -> Part:
+def _blocked_part(query: Tensor, key: Tensor, value: Tensor, blocked: Blocked, scaling: float, *, part: bool) -> Part:
     layout = blocked.layout
     q = query if layout.queries is None else query.index_select(2, layout.queries)
     k, v = (x if layout.keys is None else x.index_select(2, layout.keys) for x in (key, value))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from sa_patch.kernels import flex_blocks
-from sa_patch.kernels.plan import make_requests
+from sa_patch.kernels.flex import block_masks
+from sa_patch.kernels.requests import make_requests
 from sa_patch.patterns import Blocks
 
 
@@ -37,34 +37,34 @@ def ask(blocks: Blocks, kv_heads: int) -> Asked:
     of their runs, which soon is all of them. Doesn't wait for the device.
     """
     assert blocks.selected is not None
-    wanted, total = make_requests(blocks, kv_heads, flex_blocks.BLOCK), blocks.selected.numel()
+    wanted, total = make_requests(blocks, kv_heads, block_masks.BLOCK), blocks.selected.numel()
     device, length, tiles = blocks.selected.device, blocks.length, wanted.tile_run.numel()
-    slot = torch.arange(flex_blocks.BLOCK, device=device)
+    slot = torch.arange(block_masks.BLOCK, device=device)
     pair = wanted.order[(wanted.tile_start[:, None] + slot).clamp(max=total - 1)]
     target = torch.where(slot < wanted.tile_count[:, None], pair, total).flatten()
     rows = pair.flatten() // wanted.num_chosen
     line = wanted.tile_run // wanted.num_runs * length
     begin = wanted.tile_run % wanted.num_runs * blocks.block_size
     low, high = line + begin.clamp(min=blocks.sinks), line + begin + blocks.block_size
-    first_block, busy = low // flex_blocks.BLOCK, wanted.tile_count > 0
-    index = first_block[:, None] + torch.arange(-(-blocks.block_size // flex_blocks.BLOCK) + 1, device=device)
-    seen = (index * flex_blocks.BLOCK < high[:, None]) & busy[:, None] & (low < high)[:, None]
+    first_block, busy = low // block_masks.BLOCK, wanted.tile_count > 0
+    index = first_block[:, None] + torch.arange(-(-blocks.block_size // block_masks.BLOCK) + 1, device=device)
+    seen = (index * block_masks.BLOCK < high[:, None]) & busy[:, None] & (low < high)[:, None]
     keys = blocks.selected.shape[0] * kv_heads * length
     full = (
         seen
-        & (index * flex_blocks.BLOCK >= low[:, None])
-        & ((index + 1) * flex_blocks.BLOCK <= high[:, None])
+        & (index * block_masks.BLOCK >= low[:, None])
+        & ((index + 1) * block_masks.BLOCK <= high[:, None])
         & (blocks.local <= 1)
     )
-    index = index.clamp(max=-(-keys // flex_blocks.BLOCK) - 1)
+    index = index.clamp(max=-(-keys // block_masks.BLOCK) - 1)
     # How far a row's local window reaches back, as a place in the line of keys.
-    near = line.repeat_interleave(flex_blocks.BLOCK) + rows % blocks.query_len + blocks.first - blocks.local
+    near = line.repeat_interleave(block_masks.BLOCK) + rows % blocks.query_len + blocks.first - blocks.local
     shown = _in_run(*(x.int() for x in (low, high, near)))
-    mask = flex_blocks.block_mask(
-        *flex_blocks.compact(index, seen & ~full),
-        *flex_blocks.compact(index, full),
+    mask = block_masks.block_mask(
+        *block_masks.compact(index, seen & ~full),
+        *block_masks.compact(index, full),
         shown,
-        tiles * flex_blocks.BLOCK,
+        tiles * block_masks.BLOCK,
         keys,
     )
     return Asked(rows, target, mask)
@@ -74,7 +74,7 @@ def _in_run(low: Tensor, high: Tensor, near: Tensor) -> Callable:
     """Keys of a tile's run, up to where a row's local window begins."""
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        tile = query // flex_blocks.BLOCK
+        tile = query // block_masks.BLOCK
         return (key >= low[tile]) & (key < high[tile]) & (key <= near[query])
 
     return mask_mod

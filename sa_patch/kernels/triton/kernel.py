@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.dense import causal
-from sa_patch.kernels.partial import merge
-from sa_patch.kernels.plan import Plan, kept_plan, make_requests
-from sa_patch.kernels.tile_sizes import LARGEST_HEAD, Tile, tile_for, tiles_per_list
+from sa_patch.kernels.merging import merge
+from sa_patch.kernels.requests import make_requests
+from sa_patch.kernels.triton.plans import Plan, kept_plan
+from sa_patch.kernels.triton.tile_sizes import LARGEST_HEAD, Tile, tile_for, tiles_per_list
 from sa_patch.patterns import Band, Blocks, Pattern
 
 
@@ -85,7 +86,7 @@ def _plan(pattern: Band | Blocks, query: Tensor, key: Tensor) -> Plan:
 
 
 def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Blocks, scaling: float) -> Tensor:
-    from sa_patch.kernels.triton_programs import attend_plan, attend_requests
+    from sa_patch.kernels.triton.launch import plan_part, requests_part
 
     # A sliding window as wide as `local` contains it; so does the query itself.
     contained = pattern.width if isinstance(pattern, Band) and pattern.order is None else 1
@@ -97,8 +98,8 @@ def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Bloc
     prior, split = None, pattern.local > 0
     if isinstance(pattern, Blocks) and pattern.selected is not None and pattern.selected.shape[-1]:
         requests = make_requests(pattern, key.shape[1], tile.rows)
-        prior = attend_requests(query, key, value, requests, tile, scaling, first=first, skip=skip, local=pattern.local)
-    own = attend_plan(
+        prior = requests_part(query, key, value, requests, tile, scaling, first=first, skip=skip, local=pattern.local)
+    own = plan_part(
         *(query, key, value, _plan(pattern, query, key), tile, scaling),
         first=first,
         skip=skip,
@@ -111,5 +112,5 @@ def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Bloc
         return own[0]
     near = Band(length=pattern.length, query_len=pattern.query_len, width=min(pattern.local, pattern.length))
     plan = _plan(near, query, key)
-    beside = attend_plan(query, key, value, plan, tile, scaling, first=first, skip=skip, part=True)
+    beside = plan_part(query, key, value, plan, tile, scaling, first=first, skip=skip, part=True)
     return merge([own, beside])[0].to(query.dtype)

@@ -1,22 +1,20 @@
-"""Attention over part of the keys, with what is needed to merge parts: outputs and log-sum-exps.
+"""Attention over some of the keys together with its log-sum-exp, which `merge` needs. Part of the `torch` kernel.
 
-Not a kernel by itself. Key sets that are merged must be disjoint. Everything is differentiable, and computed in
-float32 at least.
+Differentiable, and computed in float32 at least.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-# Attention over part of the keys: (output, log-sum-exp), the latter None where nothing is left to merge.
-Part = tuple[Tensor, Tensor | None]
+from sa_patch.kernels.merging import wide
 
 # Entries of a mask or of scores held at once: 8 MiB of float32, so that a chunk stays near the caches of a CPU.
 CHUNK_ENTRIES = 1 << 21
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
+def masked_part(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
     """Attention of tiles of queries to tiles of keys.
 
     Args:
@@ -29,7 +27,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     """
     recorded = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if query.device.type == "cpu" and not recorded:
-        return _attend_fused(query, key, value, mask, scaling)
+        return _masked_part_on_cpu(query, key, value, mask, scaling)
     exact = wide(query)
     grouped = query.unflatten(1, (key.shape[1], -1)).to(exact)
     scores = grouped @ key[:, :, None].to(exact).transpose(-1, -2) * scaling
@@ -41,8 +39,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     return (weights @ value[:, :, None].to(exact)).flatten(1, 2), lse.flatten(1, 2)
 
 
-def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float):
-    """`attend` through PyTorch's CPU flash kernel, whose log-sum-exp the public function doesn't return.
+def _masked_part_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float):
+    """`masked_part` through PyTorch's CPU flash kernel, whose log-sum-exp the public function doesn't return.
 
     That log-sum-exp has no gradient, hence the other way while gradients are recorded.
     """
@@ -59,25 +57,7 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     return output.to(lse.dtype), lse if mask is None else lse.masked_fill(~mask.any(dim=-1), -torch.inf)
 
 
-def wide(tensor: Tensor) -> torch.dtype:
-    """What parts are kept in until they are merged: float32, or float64 for float64."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def merge(parts: Sequence[Part]) -> Part:
-    """One attention over the union of disjoint key sets, from (output [..., head_dim], log-sum-exp [...]) pairs."""
-    if len(parts) == 1:
-        return parts[0]
-    lse = torch.stack([part_lse for _, part_lse in parts if part_lse is not None])
-    total = lse.logsumexp(dim=0)
-    weights = (lse - total.masked_fill(total == -torch.inf, 0.0)).exp()
-    merged = weights[0, ..., None] * parts[0][0]
-    for weight, (output, _) in zip(weights[1:], parts[1:], strict=True):
-        merged = torch.addcmul(merged, weight[..., None], output)
-    return merged, total
-
-
-def attend_sinks(query: Tensor, key: Tensor, value: Tensor, sinks: int, scaling: float) -> tuple[Tensor, Tensor]:
+def sinks_part(query: Tensor, key: Tensor, value: Tensor, sinks: int, scaling: float) -> tuple[Tensor, Tensor]:
     """Every query to the first `sinks` keys, causally; the queries are the last positions of the keys.
 
     Args:
@@ -92,7 +72,7 @@ def attend_sinks(query: Tensor, key: Tensor, value: Tensor, sinks: int, scaling:
     column = torch.arange(min(sinks, length), device=query.device)
     step = max(1, CHUNK_ENTRIES // (query.shape[0] * query.shape[1] * sinks))
     parts = [
-        attend(query[:, :, rows], *near, column <= (rows + length - query_len)[:, None], scaling)
+        masked_part(query[:, :, rows], *near, column <= (rows + length - query_len)[:, None], scaling)
         for rows in row.split(step)
     ]
     output, lse = (torch.cat(pieces, dim=2) for pieces in zip(*parts, strict=True))

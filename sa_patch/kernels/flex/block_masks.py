@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from sa_patch.kept import KEPT
-from sa_patch.kernels.plan import plan_key
+from sa_patch.kept import kept_for
 from sa_patch.patterns import Band, Blocks
 from sa_patch.randomness import inverse
 
@@ -120,14 +119,8 @@ def kept_blocks(pattern: Band | Blocks, device: torch.device, *, split: bool, sh
         split: leave out the pairs that the local window opens; otherwise there is none.
         show_sinks: False where another pass shows them.
     """
-
-    def make() -> Blocked:
-        return make_blocks(pattern, device, split=split, show_sinks=show_sinks)
-
-    key = plan_key(pattern)
-    if key is None:
-        return make()
-    return KEPT.get(("blocks", split, show_sinks, pattern.sinks, pattern.local, *key), device, make)
+    name = ("blocks", split, show_sinks, pattern.sinks, pattern.local)
+    return kept_for(pattern, name, device, lambda: make_blocks(pattern, device, split=split, show_sinks=show_sinks))
 
 
 def make_blocks(pattern: Band | Blocks, device: torch.device, *, split: bool, show_sinks: bool = True) -> Blocked:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.dense import causal
-from sa_patch.kernels.partial import Part, attend_sinks, merge
-from sa_patch.kernels.tiles import attend_tiles
-from sa_patch.kernels.torch_band import band_tiles
-from sa_patch.kernels.torch_blocks import attend_blocks
-from sa_patch.kernels.torch_scattered import attend_scattered
+from sa_patch.kernels.merging import Part, merge
+from sa_patch.kernels.pytorch.bands import band_tiles
+from sa_patch.kernels.pytorch.blocks import blocks_part
+from sa_patch.kernels.pytorch.parts import sinks_part
+from sa_patch.kernels.pytorch.scattered import scattered_rows
+from sa_patch.kernels.pytorch.tiles import tiles_part
 from sa_patch.patterns import Band, Blocks, Pattern, Scattered
 
 
@@ -33,7 +34,7 @@ class TorchTiled:
             return causal(query, key, value, scaling)
         assert isinstance(pattern, (Band, Blocks, Scattered)), "refusal() was not asked"
         if isinstance(pattern, Scattered):
-            output = attend_scattered(query, key, value, pattern, scaling)
+            output = scattered_rows(query, key, value, pattern, scaling)
         else:
             output = _sparse_rows(query, key, value, pattern, scaling)
         if pattern.tail:
@@ -48,16 +49,16 @@ def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Bloc
         pattern = replace(pattern, local=0)
     split = pattern.sinks > 0 or pattern.local > 0
     if isinstance(pattern, Band):
-        parts = [_attend_band(query, key, value, pattern, scaling, part=split)]
+        parts = [_band_part(query, key, value, pattern, scaling, part=split)]
     else:
-        parts = [attend_blocks(query, key, value, pattern, scaling, part=split)]
+        parts = [blocks_part(query, key, value, pattern, scaling, part=split)]
     if pattern.sinks:
-        parts.append(attend_sinks(query, key, value, pattern.sinks, scaling))
+        parts.append(sinks_part(query, key, value, pattern.sinks, scaling))
     if pattern.local:
         near = Band(length=pattern.length, query_len=pattern.query_len, sinks=pattern.sinks, width=pattern.local)
-        parts.append(_attend_band(query, key, value, near, scaling, part=True))
+        parts.append(_band_part(query, key, value, near, scaling, part=True))
     return merge(parts)[0].to(query.dtype)
 
 
-def _attend_band(query: Tensor, key: Tensor, value: Tensor, band: Band, scaling: float, *, part: bool) -> Part:
-    return attend_tiles(query, key, value, band_tiles(band, query.device), band, scaling, part=part, exclude=part)
+def _band_part(query: Tensor, key: Tensor, value: Tensor, band: Band, scaling: float, *, part: bool) -> Part:
+    return tiles_part(query, key, value, band_tiles(band, query.device), band, scaling, part=part, exclude=part)
