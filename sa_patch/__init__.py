@@ -1,9 +1,18 @@
-"""Training-free sparse attention for Hugging Face models: patch, run, undo."""
+"""Training-free sparse attention for Hugging Face models: patch, run, undo.
 
-from sa_patch.api import apply, attention, is_patched, load, restore
+What works on models comes with transformers, which takes seconds to import: it is imported when it is first named.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sa_patch import compiled as compiled  # registers sa_patch::attend, the operator that exported programs name
 from sa_patch.budget import Budget, LayerBudget
-from sa_patch.patch import Patch
 from sa_patch.variants import VARIANTS, Variant, variant
+
+if TYPE_CHECKING:
+    from sa_patch.api import apply, attention, is_patched, load, restore
+    from sa_patch.patch import Patch
 
 __version__ = "0.1.0"
 
@@ -20,3 +29,13 @@ __all__ = [
     "restore",
     "variant",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("sa_patch.patch" if name == "Patch" else "sa_patch.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

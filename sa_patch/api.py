@@ -1,8 +1,10 @@
 """The public functions: apply, restore, load, is_patched, attention."""
 
+from __future__ import annotations
+
 import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +15,23 @@ from sa_patch.errors import unknown
 from sa_patch.forward import Layer, attend_rows
 from sa_patch.geometry import Geometry
 from sa_patch.patch import CONFIG_VERSION, Patch, config_file
-from sa_patch.variants import VARIANTS
-from sa_patch.variants import variant as make_variant
+from sa_patch.variants import make_variant, modes, show_options
 from sa_patch.variants.base import Variant
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from sa_patch.signature import KernelName, Mode, Options
 
 
 def apply(
     model: nn.Module,
-    mode: str = "sa",
+    mode: Mode = "sa",
     window: int | float = 512,
     *,
     variant: Variant | None = None,
-    kernel: str = "auto",
-    seed: int = 0,
-    budget: str = "pairs",
-    decode: str = "full",
-    sinks: int | float = 0,
-    local: int | float = 0,
-    dense_layers: Sequence[int] = (),
-    dense_tail: int = 0,
-    dense_below: int | str = 0,
-    **variant_options,
+    kernel: KernelName = "auto",
+    **options: Unpack[Options],
 ) -> Patch:
     """Replace the attention of a loaded causal language model, in place.
 
@@ -42,21 +40,14 @@ def apply(
 
     Args:
         model: a transformers model whose attention goes through AttentionInterface (Qwen3 and Qwen3-MoE are verified).
-        mode: "full", "swa", "sa", "sa+swa", "moba" or "random-keys".
+        mode: "full", "swa", "sa", "sa+swa", "moba", "random-keys", or a form of one of them like "sa-bucket".
         window: keys per query, the query included; 0 < x < 1 is a fraction of the prompt. All modes have the same
             number of (query, key) pairs at the same window (budget="pairs").
         variant: a variant object (`sa_patch.variant(...)` or your own) instead of mode, window and options.
-        kernel: "auto", "torch", "triton", "flash", "flex", "sdpa" or "reference". An explicit one never falls back.
-        seed: of the random keys of sa and sa+swa.
-        budget: "pairs" matches the pairs of swa at this window, "nominal" takes the textbook parameters.
-        decode: "full", generated tokens read the whole cache; "sparse", they read their own row of the pattern.
-        sinks, local: first and last keys that stay visible, in tokens or as a fraction of the prompt; charged to the
-            budget.
-        dense_layers: layers left full; negative numbers count from the end.
-        dense_tail: the last queries of the prompt that see everything.
-        dense_below: prompts up to this length stay full; "crossover" is where sparse attention starts to be faster.
-        **variant_options: form="sliding" | "bucket", horizon="length" | "dyadic" and circular for sa; top_k and
-            block_size for moba.
+        kernel: "auto" or the name of one. An explicit one never falls back.
+        **options: `sa_patch.signature.Options` says what each does. Every mode takes seed, budget, dense_tail, sinks,
+            local, dense_layers, dense_below and decode; sa and sa+swa also take horizon, form and circular; moba takes
+            top_k and block_size.
 
     Returns:
         the Patch: `.restore()`, `.describe()`, `.budget(length)`, `.mask(length)`, `.config`; also a context manager.
@@ -65,35 +56,21 @@ def apply(
         ValueError: for a bad argument or a model that can't be patched; the model is as it was.
         NotImplementedError: for an option that is not available yet.
     """
-    options = {
-        "seed": seed,
-        "budget": budget,
-        "decode": decode,
-        "sinks": sinks,
-        "local": local,
-        "dense_layers": dense_layers,
-        "dense_tail": dense_tail,
-        "dense_below": dense_below,
-        **variant_options,
-    }
     if variant is None:
-        variant = make_variant(mode, window, **options)
+        variant = make_variant(mode, window, options)
     elif not isinstance(variant, Variant):
         raise ValueError(f"variant must be a sa_patch Variant, got {type(variant).__name__}: see sa_patch.variant(...)")
     else:
-        _refuse_beside_a_variant({"mode": mode, "window": window, **options})
+        beside = {"mode": mode != "sa", "window": window != 512, **dict.fromkeys(options, True)}
+        if any(beside.values()):
+            ignored = ", ".join(name for name, given in beside.items() if given)
+            raise ValueError(f"variant= already holds its options; {ignored} would be ignored: set them on the variant")
     kernels.check_name(kernel)
     before = integration.state(model) if isinstance(model, nn.Module) else None
     return Patch(model, integration.bind(model, variant, kernel), before)
 
 
-def _refuse_beside_a_variant(options: dict) -> None:
-    defaults = {**make_variant("full").options(), "mode": "sa"}
-    ignored = [name for name, value in options.items() if name not in defaults or value not in (defaults[name], ())]
-    if ignored:
-        raise ValueError(
-            f"variant= already holds its options; {', '.join(ignored)} would be ignored: set them on the variant"
-        )
+show_options(apply)
 
 
 def restore(model: nn.Module) -> None:
@@ -133,8 +110,8 @@ def load(model: nn.Module, path: str | Path) -> Patch:
             "sa_patch, or apply the options by hand"
         )
     settings = {name: value for name, value in config.items() if name != "version"}
-    if not isinstance(settings.get("mode"), str) or settings["mode"] not in VARIANTS:
-        raise unknown("mode", settings.get("mode"), VARIANTS)
+    if not isinstance(settings.get("mode"), str) or settings["mode"] not in modes():
+        raise unknown("mode", settings.get("mode"), modes())
     for name in ("variant", "model"):
         if name in settings:
             raise ValueError(f"{file} holds {name!r}, which is no option: it names a mode and its options")

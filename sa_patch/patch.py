@@ -159,8 +159,8 @@ class Patch:
         facts += [("budget", self._budget_line(length)) for length in LENGTHS]
         reason = variant.whole_prompt_reason()
         facts.append(("pieces", f"the prompt must come in one call: {reason}" if reason else PIECES))
-        if variant.note():
-            facts.append(("note", variant.note()))
+        if variant.caveat:
+            facts.append(("note", variant.caveat))
         total = Counter()
         for layer in self.calls:
             total.update(layer)

@@ -5,19 +5,31 @@ To add one, subclass `Variant`, say what `sparse_pattern` and `sparse_budget` ar
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sa_patch.budget import LayerBudget
-from sa_patch.errors import unknown
 from sa_patch.geometry import Group
 from sa_patch.patterns import Dense, Pattern
+from sa_patch.variants.options import option, options_of
 
 CPU = torch.device("cpu")
+
+# What a comparison does with it: a method is what is asked about; baselines and controls are what it is held against.
+Role = Literal["method", "baseline", "control"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A further name of a variant under `mode=`: some of its options fixed, and a line of help."""
+
+    help: str
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,48 +41,56 @@ class Sizes:
     local: int
 
 
-def option(default, help: str):
-    """A dataclass field whose meaning `sa_patch.variant` and the CLI can show."""
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Variant(ABC):
     """Options all variants share. `window` is the one dial: the budget in keys per query, the query included."""
 
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
+    help: ClassVar[str] = ""  # one line for lists of modes
+    role: ClassVar[Role] = "method"
+    seeded: ClassVar[bool] = False  # True where `seed` decides which keys are seen
+    caveat: ClassVar[str] = ""  # what a reader of results must know about it
+    forms: ClassVar[Mapping[str, Form]] = {}  # more names under `mode=`; a class does not inherit them
     always_dense: ClassVar[bool] = False
     layout: ClassVar[str] = "merged"  # how the visible keys lie in memory, see kernels.rules
     prefix_consistent: ClassVar[bool] = False  # True where a token's keys don't depend on the tokens after it
 
-    window: int | float = option(512, "keys per query, the query included; 0 < x < 1 is a fraction of the prompt")
-    seed: int = option(0, "seed of the random keys (only the variants with random keys use it)")
-    budget: str = option("pairs", "'pairs': match the pairs of swa at this window; 'nominal': the textbook parameters")
-    sinks: int | float = option(0, "first tokens that stay visible to everyone; tokens or a fraction of the prompt")
-    local: int | float = option(0, "last keys that stay visible, the query included; tokens or a fraction")
-    dense_layers: tuple[int, ...] = option((), "layers left full; negative indices count from the end")
-    dense_tail: int = option(0, "the last queries of the prompt that see everything")
-    dense_below: int | str = option(0, "prompts up to this length stay full; 'crossover' leaves it to measured speed")
-    decode: str = option("full", "'full': generated tokens read the whole cache; 'sparse': their row of the pattern")
+    window: int | float = option(
+        512, "keys per query, the query included; 0 < x < 1 is a fraction of the prompt", minimum=1, told="w{}"
+    )
+    seed: int = option(0, "seed of the random keys (only variants with random keys use it)", minimum=None, swept=False)
+    budget: Literal["pairs", "nominal"] = option(
+        "pairs",
+        "pairs: match the (query, key) pairs of swa at this window; nominal: the textbook parameters",
+        swept=False,
+        outside_budget=True,
+    )
+    dense_tail: int = option(0, "last queries of the prompt that see everything", told="tail{}")
+    sinks: int | float = option(0, "first tokens that stay visible to everyone; tokens, or a fraction of the prompt")
+    local: int | float = option(0, "last keys that stay visible, the query included; tokens, or a fraction")
+    dense_layers: tuple[int, ...] = option(
+        (), "layers left full; negative numbers count from the end", outside_budget=True, told="dense_{}"
+    )
+    dense_below: int | Literal["crossover"] = option(
+        0,
+        "prompts up to this length stay full; crossover: up to where that is faster",
+        outside_budget=True,
+        told="below{}",
+    )
+    decode: Literal["full", "sparse"] = option(
+        "full",
+        "full: generated tokens read the whole cache; sparse: their own row of the pattern",
+        outside_budget=True,
+        told="decode_{}",
+    )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dense_layers, (tuple, list)):
-            raise ValueError(f"dense_layers must be a list of layer numbers, got {self.dense_layers!r}")
-        object.__setattr__(self, "dense_layers", tuple(self.dense_layers))
-        check_size("window", self.window, at_least=1)
-        check_size("sinks", self.sinks, at_least=0)
-        check_size("local", self.local, at_least=0)
-        check_integer("seed", self.seed)
-        check_integer("dense_tail", self.dense_tail, at_least=0)
-        for layer in self.dense_layers:
-            check_integer("dense_layers", layer)
-        if self.dense_below != "crossover":
-            check_integer("dense_below", self.dense_below, at_least=0, otherwise="'crossover'")
-        if self.budget not in ("pairs", "nominal"):
-            raise unknown("budget", self.budget, ["pairs", "nominal"])
-        if self.decode not in ("full", "sparse"):
-            raise unknown("decode", self.decode, ["full", "sparse"])
+        for item in options_of(type(self)):
+            value = getattr(self, item.name)
+            item.check(value)
+            if isinstance(value, list):
+                object.__setattr__(self, item.name, tuple(value))
         self._check_extras()
         _ = self.spec  # now: while a compiler traces, numbers may be symbols
 
@@ -168,26 +188,6 @@ class Variant(ABC):
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
-    def note(self) -> str:
-        """What a reader of results must know about this variant; empty when there is nothing."""
-        return ""
-
 
 def _tokens(value: int | float, length: int, least: int) -> int:
     return max(least, round(value * length)) if isinstance(value, float) else value
-
-
-def check_integer(name: str, value: object, at_least: int | None = None, otherwise: str = "") -> None:
-    """Raise ValueError unless `value` is an int (no bool) and large enough."""
-    wanted = " or ".join(filter(None, ["an integer" + ("" if at_least is None else f" >= {at_least}"), otherwise]))
-    if isinstance(value, bool) or not isinstance(value, int) or (at_least is not None and value < at_least):
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
-
-
-def check_size(name: str, value: object, at_least: int) -> None:
-    """Raise ValueError unless `value` is a number of tokens or a fraction 0 < x < 1."""
-    if isinstance(value, float):
-        if not 0 < value < 1:
-            raise ValueError(f"{name}={value!r} is no fraction: give 0 < x < 1, or an integer number of tokens")
-    else:
-        check_integer(name, value, at_least, otherwise="a fraction 0 < x < 1")

@@ -9,7 +9,7 @@ from sa_patch.budget import LayerBudget
 from sa_patch.counting import triangle
 from sa_patch.geometry import Group
 from sa_patch.patterns import Pattern
-from sa_patch.variants.base import Variant
+from sa_patch.variants.base import Role, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,8 @@ class Full(Variant):
 
     name: ClassVar[str] = "full"
     label: ClassVar[str] = "full attention"
+    help: ClassVar[str] = "the model's own attention, untouched: the baseline of every comparison (always included)"
+    role: ClassVar[Role] = "baseline"
     always_dense: ClassVar[bool] = True
     prefix_consistent: ClassVar[bool] = True
 

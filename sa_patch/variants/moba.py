@@ -12,7 +12,8 @@ from sa_patch.budget import LayerBudget, closest
 from sa_patch.counting import triangle
 from sa_patch.geometry import Group
 from sa_patch.patterns import Blocks, Pattern
-from sa_patch.variants.base import CPU, Sizes, Variant, check_integer, option
+from sa_patch.variants.base import CPU, Role, Sizes, Variant
+from sa_patch.variants.options import option
 
 _SCORE_BYTES = (1 << 28, 1 << 26)  # router scores held at once: on a GPU, where few launches matter, and on a CPU
 _TOLERANCE = 0.05  # how far a block_size given by hand may miss the budget
@@ -33,22 +34,23 @@ class Moba(Variant):
 
     name: ClassVar[str] = "moba"
     label: ClassVar[str] = "block attention (MoBA), untrained"
+    help: ClassVar[str] = (
+        "blocks of keys chosen by content, MoBA's rule (untrained here: it was made for continued training)"
+    )
+    role: ClassVar[Role] = "baseline"
+    caveat: ClassVar[str] = "untrained: MoBA's authors require continued training"
     layout: ClassVar[str] = "routed"
     prefix_consistent: ClassVar[bool] = True
 
-    top_k: int | None = option(None, "blocks per query, the own one included (2, or what fits block_size)")
-    block_size: int | None = option(None, "tokens per block; None: what matches the budget")
+    top_k: int | None = option(
+        None, "blocks per query, the own one included; none: 2, or what fits block_size", minimum=1, told="top{}"
+    )
+    block_size: int | None = option(None, "tokens per block; none: what matches the budget", minimum=1, told="block{}")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.top_k is not None:
-            check_integer("top_k", self.top_k, at_least=1)
-        if self.block_size is not None:
-            check_integer("block_size", self.block_size, at_least=1)
-            if isinstance(self.window, float):
-                raise ValueError(
-                    f"block_size={self.block_size} can't follow window={self.window}, a fraction: drop one"
-                )
+        if self.block_size is not None and isinstance(self.window, float):
+            raise ValueError(f"block_size={self.block_size} can't follow window={self.window}, a fraction: drop one")
         if isinstance(self.window, int):
             self._blocks(Sizes(self.window, *(0 if isinstance(x, float) else x for x in (self.sinks, self.local))))
 
@@ -107,9 +109,6 @@ class Moba(Variant):
         # Selected blocks may hold sinks or local keys that are visible anyway; which ones is up to the content.
         exact = not (sizes.sinks or sizes.local > 1)
         return LayerBudget(layer_idx, "sparse", min(own + chosen, triangle(length)), router, exact)
-
-    def note(self) -> str:
-        return "untrained: MoBA's authors require continued training"
 
 
 def keys_per_query(block_size: int, top_k: int, sinks: int, local: int) -> float:

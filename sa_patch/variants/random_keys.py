@@ -10,7 +10,7 @@ from sa_patch.counting import triangle, window_pairs
 from sa_patch.draws import draw_earlier
 from sa_patch.geometry import Group
 from sa_patch.patterns import Pattern, Scattered
-from sa_patch.variants.base import Sizes, Variant
+from sa_patch.variants.base import Role, Sizes, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,10 @@ class RandomKeys(Variant):
 
     name: ClassVar[str] = "random-keys"
     label: ClassVar[str] = "control: random keys, drawn anew per query"
+    help: ClassVar[str] = "a control: `window` keys drawn anew for every query, without any structure"
+    role: ClassVar[Role] = "control"
+    seeded: ClassVar[bool] = True
+    caveat: ClassVar[str] = "a control, not a method: it shows what random keys alone do, and is not made to be fast"
     layout: ClassVar[str] = "scattered"
     prefix_consistent: ClassVar[bool] = True
 
@@ -54,6 +58,3 @@ class RandomKeys(Variant):
             shown = min(length, self._drawn(sizes) + sizes.sinks + max(sizes.local, 1))
         sparse = max(0, length - self.dense_tail)
         return LayerBudget(layer_idx, "sparse", window_pairs(sparse, shown) + triangle(length) - triangle(sparse))
-
-    def note(self) -> str:
-        return "a control, not a method: it shows what random keys alone do, and is not made to be fast"

@@ -8,7 +8,7 @@ from torch import Tensor
 from sa_patch.budget import LayerBudget
 from sa_patch.geometry import Group
 from sa_patch.patterns import Band, Pattern
-from sa_patch.variants.base import Variant
+from sa_patch.variants.base import Role, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,8 @@ class SlidingWindow(Variant):
 
     name: ClassVar[str] = "swa"
     label: ClassVar[str] = "sliding-window attention"
+    help: ClassVar[str] = "sliding window: the last `window` keys"
+    role: ClassVar[Role] = "baseline"
     layout: ClassVar[str] = "window"
     prefix_consistent: ClassVar[bool] = True
 

@@ -1,18 +1,19 @@
 """`sa` and `sa+swa`: stochastic attention (arXiv 2604.00754) and its training-free union with a sliding window."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from sa_patch.budget import LayerBudget, matched_width
 from sa_patch.counting import band_pairs, run_pairs
-from sa_patch.errors import unknown
 from sa_patch.geometry import Group
 from sa_patch.horizons import opening, stretches
 from sa_patch.kept import kept_order
 from sa_patch.patterns import Band, Blocks, Pattern, Pieces
-from sa_patch.variants.base import Sizes, Variant, option
+from sa_patch.variants.base import Form, Sizes, Variant
+from sa_patch.variants.options import option
 
 
 def ring_pairs(length: int, width: int) -> int:
@@ -51,19 +52,31 @@ class Stochastic(Variant):
 
     name: ClassVar[str] = "sa"
     label: ClassVar[str] = "stochastic attention"
+    help: ClassVar[str] = "stochastic attention: `window` keys around the query in a random order of the tokens"
+    seeded: ClassVar[bool] = True
+    forms: ClassVar[Mapping[str, Form]] = {
+        "sa-bucket": Form(
+            "stochastic attention, the random order cut into buckets (faster; over budget on short prompts)",
+            {"form": "bucket"},
+        ),
+        "sa-circular": Form("stochastic attention with ring distance in the random order", {"circular": True}),
+        "sa-dyadic": Form(
+            "stochastic attention whose keys don't depend on the prompt's length (each power of two permuted)",
+            {"horizon": "dyadic"},
+        ),
+        "sa-dyadic-bucket": Form("sa-dyadic, cut into buckets", {"horizon": "dyadic", "form": "bucket"}),
+    }
 
-    form: str = option("sliding", "'sliding' (permuted window) or 'bucket' (buckets of 2w-1 permuted tokens)")
-    horizon: str = option("length", "'length': one permutation of the whole prompt; 'dyadic': of each power of two")
-    circular: bool = option(False, "ring distance between ranks (sliding form)")
+    horizon: Literal["length", "dyadic"] = option(
+        "length", "length: one random order of the whole prompt; dyadic: one of each power of two"
+    )
+    form: Literal["sliding", "bucket"] = option(
+        "sliding", "sliding: a window in the random order; bucket: the order cut into buckets of 2w-1 tokens"
+    )
+    circular: bool = option(False, "ring distance in the random order (sliding form)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.form not in ("sliding", "bucket"):
-            raise unknown("form", self.form, ["sliding", "bucket"])
-        if self.horizon not in ("length", "dyadic"):
-            raise unknown("horizon", self.horizon, ["length", "dyadic"])
-        if not isinstance(self.circular, bool):
-            raise ValueError(f"circular must be True or False, got {self.circular!r}")
         if self.circular and self.form == "bucket":
             raise ValueError(
                 "circular=True has no meaning for form='bucket': buckets have no distance; drop one of them"
@@ -146,6 +159,7 @@ class StochasticPlusWindow(Stochastic):
 
     name: ClassVar[str] = "sa+swa"
     label: ClassVar[str] = "stochastic + sliding window, untrained union"
+    help: ClassVar[str] = "half the budget local, half stochastic, no key twice (training-free union)"
     layout: ClassVar[str] = "merged"  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:

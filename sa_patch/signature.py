@@ -1,0 +1,72 @@
+"""Types of the arguments of `sa_patch.apply` and `sa_patch.variant`, for editors and type checkers.
+
+Written by `python scripts/write_declared.py` from the declarations in sa_patch/variants: not by hand.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+Mode = Literal[
+    "full",
+    "swa",
+    "sa",
+    "sa-bucket",
+    "sa-circular",
+    "sa-dyadic",
+    "sa-dyadic-bucket",
+    "sa+swa",
+    "moba",
+    "random-keys",
+]
+KernelName = Literal[
+    "auto",
+    "torch",
+    "triton",
+    "flash",
+    "flex",
+    "sdpa",
+    "reference",
+]
+
+
+class Options(TypedDict, total=False):
+    """What `**options` takes; each mode takes those of its variant."""
+
+    seed: int
+    """seed of the random keys (only variants with random keys use it)"""
+
+    budget: Literal["pairs", "nominal"]
+    """pairs: match the (query, key) pairs of swa at this window; nominal: the textbook parameters"""
+
+    dense_tail: int
+    """last queries of the prompt that see everything"""
+
+    sinks: int | float
+    """first tokens that stay visible to everyone; tokens, or a fraction of the prompt"""
+
+    local: int | float
+    """last keys that stay visible, the query included; tokens, or a fraction"""
+
+    dense_layers: Sequence[int]
+    """layers left full; negative numbers count from the end"""
+
+    dense_below: int | Literal["crossover"]
+    """prompts up to this length stay full; crossover: up to where that is faster"""
+
+    decode: Literal["full", "sparse"]
+    """full: generated tokens read the whole cache; sparse: their own row of the pattern"""
+
+    horizon: Literal["length", "dyadic"]
+    """length: one random order of the whole prompt; dyadic: one of each power of two (sa and sa+swa only)"""
+
+    form: Literal["sliding", "bucket"]
+    """sliding: a window in the random order; bucket: the order cut into buckets of 2w-1 tokens (sa and sa+swa only)"""
+
+    circular: bool
+    """ring distance in the random order (sliding form) (sa and sa+swa only)"""
+
+    top_k: int | None
+    """blocks per query, the own one included; none: 2, or what fits block_size (moba only)"""
+
+    block_size: int | None
+    """tokens per block; none: what matches the budget (moba only)"""

@@ -1,0 +1,113 @@
+"""Write the files that repeat the variants' declarations for other readers: sa_patch/signature.py for editors and type
+checkers, docs/variants.md for people. Run it after changing a variant or a kernel's name; a test compares.
+
+    python scripts/write_declared.py
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sa_patch.kernels import KERNELS
+from sa_patch.variants import NamedMode, all_options, modes, owners
+from sa_patch.variants.base import Variant
+from sa_patch.variants.options import Option, options_of
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = "python scripts/write_declared.py"
+
+
+def files() -> dict[Path, str]:
+    """Every file that is written, with what belongs into it."""
+    return {ROOT / "sa_patch" / "signature.py": signature(), ROOT / "docs" / "variants.md": page()}
+
+
+def signature() -> str:
+    """Types for the arguments of `sa_patch.apply` and `sa_patch.variant`."""
+    lines = [
+        '"""Types of the arguments of `sa_patch.apply` and `sa_patch.variant`, for editors and type checkers.',
+        "",
+        f"Written by `{COMMAND}` from the declarations in sa_patch/variants: not by hand.",
+        '"""',
+        "",
+        "from collections.abc import Sequence",
+        "from typing import Literal, TypedDict",
+        "",
+        *_literal("Mode", list(modes())),
+        *_literal("KernelName", ["auto", *KERNELS]),
+        "",
+        "",
+        "class Options(TypedDict, total=False):",
+        '    """What `**options` takes; each mode takes those of its variant."""',
+    ]
+    for option in all_options().values():
+        if option.name != "window":  # a parameter of its own
+            where = f" ({_whose(option)} only)" if _whose(option) else ""
+            lines += ["", f"    {option.name}: {_type(option)}", f'    """{option.help}{where}"""']
+    return "\n".join(lines) + "\n"
+
+
+def _literal(name: str, words: list[str]) -> list[str]:
+    return [f"{name} = Literal[", *(f'    "{word}",' for word in words), "]"]
+
+
+def _type(option: Option) -> str:
+    plain = {"switch": "bool", "integer": "int", "amount": "int | float", "layers": "Sequence[int]", "choice": ""}
+    words = "Literal[" + ", ".join(f'"{word}"' for word in option.words) + "]" if option.words else ""
+    return " | ".join(filter(None, [plain[option.kind], words, "None" if option.optional else ""]))
+
+
+def _whose(option: Option) -> str:
+    """Which modes have it, empty when all do."""
+    shared = option.name in {item.name for item in options_of(Variant)}
+    return "" if shared else " and ".join(owners(option.name))
+
+
+def page() -> str:
+    """docs/variants.md."""
+    return "\n".join(
+        [
+            "# Modes and options",
+            "",
+            f"Written by `{COMMAND}` from the declarations in `sa_patch/variants`.",
+            "",
+            "Modes are the names under `mode=` in `sa_patch.apply`, `sa_patch.variant` and `sa-lm-eval`, and under `--modes`",
+            "in `sa-eval`. Options are keyword arguments there, flags of `sa-eval` (`--dense-tail`) and keys of its settings",
+            "files.",
+            "",
+            "| mode | what a query sees | is | role |",
+            "|---|---|---|---|",
+            *(_mode_row(name, mode) for name, mode in modes().items()),
+            "",
+            "A method is what a comparison asks about; baselines and controls are what it is held against.",
+            "",
+            "| option | takes | default | meaning | modes |",
+            "|---|---|---|---|---|",
+            *_option_rows(),
+            "",
+        ]
+    )
+
+
+def _mode_row(name: str, mode: NamedMode) -> str:
+    fixed = ", ".join(f"{key}={value!r}" for key, value in mode.fixed.items())
+    return f"| `{name}` | {mode.help} | {f'`{mode.variant.name}`, `{fixed}`' if fixed else ''} | {mode.variant.role} |"
+
+
+def _option_rows() -> Iterator[str]:
+    takes = {
+        "switch": "True or False",
+        "integer": "a whole number",
+        "amount": "tokens, or a fraction between 0 and 1",
+        "layers": "layer numbers",
+        "choice": "",
+    }
+    for option in all_options().values():
+        words = ", ".join(f"`{word}`" for word in (*option.words, *(["None"] if option.optional else [])))
+        value = " or ".join(filter(None, [takes[option.kind], words]))
+        yield f"| `{option.name}` | {value} | `{option.default!r}` | {option.help} | {_whose(option) or 'all'} |"
+
+
+if __name__ == "__main__":
+    for path, text in files().items():
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
