@@ -14,6 +14,11 @@ from sa_patch.variants.options import Option, options_of
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python scripts/write_declared.py"
+INTRODUCTION = f"""\
+Written by `{COMMAND}` from the declarations in `sa_patch/variants`.
+
+Modes are the names under `mode=` in `sa_patch.apply`, `sa_patch.variant` and `sa-lm-eval`, and under `--modes` in
+`sa-eval`. Options are keyword arguments there, flags of `sa-eval` (`--dense-tail`) and keys of its settings files."""
 
 
 def files() -> dict[Path, str]:
@@ -68,11 +73,7 @@ def page() -> str:
         [
             "# Modes and options",
             "",
-            f"Written by `{COMMAND}` from the declarations in `sa_patch/variants`.",
-            "",
-            "Modes are the names under `mode=` in `sa_patch.apply`, `sa_patch.variant` and `sa-lm-eval`, and under `--modes`",
-            "in `sa-eval`. Options are keyword arguments there, flags of `sa-eval` (`--dense-tail`) and keys of its settings",
-            "files.",
+            INTRODUCTION,
             "",
             "| mode | what a query sees | is | role |",
             "|---|---|---|---|",
