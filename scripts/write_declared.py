@@ -56,7 +56,14 @@ def _literal(name: str, words: list[str]) -> list[str]:
 
 
 def _type(option: Option) -> str:
-    plain = {"switch": "bool", "integer": "int", "amount": "int | float", "layers": "Sequence[int]", "choice": ""}
+    plain = {
+        "switch": "bool",
+        "integer": "int",
+        "amount": "int | float",
+        "text": "str",
+        "layers": "Sequence[int]",
+        "choice": "",
+    }
     words = "Literal[" + ", ".join(f'"{word}"' for word in option.words) + "]" if option.words else ""
     return " | ".join(filter(None, [plain[option.kind], words, "None" if option.optional else ""]))
 
@@ -99,6 +106,7 @@ def _option_rows() -> Iterator[str]:
         "switch": "True or False",
         "integer": "a whole number",
         "amount": "tokens, or a fraction between 0 and 1",
+        "text": "text",
         "layers": "layer numbers",
         "choice": "",
     }

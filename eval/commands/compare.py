@@ -1,16 +1,15 @@
-"""Owns `sa-eval compare`: two runs side by side, from their files alone."""
+"""`sa-eval compare`: two runs side by side, from their files alone."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sa_eval.commands.flags import command_parser
+from sa_eval.commands.flags import Parser
 from sa_eval.messages import one_line
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 HELP = "set two runs side by side: differences on the same documents, which were lost and won"
 DETAILS = """\
@@ -32,7 +31,7 @@ MARK = "\u2020"
 
 
 def main(arguments: Sequence[str]) -> int:
-    namespace = build_parser().parse_args(arguments)
+    namespace = build_parser().parse(arguments)
     if (namespace.arm_a is None) != (namespace.arm_b is None):
         raise SettingsError("--arm-a and --arm-b go together: one arm of each run")
     from sa_eval.records import opening
@@ -50,8 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("sa-eval compare", "Set two runs side by side.", DETAILS)
+def build_parser() -> Parser:
+    parser = Parser("sa-eval compare", "Set two runs side by side.", DETAILS)
     parser.add_argument("a", metavar="A", help="run directory")
     parser.add_argument("b", metavar="B", help="run directory; differences are B minus A")
     parser.add_argument("--arm-a", metavar="NAME", help="an arm of A (default: every arm that both runs have)")

@@ -1,4 +1,4 @@
-"""Owns `sa-eval fidelity`: its flags, and what it prints. Heavy imports wait until they are needed."""
+"""`sa-eval fidelity`: its flags, and what it prints. Heavy imports wait until they are needed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from sa_eval.commands.flags import add_flag, command_parser, modes_text
+from sa_eval.commands.flags import Parser, add_flag, modes_text
 from sa_eval.messages import shown
-from sa_eval.settings.config import SETTINGS, Settings, SettingsError, settings_from
+from sa_eval.settings.config import Settings, known_settings, option_settings, settings_from
 from sa_eval.settings.settings_file import read_yaml
+from sa_eval.settings.values import SettingsError
 
 HELP = "compare every arm's next-token distribution with the full model's, on your own texts; no task needed"
 DESCRIPTION = """\
@@ -53,13 +54,11 @@ what comes out (in --out, default runs/<time>-fidelity-<model>)
 exit status
   0 all went well   1 finished, but an arm failed   2 bad arguments   130 interrupted
 """
-# Settings of a run that mean the same here.
+# Settings of a run that mean the same here, besides the variants' options.
 SHARED = (
-    *("model", "revision", "modes", "window", "lengths", "seeds", "doc_seed"),
-    *("form", "horizon", "sinks", "local", "dense_layers", "dense_tail", "dense_below", "budget", "kernel"),
+    *("model", "revision", "modes", "lengths", "seeds", "doc_seed", "kernel"),
     *("threads", "device", "dtype", "device_map", "use_safetensors", "trust_remote_code", "out"),
 )
-FROM_FILE = (*SHARED, "arms")
 CHANGED = {
     "lengths": "tokens of a passage; several values measure each length apart",
     "doc_seed": "seed of the bundled texts",
@@ -68,7 +67,7 @@ CHANGED = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    namespace = build_parser().parse_args(arguments)
+    namespace = build_parser().parse(arguments)
     settings, passages = settings_of(namespace), _passages(namespace.passages)
     from sa_eval.progress import Progress
 
@@ -86,8 +85,8 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if results["failures"] else 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("sa-eval fidelity", f"{DESCRIPTION}\n{modes_text()}\n{EXAMPLES}", DETAILS)
+def build_parser() -> Parser:
+    parser = Parser("sa-eval fidelity", f"{DESCRIPTION}\n{modes_text()}\n{EXAMPLES}", DETAILS)
     parser.add_argument("--text", nargs="+", metavar="FILE", help="UTF-8 text files (default: the bundled texts)")
     parser.add_argument(
         "--passages",
@@ -96,21 +95,26 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: 2)",
     )
     parser.add_argument("--config", metavar="FILE|NAME", help="settings from a YAML file of `sa-eval run`")
-    for name in SHARED:
-        item = SETTINGS[name]
-        rule = {**item.metadata, "help": CHANGED.get(name, item.metadata["help"])}
-        add_flag(parser, name, rule, item.default, *(["--length"] if name == "lengths" else []))
+    for name, setting in known_settings().items():
+        if name in shared():
+            also = ["--length"] if name == "lengths" else []
+            add_flag(parser, setting, *also, help=CHANGED.get(name, setting.help))
     parser.add_argument("--verbose", action="store_true", help="let the libraries' logs through")
     return parser
+
+
+def shared() -> list[str]:
+    """The settings of a run that are flags here; texts are only read, so `decode` changes nothing."""
+    return [*SHARED, *(setting.name for setting in option_settings() if setting.name != "decode")]
 
 
 def settings_of(namespace: argparse.Namespace) -> Settings:
     """Defaults, then what the file says about models and arms (not about tasks), then the flags."""
     given = read_yaml(namespace.config) if namespace.config else {}
     settings_from(given)  # a typo is an error, also where the setting means nothing here
-    known: dict[str, Any] = {name: value for name, value in given.items() if name in FROM_FILE}
-    flags = {name: getattr(namespace, name) for name in SHARED}
-    return settings_from({**known, **{name: value for name, value in flags.items() if value is not None}})
+    known: dict[str, Any] = {name: value for name, value in given.items() if name in (*shared(), "arms")}
+    flags = {name: value for name, value in vars(namespace).items() if name in shared() and value is not None}
+    return settings_from({**known, **flags})
 
 
 def _passages(text: str | None) -> int | str | None:

@@ -1,52 +1,74 @@
-"""Owns how settings become flags: every command that has a setting shows it with the same name, bounds and help.
-
-Imports no torch.
-"""
+"""How settings become flags: every command that has a setting shows it with the same name, bounds and help."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
 
-from sa_eval.settings.modes import MODE_HELP
+from sa_eval.settings.setting import Setting
+from sa_eval.settings.values import SettingsError
+from sa_patch.variants import modes
 
-KINDS = {int: "N", "amount": "N|0.x", "samples": "N|all", "dense_below": "N|crossover", "layers": "SETS"}
+KINDS = {"integer": "N", "amount": "N|0.x", "text": "TEXT", "layers": "SETS", "switch": "true|false"}
 
 
-def command_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    """A parser whose texts keep their lines."""
-    return argparse.ArgumentParser(
-        prog=prog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description=description,
-        epilog=epilog,
-    )
+class Parser(argparse.ArgumentParser):
+    """A parser whose texts keep their lines, and whose errors are one line with the nearest flag."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            description=description,
+            epilog=epilog,
+        )
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The flags given.
+
+        Raises:
+            SettingsError: for a flag that does not exist, or what no flag takes.
+        """
+        found, rest = self.parse_known_args(arguments)
+        if rest:
+            given = rest[0].split("=")[0]
+            near = difflib.get_close_matches(given, self._option_string_actions, n=1)
+            self.error(f"unknown argument {given[:100]!r}" + (f": did you mean {near[0]}?" if near else ""))
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message} ({self.prog} --help lists the flags)")
 
 
 def modes_text() -> str:
     """The attention variants, a line each."""
-    return "modes\n" + "".join(f"  {name:<16} {text}\n" for name, text in MODE_HELP.items())
+    return "modes\n" + "".join(f"  {name:<16} {mode.help}\n" for name, mode in modes().items())
 
 
-def add_flag(parser: argparse.ArgumentParser, name: str, rule: Mapping[str, Any], default: Any, *also: str) -> None:
+def add_flag(parser: argparse.ArgumentParser, setting: Setting, *also: str, **changes: Any) -> None:
     """The flag of a setting; what is not given stays None, so that a file or the setting's default counts.
 
     Args:
-        rule: the setting's metadata: help, kind, many, choices.
-        default: shown in the help, unless that names one itself.
         also: other names of the flag.
+        changes: what is different in this command: its help or its default, which the help shows.
     """
-    flags, text = ["--" + name.replace("_", "-"), *also], rule["help"]
+    setting = replace(setting, **changes)
+    flags, text = ["--" + setting.name.replace("_", "-"), *also], setting.help
     if "(default:" not in text:
-        text = f"{text} (default: {_shown(default)})"
+        text = f"{text} (default: {_shown(setting.default)})"
     text = text.replace("%", "%%")
-    if rule.get("kind") is bool:
-        parser.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+    if setting.kind == "switch" and not setting.many:
+        parser.add_argument(
+            *flags, dest=setting.name, action=argparse.BooleanOptionalAction, default=None, help=text
+        )
         return
-    kind = "{" + ",".join(rule["choices"]) + "}" if "choices" in rule else KINDS.get(rule.get("kind", str), "TEXT")
-    parser.add_argument(*flags, dest=name, nargs="+" if rule.get("many") else None, metavar=kind, help=text)
+    words = ",".join(setting.words)
+    takes = f"{{{words}}}" if setting.kind == "choice" else "|".join(filter(None, [KINDS[setting.kind], words]))
+    parser.add_argument(*flags, dest=setting.name, nargs="+" if setting.many else None, metavar=takes, help=text)
 
 
 def _shown(value: Any) -> str:

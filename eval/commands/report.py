@@ -1,13 +1,12 @@
-"""Owns `sa-eval report`: results, tables and report from a run's files alone, or from several runs put together."""
+"""`sa-eval report`: results, tables and report from a run's files alone, or from several runs put together."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sa_eval.commands.flags import command_parser
-from sa_eval.settings.config import SettingsError
+from sa_eval.commands.flags import Parser
+from sa_eval.settings.values import SettingsError
 
 HELP = "compute table, results and report anew from a run's files; merge runs whose arms belong together"
 DETAILS = """\
@@ -28,7 +27,7 @@ exit status
 
 
 def main(arguments: Sequence[str]) -> int:
-    namespace = build_parser().parse_args(arguments)
+    namespace = build_parser().parse(arguments)
     from sa_eval.page import report
     from sa_eval.records import opening
     from sa_eval.results import merge, summary, table
@@ -47,8 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("sa-eval report", "Report of one run, or of several put together.", DETAILS)
+def build_parser() -> Parser:
+    parser = Parser("sa-eval report", "Report of one run, or of several put together.", DETAILS)
     parser.add_argument("directories", metavar="DIR", nargs="+", help="run directories")
     parser.add_argument("--out", metavar="DIR", help="where merged runs go: a new or empty directory")
     return parser

@@ -1,11 +1,10 @@
-"""Owns `sa-eval resume`: continue a run directory, in as many processes as it is launched in."""
+"""`sa-eval resume`: continue a run directory, in as many processes as it is launched in."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from sa_eval.commands.flags import command_parser
+from sa_eval.commands.flags import Parser
 from sa_eval.commands.run import finish, is_first_process
 from sa_eval.processes import interrupts
 
@@ -27,7 +26,7 @@ exit status
 
 
 def main(arguments: Sequence[str]) -> int:
-    namespace = build_parser().parse_args(arguments)
+    namespace = build_parser().parse(arguments)
     from sa_eval.progress import Progress
 
     progress = Progress(verbose=namespace.verbose, enabled=is_first_process())
@@ -42,8 +41,8 @@ def main(arguments: Sequence[str]) -> int:
         return finish(runner.resume_run(namespace.directory, progress), progress)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser("sa-eval resume", "Continue a run: what is missing or failed, nothing else.", DETAILS)
+def build_parser() -> Parser:
+    parser = Parser("sa-eval resume", "Continue a run: what is missing or failed, nothing else.", DETAILS)
     parser.add_argument("directory", metavar="DIR", help="the run directory")
     parser.add_argument("--verbose", action="store_true", help="let the libraries' logs through")
     return parser

@@ -1,4 +1,4 @@
-"""Owns `sa-eval run`, the command that runs when none is named: flags from the settings, the order of the steps.
+"""`sa-eval run`, the command that runs when none is named: flags from the settings, the order of the steps.
 
 Heavy imports wait until they are needed, so --help and bad arguments answer at once.
 """
@@ -11,12 +11,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from sa_eval.commands.flags import add_flag, command_parser, modes_text
+from sa_eval.commands.flags import Parser, add_flag, modes_text
 from sa_eval.processes import interrupts
 from sa_eval.settings import presets
-from sa_eval.settings.config import FLAGS, Settings, SettingsError, settings_from
-from sa_eval.settings.modes import ARM_MODES, MODE_HELP
+from sa_eval.settings.config import Settings, known_settings, settings_from
 from sa_eval.settings.settings_file import read_yaml
+from sa_eval.settings.values import SettingsError
 
 EXAMPLES = """\
 examples
@@ -64,15 +64,15 @@ HELP = "compare variants on tasks, documents paired, budgets measured (what `sa-
 
 
 def main(arguments: Sequence[str]) -> int:
-    namespace = build_parser().parse_args(arguments)
+    namespace = build_parser().parse(arguments)
     if namespace.list_tasks:
         return list_tasks()
     settings = effective_settings(namespace)
     return dry_run(settings) if namespace.dry_run else run(settings, verbose=namespace.verbose)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = command_parser(
+def build_parser() -> Parser:
+    parser = Parser(
         "sa-eval",
         "Compare sparse attention variants on long-context tasks, at measured and matched budgets.\n\n"
         f"{_commands()}{modes_text()}\n{EXAMPLES}",
@@ -83,8 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE|NAME",
         help=f"settings from a YAML file, or shipped ones by name: {', '.join(presets.names())}",
     )
-    for name, item in FLAGS.items():
-        add_flag(parser, name, item.metadata, item.default)
+    for setting in known_settings().values():
+        if not setting.in_files_only:
+            add_flag(parser, setting)
     parser.add_argument(
         "--dry-run", action="store_true", help="print arms, budgets, documents, estimated time and memory; run nothing"
     )
@@ -103,8 +104,8 @@ def _commands() -> str:
 def effective_settings(namespace: argparse.Namespace) -> Settings:
     """Defaults, then the file, then the flags."""
     given: dict[str, Any] = read_yaml(namespace.config) if namespace.config else {}
-    given.update({name: getattr(namespace, name) for name in FLAGS if getattr(namespace, name) is not None})
-    return settings_from(given)
+    flags = {name: value for name, value in vars(namespace).items() if name in known_settings() and value is not None}
+    return settings_from({**given, **flags})
 
 
 def run(settings: Settings, *, verbose: bool = False) -> int:
@@ -163,5 +164,3 @@ def list_tasks() -> int:
     print("\nany other lm-eval task by its name (`lm-eval ls tasks` lists them); most need the network once")
     return 0
 
-
-assert set(MODE_HELP) == set(ARM_MODES)

@@ -1,12 +1,13 @@
-"""Owns `sa-eval speed`: its flags, and what it prints. Heavy imports wait until they are needed."""
+"""`sa-eval speed`: its flags, and what it prints. Heavy imports wait until they are needed."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from sa_eval.commands.flags import add_flag, command_parser, modes_text
-from sa_eval.speed.settings import DEFAULTS, OWN, SHARED, speed_settings
+from sa_eval.commands.flags import Parser, add_flag, modes_text
+from sa_eval.settings.config import known_settings
+from sa_eval.settings.setting import settings_of
+from sa_eval.speed.settings import DEFAULTS, SpeedSettings, shared, speed_settings
 
 HELP = "measure speed and memory: time to first token, tokens per second, peak memory, beside full"
 DESCRIPTION = """\
@@ -19,7 +20,7 @@ examples
   sa-eval speed --modes swa,sa,moba --window 128,512 --lengths 1024,2048,4000
   sa-eval speed --modes sa-dyadic --decode full,sparse --new-tokens 128        decoding from few keys, too
   sa-eval speed --model Qwen/Qwen3-8B --device cuda --dtype bfloat16 --lengths 8192,32768 --window 512 --batch-size 4
-  sa-eval speed --shape configs/shapes/qwen3-8b.json --device cuda --dtype bfloat16 --lengths 32768,65536,131072 \\
+  sa-eval speed --shape qwen3-8b --device cuda --dtype bfloat16 --lengths 32768,65536,131072 \\
                 --window 512 --repeats 3            the real shape without the weights: speed does not depend on them
   sa-eval speed --random-weights --lengths 8192 --threads 1 --cpu-time         on a machine that others keep busy
 """
@@ -46,7 +47,7 @@ CHANGED = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    namespace = build_parser().parse_args(arguments)
+    namespace = build_parser().parse(arguments)
     given = {name: value for name, value in vars(namespace).items() if name != "verbose" and value is not None}
     asked = speed_settings(given)
     from sa_eval.progress import Progress
@@ -63,15 +64,13 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if result["failures"] else 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    from sa_eval.settings.config import SETTINGS
-
-    parser = command_parser("sa-eval speed", f"{DESCRIPTION}\n{modes_text()}\n{EXAMPLES}", DETAILS)
-    for name in SHARED:
-        item = SETTINGS[name]
-        rule = {**item.metadata, "help": CHANGED.get(name, item.metadata["help"])}
-        add_flag(parser, name, rule, DEFAULTS.get(name, item.default))
-    for name, item in OWN.items():
-        add_flag(parser, name, item.metadata, item.default)
+def build_parser() -> Parser:
+    parser = Parser("sa-eval speed", f"{DESCRIPTION}\n{modes_text()}\n{EXAMPLES}", DETAILS)
+    for name, setting in known_settings().items():
+        if name in shared():
+            default = DEFAULTS.get(name, setting.default)
+            add_flag(parser, setting, help=CHANGED.get(name, setting.help), default=default)
+    for setting in settings_of(SpeedSettings).values():
+        add_flag(parser, setting)
     parser.add_argument("--verbose", action="store_true", help="let the libraries' logs through")
     return parser

@@ -1,1 +1,1 @@
-"""What a run is asked to do: settings, grids of arms, shipped files, published numbers. Imports no torch."""
+"""What a run is asked to do: settings, grids of arms, shipped files, published numbers."""

@@ -1,12 +1,16 @@
-"""Owns what an arm is: one variant at one budget with its seeds. Imports no torch."""
+"""An arm: one variant at one budget with its seeds."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import sa_patch
 from sa_eval.settings import layer_sets
 from sa_eval.settings.values import SettingsError
+from sa_patch import kernels
+from sa_patch.variants import make_variant
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,19 @@ class Arm:
         """Patch the model; the caller restores. The full arm runs the model's own attention and returns None."""
         if self.window is None:
             return None
-        import sa_patch
-
         options = dict(self.options)
         if "dense_layers" in options:
             depth = model.config.get_text_config().num_hidden_layers
             options["dense_layers"] = layer_sets.resolve(options["dense_layers"], depth)
-        return sa_patch.apply(model, mode=self.mode, window=self.window, seed=seed, kernel=self.kernel, **options)
+        return sa_patch.apply(model, variant=self._variant(seed, options), kernel=self.kernel)
+
+    def _variant(self, seed: int, options: Mapping[str, Any]) -> sa_patch.Variant:
+        return make_variant(self.mode, self.window or 1, {**options, "seed": seed})
 
     def check(self) -> None:
         """Refuse an arm that no model can run, before a model is loaded."""
         if self.window is None:
             return
-        from sa_patch import kernels
-
         try:
             kernels.check_name(self.kernel)
         except ValueError as error:
@@ -53,12 +56,10 @@ class Arm:
 
     def refusal(self) -> str | None:
         """Why the variant refuses these options, whatever the model; None when it takes them."""
-        import sa_patch
-
         numbers = tuple(layer for layer in self.options.get("dense_layers", ()) if isinstance(layer, int))
         options = {**self.options, "dense_layers": numbers}
         try:
-            sa_patch.variant(self.mode, self.window or 1, seed=self.seeds[0], **options)
+            self._variant(self.seeds[0], options)
         except (ValueError, NotImplementedError) as error:
             return str(error)
         return None

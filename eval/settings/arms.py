@@ -1,4 +1,4 @@
-"""Owns which arms a run has: every meaning once, and what is left out with its reason. Imports no torch."""
+"""Which arms a run has: every meaning once, and what is left out with its reason."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def sweep_of(settings: Settings) -> Sweep:
     named, listed = grid.named_arms(settings), grid.grid_arms(settings)
     kept: dict[Any, Arm] = {}
     refused: dict[str, tuple[Arm, str]] = {}
-    for place, arm in enumerate([*named, *listed]):
+    for idx, arm in enumerate([*named, *listed]):
         reason = arm.refusal()
         first = arm if reason else kept.setdefault(_meaning(arm), arm)
         if reason:
             refused[arm.name] = (arm, reason)
-        elif first is not arm and place < len(named):
+        elif first is not arm and idx < len(named):
             refused[arm.name] = (arm, f"the same as {first.name}")
     arms = [arm for arm in [*listed, *named] if kept.get(_meaning(arm)) is arm]
     _refuse_one_name_twice(arms)

@@ -1,6 +1,6 @@
-"""Owns sets of layers: how they are written, what they mean for a model's depth, what they are called.
+"""Sets of layers: how they are written, what they mean for a model's depth, what they are called.
 
-Imports no torch. A set is layer numbers (negative ones count from the end) and slices as text: `1::2` is every second
+A set is layer numbers (negative ones count from the end) and slices as text: `1::2` is every second
 layer from the second, whatever the depth. As text, `,` joins the members of a set and `/` sets apart; `none` is the
 empty set.
 """
@@ -31,8 +31,8 @@ def sets_from(name: str, value: Any) -> tuple[LayerSet, ...]:
     else:
         groups = _groups(name, list(value) if isinstance(value, (list, tuple)) else [value])
     sets = tuple(_set(name, group) for group in groups)
-    for place, members in enumerate(sets):
-        if set(members) in map(set, sets[:place]):
+    for idx, members in enumerate(sets):
+        if set(members) in map(set, sets[:idx]):
             raise SettingsError(f"{name} holds the set {name_of(members) or NONE} twice")
     return sets
 

@@ -1,8 +1,9 @@
-"""Owns the settings files that are shipped: which there are, and where a name or a path leads. Imports no torch."""
+"""The settings files and model shapes that are shipped: which there are, and where a name or a path leads."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from sa_eval import configs
@@ -16,17 +17,35 @@ def names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
-def place(given: str | Path) -> Path:
+def shapes() -> list[str]:
+    """What --shape takes besides the path of a file."""
+    return sorted(file.stem for file in (FOLDER / "shapes").glob("*.json"))
+
+
+def settings_path(given: str | Path) -> Path:
     """The file that `--config` means: a bare word that is no file here is the name of shipped settings.
 
     Raises:
         SettingsError: when there are none of that name.
     """
+    return _path(given, "config", "settings", {name: FOLDER / f"{name}.yaml" for name in names()})
+
+
+def shape_path(given: str) -> Path:
+    """The file that `--shape` means: a bare word that is no file here is the name of a shipped shape.
+
+    Raises:
+        SettingsError: when there is none of that name.
+    """
+    return _path(given, "shape", "shapes", {name: FOLDER / "shapes" / f"{name}.json" for name in shapes()})
+
+
+def _path(given: str | Path, what: str, kind: str, shipped: Mapping[str, Path]) -> Path:
     word = str(given)
     if re.fullmatch(r"[\w-]+", word) is None or Path(word).is_file():
         return Path(given)
-    if word not in names():
+    if word not in shipped:
         raise SettingsError(
-            f"config {word[:100]!r} is neither a file nor the name of shipped settings: {', '.join(names())}"
+            f"{what} {word[:100]!r} is neither a file nor the name of shipped {kind}: {', '.join(shipped)}"
         )
-    return FOLDER / f"{word}.yaml"
+    return shipped[word]

@@ -1,4 +1,4 @@
-"""Owns numbers that others published, to stand beside ours: what a settings file may say of them. Imports no torch.
+"""Numbers that others published, to stand beside ours: what a settings file may say of them.
 
 published:
   source: who published it, where, under which conditions
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sa_eval.messages import shown
-from sa_eval.settings.modes import ARM_MODES
 from sa_eval.settings.values import SettingsError, nearest, number
+from sa_patch.variants import modes
 
 AVERAGE = "average"
 LONGEST = 200
@@ -54,8 +54,9 @@ def _window(value: Any) -> str:
 
 
 def _label(arm: Any) -> str:
-    if not isinstance(arm, str) or arm not in ARM_MODES:
-        raise SettingsError(f"published: arm {shown(arm)} is not known: {nearest(str(arm)[:100], list(ARM_MODES))}")
+    known = list(modes())
+    if arm not in known:
+        raise SettingsError(f"published: arm {shown(arm)} is not known: {nearest(str(arm)[:100], known)}")
     return arm
 
 

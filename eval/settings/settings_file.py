@@ -1,4 +1,4 @@
-"""Owns reading a settings file: YAML without anything that can surprise (tags, merges, a key twice, endless text)."""
+"""Reading a settings file: YAML without anything that can surprise (tags, merges, a key twice, endless text)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The settings of a YAML file or of shipped settings (by name), unchecked; an empty file is an empty set."""
     import yaml
 
-    path = presets.place(path)
+    path = presets.settings_path(path)
     try:
         with Path(path).open(encoding="utf-8") as stream:
             text = stream.read(MOST_CHARACTERS + 1)

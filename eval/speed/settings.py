@@ -1,18 +1,19 @@
-"""Owns what `sa-eval speed` can be asked: the settings it shares with a run, and its own. Imports no torch."""
+"""What `sa-eval speed` can be asked: the settings it shares with a run, and its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from sa_eval.settings.config import SETTINGS, Settings, SettingsError, setting, settings_from
-from sa_eval.settings.values import checked_item
+from sa_eval.settings import presets
+from sa_eval.settings.config import Settings, option_settings, settings_from
+from sa_eval.settings.setting import setting, settings_of
+from sa_eval.settings.values import SettingsError
 
-# Settings of a run that mean the same here.
+# Settings of a run that mean the same here, besides the variants' options.
 SHARED = (
-    *("model", "revision", "modes", "window", "lengths"),
-    *("form", "horizon", "sinks", "local", "dense_layers", "dense_tail", "dense_below", "decode", "budget", "kernel"),
+    *("model", "revision", "modes", "lengths", "kernel"),
     *("batch_size", "threads", "device", "dtype", "device_map", "use_safetensors", "trust_remote_code", "out"),
 )
 DEFAULTS: dict[str, Any] = {
@@ -29,17 +30,19 @@ class SpeedSettings:
 
     of: Settings
     new_tokens: int = setting(
-        32, "tokens to time after the first one, for the decoding rate; 0: none", kind=int, maximum=100_000
+        32, "tokens to time after the first one, for the decoding rate; 0: none", maximum=100_000
     )
-    repeats: int = setting(5, "timed calls per arm and length; the median counts", kind=int, minimum=1, maximum=1000)
+    repeats: int = setting(5, "timed calls per arm and length; the median counts", minimum=1, maximum=1000)
     random_weights: bool = setting(
-        False, "the model's shape with random weights, made on the device; no weights are fetched", kind=bool
+        False, "the model's shape with random weights, made on the device; no weights are fetched"
     )
     shape: str | None = setting(
-        None, "instead of --model: the shape in this config.json, with random weights", optional=True
+        None,
+        f"instead of --model: the shape in this config.json, or a shipped one by name ({', '.join(presets.shapes())}), "
+        "with random weights",
     )
     cpu_time: bool = setting(
-        False, "CPU time of this process instead of wall time: for busy machines, with --threads 1 only", kind=bool
+        False, "CPU time of this process instead of wall time: for busy machines, with --threads 1 only"
     )
 
     @property
@@ -53,12 +56,13 @@ class SpeedSettings:
         return str(self.shape or self.of.model)
 
     def to_dict(self) -> dict[str, Any]:
-        shared = self.of.to_dict()
         own = {name: value for name, value in asdict(self).items() if name != "of"}
-        return {**{name: shared[name] for name in SHARED}, **own}
+        return {**{name: value for name, value in self.of.to_dict().items() if name in shared()}, **own}
 
 
-OWN = {item.name: item for item in fields(SpeedSettings) if item.name != "of"}
+def shared() -> list[str]:
+    """The settings of a run that mean the same here."""
+    return [*SHARED, *(setting.name for setting in option_settings())]
 
 
 def speed_settings(given: Mapping[str, Any]) -> SpeedSettings:
@@ -67,8 +71,9 @@ def speed_settings(given: Mapping[str, Any]) -> SpeedSettings:
     Raises:
         SettingsError: for a value that cannot be used, or two that contradict each other.
     """
-    of = settings_from({**DEFAULTS, **{name: value for name, value in given.items() if name in SETTINGS}})
-    own = {name: checked_item(name, value, OWN[name].metadata) for name, value in given.items() if name in OWN}
+    known = settings_of(SpeedSettings)
+    of = settings_from({**DEFAULTS, **{name: value for name, value in given.items() if name not in known}})
+    own = {name: known[name].checked(value) for name, value in given.items() if name in known}
     asked = SpeedSettings(of, **own)
     if asked.shape is not None:
         if "model" in given:

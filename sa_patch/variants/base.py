@@ -50,7 +50,8 @@ class Variant(ABC):
     help: ClassVar[str] = ""  # one line for lists of modes
     role: ClassVar[Role] = "method"
     seeded: ClassVar[bool] = False  # True where `seed` decides which keys are seen
-    caveat: ClassVar[str] = ""  # what a reader of results must know about it
+    untrained: ClassVar[bool] = False  # True where it was made for training that has not happened
+    caveat: ClassVar[str] = ""  # what a reader of results must know about it, as a clause
     forms: ClassVar[Mapping[str, Form]] = {}  # more names under `mode=`; a class does not inherit them
     always_dense: ClassVar[bool] = False
     layout: ClassVar[str] = "merged"  # how the visible keys lie in memory, see kernels.rules

@@ -38,7 +38,8 @@ class Moba(Variant):
         "blocks of keys chosen by content, MoBA's rule (untrained here: it was made for continued training)"
     )
     role: ClassVar[Role] = "baseline"
-    caveat: ClassVar[str] = "untrained: MoBA's authors require continued training"
+    untrained: ClassVar[bool] = True
+    caveat: ClassVar[str] = "untrained here: its authors made it for continued training"
     layout: ClassVar[str] = "routed"
     prefix_consistent: ClassVar[bool] = True
 

@@ -16,8 +16,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from sa_patch.errors import unknown
 
-# What an option takes: True or False; an integer; tokens or a fraction of the prompt; one of some words; layer numbers.
-Kind = Literal["switch", "integer", "amount", "choice", "layers"]
+# What an option takes: True or False; an integer; tokens or a fraction of the prompt; one of some words; any text; layer
+# numbers.
+Kind = Literal["switch", "integer", "amount", "choice", "text", "layers"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Option:
         elif self.kind == "switch":
             if not isinstance(value, bool):
                 raise ValueError(f"{self.name} must be True or False, got {value!r}")
+        elif self.kind == "text":
+            if not isinstance(value, str):
+                raise ValueError(f"{self.name} must be text, got {value!r}")
         elif self.kind == "layers":
             if not isinstance(value, (tuple, list)):
                 raise ValueError(f"{self.name} must be a list of layer numbers, got {value!r}")
@@ -98,7 +102,7 @@ def options_of(variant: type) -> tuple[Option, ...]:
 
 
 def _read(variant: type, item: Any) -> Option:
-    kind, words, optional = _meaning(_annotation(variant, item))
+    kind, words, optional = meaning(_annotation(variant, item))
     rule = dict(item.metadata["option"])
     name = item.name.replace("_", "")
     told = rule.pop("told") or {"choice": "{}", "switch": name}.get(kind, name + "{}")
@@ -113,21 +117,22 @@ def _annotation(variant: type, item: Any) -> Any:
     return eval(item.type, dict(vars(sys.modules[owner.__module__])))
 
 
-def _meaning(annotation: Any) -> tuple[Kind, tuple[str, ...], bool]:
-    """(kind, words, whether None is a value)."""
+def meaning(annotation: Any) -> tuple[Kind, tuple[str, ...], bool]:
+    """(kind, words, whether None is a value) of what an annotation allows."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     words = tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
     types = {part for part in parts if get_origin(part) is not Literal and part is not NoneType}
     kinds: dict[frozenset, Kind] = {
         frozenset({bool}): "switch",
         frozenset({int}): "integer",
+        frozenset({str}): "text",
         frozenset({int, float}): "amount",
         frozenset({tuple[int, ...]}): "layers",
         frozenset(): "choice",
     }
     if frozenset(types) not in kinds:
         raise TypeError(
-            f"an option can't be {annotation}: use bool, int, int | float, tuple[int, ...], a Literal of words, int | "
+            f"an option can't be {annotation}: use bool, int, int | float, str, tuple[int, ...], a Literal of words, int | "
             "a Literal, or one of these | None"
         )
     return kinds[frozenset(types)], words, NoneType in parts

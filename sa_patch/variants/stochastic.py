@@ -160,6 +160,7 @@ class StochasticPlusWindow(Stochastic):
     name: ClassVar[str] = "sa+swa"
     label: ClassVar[str] = "stochastic + sliding window, untrained union"
     help: ClassVar[str] = "half the budget local, half stochastic, no key twice (training-free union)"
+    caveat: ClassVar[str] = "the training-free union of both patterns, not the paper's trained gate"
     layout: ClassVar[str] = "merged"  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:
