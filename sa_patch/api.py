@@ -57,7 +57,7 @@ def apply(
         NotImplementedError: for an option that is not available yet.
     """
     if variant is None:
-        variant = make_variant(mode, window, options)
+        variant = make_variant(mode, {"window": window, **options})
     elif not isinstance(variant, Variant):
         raise ValueError(f"variant must be a sa_patch Variant, got {type(variant).__name__}: see sa_patch.variant(...)")
     else:

@@ -62,9 +62,7 @@ def add_flag(parser: argparse.ArgumentParser, setting: Setting, *also: str, **ch
         text = f"{text} (default: {_shown(setting.default)})"
     text = text.replace("%", "%%")
     if setting.kind == "switch" and not setting.many:
-        parser.add_argument(
-            *flags, dest=setting.name, action=argparse.BooleanOptionalAction, default=None, help=text
-        )
+        parser.add_argument(*flags, dest=setting.name, action=argparse.BooleanOptionalAction, default=None, help=text)
         return
     words = ",".join(setting.words)
     takes = f"{{{words}}}" if setting.kind == "choice" else "|".join(filter(None, [KINDS[setting.kind], words]))

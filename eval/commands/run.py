@@ -163,4 +163,3 @@ def list_tasks() -> int:
     print("  ruler-offline is all of these, ruler all thirteen: seven of them fetch texts")
     print("\nany other lm-eval task by its name (`lm-eval ls tasks` lists them); most need the network once")
     return 0
-

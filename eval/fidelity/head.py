@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 LOGITS = 2**23  # logits at once; in float64, 64 MiB per tensor
 KL, AGREE, NATS, NATS_FULL = range(4)  # rows of what `compare` returns

@@ -20,7 +20,7 @@ from sa_eval.fidelity.layer_errors import Attending, LayerSums, Watch
 from sa_eval.fidelity.probe import Probe
 from sa_eval.fidelity.texts import Cut, Passage
 from sa_eval.settings.arm import Arm
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 FEW = 16  # tokens for finding out how a model is built
 COUNT = 4  # column of token sums after the four of head.compare

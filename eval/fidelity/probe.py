@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_eval.messages import one_line, shown
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 LEAST_TOKENS = 32  # a passage has at least so many: fewer say nothing about long contexts
 MOST_BYTES = 64 * 2**20

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -23,8 +22,8 @@ import sa_patch
 from sa_eval.lm.exact import ExactRequests
 from sa_eval.loading import models
 from sa_eval.messages import shown
-from sa_eval.settings.modes import ARM_MODES
 from sa_eval.settings.values import SettingsError, nearest
+from sa_patch.variants import all_options, make_variant, modes
 
 NO_CACHE = (
     "--use_cache keeps answers under the request alone, so another mode, window or seed would be given this one's: "
@@ -116,14 +115,9 @@ class SparseLM(ExactRequests):
         return {**super().get_model_info(), "sa_patch": self.patch.config if self.patch else {"mode": "full"}}
 
 
-def _option_names() -> list[str]:
-    found = [item.name for kind in sa_patch.VARIANTS.values() for item in fields(kind)]
-    return list(dict.fromkeys(found))
-
-
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The variant's options and the others; a name that is nearly one of ours or HFLM's is refused."""
-    ours = _option_names()
+    ours = list(all_options())
     others = {name: value for name, value in options.items() if name not in ours}
     known = [name for name in inspect.signature(HFLM.__init__).parameters if name not in ("self", "kwargs")]
     for name in others:
@@ -137,14 +131,11 @@ def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _variant(mode: str | None, options: dict[str, Any]) -> sa_patch.Variant | None:
     """The variant that was asked for; None is the model's own attention."""
     if mode is None:
-        raise SettingsError(f"--model sa needs mode=... in --model_args: one of {', '.join(ARM_MODES)}")
-    if not isinstance(mode, str) or (mode not in ARM_MODES and mode not in sa_patch.VARIANTS):
-        raise SettingsError(f"mode {shown(mode)} is not known: {nearest(str(mode), [*ARM_MODES])}")
-    kind, fixed = ARM_MODES.get(mode, (mode, {}))
-    for name in fixed.keys() & options.keys():
-        raise SettingsError(f"{name}={options[name]!r} does not go with mode={mode}: it is {fixed[name]!r} there")
+        raise SettingsError(f"--model sa needs mode=... in --model_args: one of {', '.join(modes())}")
+    if mode not in list(modes()):
+        raise SettingsError(f"mode {shown(mode)} is not known: {nearest(str(mode), list(modes()))}")
     try:
-        found = sa_patch.variant(kind, **options, **fixed)
+        found = make_variant(mode, options)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise SettingsError(f"mode {mode!r} cannot run: {error}") from error
     return None if mode == "full" else found

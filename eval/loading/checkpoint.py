@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from sa_eval.messages import shown
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 EXPERT = re.compile(r"(?P<block>.*\.experts)\.(?P<index>\d{1,9})\.(?P<part>.*)", re.DOTALL)
 NO_FLOATS = ("I", "U", "BOOL", "C")  # safetensors' names of integers, booleans and complex numbers

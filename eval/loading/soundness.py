@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from sa_eval.messages import shown
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 MOST_NAMES = 3

@@ -20,15 +20,15 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from sa_eval.page.visible import visible
+from sa_eval.settings import roles
 
 INK, SOFT, LINE, CARD, HEAT = "#1c1d1f", "#5d6066", "#e2e3e1", "#ffffff", "#2e6fc7"
-# The first labels keep their colour and mark in every run; any other takes the next free one.
-LABELS = ("swa", "sa", "sa-bucket", "sa+swa", "moba", "random-keys", "sa-circular", "sa-dyadic", "sa-dyadic-bucket")
+# A declared mode keeps its colour and mark in every run; any other label takes the next free one.
 COLOURS = (
-    *("#2a6fc8", "#d1490c", "#a87400", "#8a3fb0", "#12835a"),
-    *("#6b7178", "#0b7f8c", "#c2307e", "#4b52c9", "#7a6a58"),
+    *("#2a6fc8", "#d1490c", "#8a3fb0", "#12835a", "#6b7178"),
+    *("#a87400", "#0b7f8c", "#c2307e", "#4b52c9", "#7a6a58"),
 )
-MARKS = ("s", "o", "^", "D", "v", "X", "h", "P", "p", "d")
+MARKS = ("s", "o", "D", "v", "X", "^", "h", "P", "p", "d")
 HEAT_LEAST, HEAT_MOST = 0.04, 0.50  # opacity at 0 and at 100 %: ink stays readable on all of it, in both themes
 WIDTH, HEIGHT, HEAD = 3.0, 2.3, 0.62  # inches
 MARK = 0.15
@@ -95,9 +95,9 @@ class Heatmap:
 
 def slots(labels: Iterable[str]) -> dict[str, int]:
     """Label -> its colour and mark, the same for known labels in every run."""
-    unknown = [label for label in dict.fromkeys(labels) if label not in LABELS and label != FULL]
-    free = range(len(LABELS), len(LABELS) + len(unknown))
-    return {label: slot for slot, label in enumerate(LABELS)} | dict(zip(unknown, free, strict=True))
+    known = roles.in_order()
+    others = [label for label in dict.fromkeys(labels) if label not in known and label != FULL]
+    return {label: slot for slot, label in enumerate([*known, *others])}
 
 
 def tip(panel: Panel, point: Point) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 from sa_eval.page.charts import Heatmap
 from sa_eval.page.parts import Cell, Table, amount, chance, difference, length_name, rows_of, share, span, words
-from sa_eval.results.answer import FOCUS, points
+from sa_eval.results.answer import points
 from sa_eval.results.gates import DENSE_ENOUGH
 from sa_eval.results.summary import by_arm_and_length
+from sa_eval.settings import roles
 
 Results = dict[str, Any]
 
@@ -47,8 +48,8 @@ def comparisons(results: Results) -> Table:
     by_place = {(row["arm"], row["base"], row["name"]): row for row in results["comparisons"]}
     names = list(dict.fromkeys(row["name"] for row in results["comparisons"]))
     labels = {arm["name"]: arm["label"] for arm in results["arms"]}
-    rows, seen = [], set()
-    for first, second, _ in sorted(by_place, key=lambda place: labels[place[0]] not in FOCUS):
+    rows, seen, methods = [], set(), roles.methods()
+    for first, second, _ in sorted(by_place, key=lambda place: labels[place[0]] not in methods):
         if frozenset((first, second)) not in seen:
             seen.add(frozenset((first, second)))
             found = [difference(by_place.get((first, second, name), {})) for name in names]
@@ -189,7 +190,7 @@ def _answers(value: float | None, count: int) -> Cell:
 
 
 def _arm(arm: dict[str, Any]) -> Cell:
-    return words(arm["name"], "untrained" if arm["mode"] == "moba" else "")
+    return words(arm["name"], "untrained" if roles.is_untrained(arm["mode"]) else "")
 
 
 def _length(length: Any) -> Cell:

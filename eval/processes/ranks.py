@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from sa_eval.records import lock
 from sa_eval.records.directory import RunDirectory
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 Item = TypeVar("Item")
 WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")

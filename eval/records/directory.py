@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_eval.records import jsonl, views
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 LOGS = (*views.SAME, "arm_runs", "failures")
 RECORD_TYPES = {"arm": str, "seed": int, "task": str, "index": int, "hash": str, "score": (int, float)}

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 Types = Mapping[str, type | tuple[type, ...]]
 BLOCK_BYTES = 1 << 16

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sa_eval import environment
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 _held: set[int] = set()
 

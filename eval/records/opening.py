@@ -7,7 +7,7 @@ from typing import Any
 
 from sa_eval.messages import one_line
 from sa_eval.records.directory import RunDirectory
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 NEEDED = ("started", "settings", "model", "versions", "hardware", "arms", "tasks")
 

@@ -10,10 +10,8 @@ from typing import Any
 
 from sa_eval.results.gates import weak_cells
 from sa_eval.results.scores import FULL
+from sa_eval.settings import roles
 
-# What the paper compares sa with, and the control that has its budget and nothing else; all pairs are in the report.
-RIVALS = ("swa", "moba", "random-keys")
-FOCUS = ("sa", "sa-bucket", "sa-circular", "sa-dyadic", "sa-dyadic-bucket", "sa+swa")
 PERCENT = "\u00a0%"
 
 Row = dict[str, Any]
@@ -35,7 +33,7 @@ def answer(results: Row) -> list[str]:
             return [f"Only full attention was run to the end: {_percent(cells[FULL]['accuracy'])}."]
         return ["No arm was run to the end, so there is nothing to compare."]
     labels = [arm["label"] for arm in sparse]
-    focus = next((label for label in FOCUS if label in labels), labels[0])
+    focus = next((label for label in roles.methods() if label in labels), labels[0])
     return [_sentence(results, arm, cells) for arm in sparse if arm["label"] == focus]
 
 
@@ -47,12 +45,13 @@ def _pooled(results: Row, scopes: tuple[str, ...]) -> list[Row]:
 
 def _sentence(results: Row, arm: Row, cells: dict[str, Row]) -> str:
     others = {other["name"]: other["label"] for other in results["arms"]}
-    rows = [row for row in results["comparisons"] if row["arm"] == arm["name"] and others[row["base"]] in RIVALS]
+    rivals = roles.rivals()  # all pairs are in the report
+    rows = [row for row in results["comparisons"] if row["arm"] == arm["name"] and others[row["base"]] in rivals]
     tail = f" and a dense tail of {arm['dense_tail']}" if arm["dense_tail"] else ""
     text = f"With window {arm['window']}{tail}, {arm['label']} {_against_full(cells, arm['name'])}"
-    rivals = _against_rivals([row for row in rows if row["scope"] == "overall"], others)
-    if rivals:
-        text += f"; at this budget it {rivals}"
+    against = _against_rivals([row for row in rows if row["scope"] == "overall"], others)
+    if against:
+        text += f"; at this budget it {against}"
     weak = {cell["name"] for cell in weak_cells(_pooled(results, ("overall", "family")))}
     return text + "." + _by_family([row for row in rows if row["name"] not in weak], others)
 
@@ -150,10 +149,9 @@ def _what_ran(results: Row) -> list[str]:
         decode = _joined(sorted({arm["options"].get("decode", "full") for arm in sparse}) or ["full"])
         read = " (new tokens read the whole cache)" if decode == "full" else ""
         found.append(f"Generated answers: prefill is sparse, decode is {decode}{read}.")
-    if any(arm["mode"] == "moba" for arm in results["arms"]):
-        found.append("moba is untrained here: its authors made it for continued training.")
-    if any(arm["mode"] == "sa+swa" for arm in results["arms"]):
-        found.append("sa+swa is the training-free union of both patterns, not the paper's trained gate.")
+    for mode in dict.fromkeys(arm["mode"] for arm in results["arms"]):
+        if roles.caveat(mode):
+            found.append(f"{mode} is {roles.caveat(mode)}.")
     if any(arm["dense_tail"] for arm in results["arms"]):
         found.append("A dense tail comes on top of the window: keys per query are measured with it.")
     return found

@@ -15,10 +15,9 @@ from typing import Any
 from sa_eval.results import significance, stats
 from sa_eval.results.scores import FULL, Scores, Task, by_length, scopes, task_key
 from sa_eval.results.stats import Stratum
+from sa_eval.settings import roles
 
 Row = dict[str, Any]
-# Arms that agree in these may see the same number of keys; sinks and local keys are charged to the window.
-BUDGET_OPTIONS = ("dense_layers", "dense_below", "decode", "budget")
 UNTESTED: Row = {
     "p_value": None,
     "p_adjusted": None,
@@ -112,7 +111,7 @@ def comparisons(scores: Scores, manifest: Row) -> tuple[list[Row], int]:
 
 def same_budget(one: Row, other: Row) -> bool:
     """Whether two arms were asked for the same number of keys; what was measured is a gate's business."""
-    options = [{name: arm.get("options", {}).get(name) for name in BUDGET_OPTIONS} for arm in (one, other)]
+    options = [{name: arm.get("options", {}).get(name) for name in roles.outside_budget()} for arm in (one, other)]
     return options[0] == options[1] and all(one[key] == other[key] for key in ("window", "dense_tail"))
 
 

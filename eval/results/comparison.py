@@ -17,8 +17,7 @@ from sa_eval.records.opening import differences
 from sa_eval.results import stats
 from sa_eval.results.cells import adjusted, difference
 from sa_eval.results.scores import Answers, Scores, Task, collect, scopes, task_key
-from sa_eval.settings.config import SettingsError
-from sa_eval.settings.values import nearest
+from sa_eval.settings.values import SettingsError, nearest
 
 A, B = "A", "B"
 ABOUT = ("model", "versions", "hardware")

@@ -12,7 +12,7 @@ from typing import Any
 
 from sa_eval.results.cells import same_budget
 from sa_eval.results.scores import FULL
-from sa_eval.settings.modes import SEEDED_MODES
+from sa_eval.settings import roles
 
 DENSE_ENOUGH = 0.9  # at this density equality with full says nothing
 TOLERANCE = 0.05  # measured budgets further apart than this are not matched
@@ -143,7 +143,7 @@ def _seeds(results: Results) -> Gate:
     alone = [
         f"{arm['name']}: only seed {arm['seeds'][0]}"
         for arm in results["arms"]
-        if arm["mode"] in SEEDED_MODES and len(arm["seeds"]) == 1
+        if roles.is_seeded(arm["mode"]) and len(arm["seeds"]) == 1
     ]
     bad = "Stochastic arms without all their seeds, or with one seed: how much luck there is in it is not known."
     return _gate("seeds missing", [*absent, *alone], bad, "Every stochastic arm ran with several seeds.")

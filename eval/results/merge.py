@@ -16,7 +16,7 @@ from sa_eval.records.directory import RunDirectory
 from sa_eval.records.opening import differences
 from sa_eval.records.views import SAME, Row, place_of
 from sa_eval.results.scores import collect, task_key
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 Run = tuple[RunDirectory, dict[str, Any]]
 MOST = 5

@@ -16,7 +16,7 @@ import numpy as np
 
 from sa_eval.records.directory import RunDirectory
 from sa_eval.results.stats import Stratum
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 FAMILIES = ("retrieval", "aggregation", "tracing", "cloze")
 FULL = "full"

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 CHECK = "batch invariance"
 MOST_DOCUMENTS, MOST_TOKENS = 4, 4096

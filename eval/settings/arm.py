@@ -40,7 +40,7 @@ class Arm:
         return sa_patch.apply(model, variant=self._variant(seed, options), kernel=self.kernel)
 
     def _variant(self, seed: int, options: Mapping[str, Any]) -> sa_patch.Variant:
-        return make_variant(self.mode, self.window or 1, {**options, "seed": seed})
+        return make_variant(self.mode, {"window": self.window or 1, **options, "seed": seed})
 
     def check(self) -> None:
         """Refuse an arm that no model can run, before a model is loaded."""

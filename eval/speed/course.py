@@ -13,7 +13,7 @@ from sa_eval.messages import one_line, shown
 from sa_eval.progress import Progress
 from sa_eval.records.directory import RunDirectory
 from sa_eval.settings.arms import Arm, arms_from
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 from sa_eval.speed import clock, measured_model, outputs
 from sa_eval.speed.settings import SpeedSettings
 

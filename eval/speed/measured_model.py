@@ -10,7 +10,8 @@ from typing import Any
 from sa_eval import environment
 from sa_eval.loading import models
 from sa_eval.messages import one_line, shown
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings import presets
+from sa_eval.settings.values import SettingsError
 from sa_eval.speed.settings import SpeedSettings
 
 SHAPE = (
@@ -96,14 +97,14 @@ def shape_file(path: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(presets.shape_path(path).read_text(encoding="utf-8"))
         kind = values.pop("model_type")
         values.pop("auto_map", None)
         return AutoConfig.for_model(kind, **values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise SettingsError(
             f"shape {shown(path)} cannot be used: {one_line(error)}; it must be the config.json of a causal language "
-            "model, like configs/shapes/qwen3-8b.json"
+            f"model, or the name of a shipped shape: {', '.join(presets.shapes())}"
         ) from error
 
 

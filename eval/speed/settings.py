@@ -29,9 +29,7 @@ class SpeedSettings:
     """How speed is measured, and on what: `of` holds what is shared with a run."""
 
     of: Settings
-    new_tokens: int = setting(
-        32, "tokens to time after the first one, for the decoding rate; 0: none", maximum=100_000
-    )
+    new_tokens: int = setting(32, "tokens to time after the first one, for the decoding rate; 0: none", maximum=100_000)
     repeats: int = setting(5, "timed calls per arm and length; the median counts", minimum=1, maximum=1000)
     random_weights: bool = setting(
         False, "the model's shape with random weights, made on the device; no weights are fetched"

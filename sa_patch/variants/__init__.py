@@ -66,11 +66,11 @@ def variant(mode: Mode, window: int | float = 512, **options: Unpack[Options]) -
     Raises:
         ValueError: for an unknown mode or option, an option that the mode's name fixes, or a value out of range.
     """
-    return make_variant(mode, window, options)
+    return make_variant(mode, {"window": window, **options})
 
 
-def make_variant(mode: str, window: int | float, options: Mapping[str, Any]) -> Variant:
-    """`variant` for a mode and options that are data."""
+def make_variant(mode: str, options: Mapping[str, Any]) -> Variant:
+    """`variant` for a mode and options that are data; window is one of them."""
     known = modes()
     if not isinstance(mode, str) or mode not in known:
         raise unknown("mode", mode, known)
@@ -86,7 +86,7 @@ def make_variant(mode: str, window: int | float, options: Mapping[str, Any]) -> 
             if owners(name):
                 raise ValueError(f"option {name!r} is for mode {' and '.join(owners(name))}, not {mode!r}")
             raise unknown(f"option of mode {mode!r}:", name, names)
-    return kind(**{"window": window, **fixed, **options})
+    return kind(**fixed, **options)
 
 
 def show_options(function: Callable[..., Any]) -> None:

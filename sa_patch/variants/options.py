@@ -16,8 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from sa_patch.errors import unknown
 
-# What an option takes: True or False; an integer; tokens or a fraction of the prompt; one of some words; any text; layer
-# numbers.
+# True or False; an integer; tokens or a fraction of the prompt; one of some words; any text; layer numbers.
 Kind = Literal["switch", "integer", "amount", "choice", "text", "layers"]
 
 
@@ -132,7 +131,7 @@ def meaning(annotation: Any) -> tuple[Kind, tuple[str, ...], bool]:
     }
     if frozenset(types) not in kinds:
         raise TypeError(
-            f"an option can't be {annotation}: use bool, int, int | float, str, tuple[int, ...], a Literal of words, int | "
-            "a Literal, or one of these | None"
+            f"an option can't be {annotation}: use bool, int, int | float, str, tuple[int, ...], a Literal of words, "
+            "int | a Literal, or one of these | None"
         )
     return kinds[frozenset(types)], words, NoneType in parts

@@ -10,7 +10,7 @@ from planted_runs import KEYS, PLANTED, change, change_records, keep_records, pl
 from sa_eval.cli import main
 from sa_eval.records.opening import open_run
 from sa_eval.results import merge, summary
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 PASSES = (("full", 0), ("swa-w64", 0), ("sa-w64", 0), ("sa-w64", 1))
 

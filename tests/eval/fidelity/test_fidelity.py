@@ -10,7 +10,7 @@ import sa_patch
 from sa_eval.fidelity import buckets, layer_errors, measuring, summary, texts
 from sa_eval.fidelity.head import AGREE, KL, NATS, NATS_FULL, Head, kl
 from sa_eval.settings.arm import Arm
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 from sa_patch.geometry import Group
 from sa_patch.kernels.reference import Reference
 from sa_patch.patterns import Dense

@@ -170,7 +170,10 @@ def test_the_command_line_runs_and_says_what_ran(tasks, capsys):
         ({"mode": "sa", "windwo": 12}, r"unknown argument 'windwo'.*did you mean 'window'"),
         ({"mode": "sa", "pef": "x"}, r"unknown argument 'pef'.*did you mean 'peft'"),
         ({"mode": "swa", "form": "bucket"}, r"option 'form' is for mode sa"),
-        ({"mode": "sa-bucket", "form": "sliding"}, r"form='sliding' does not go with mode=sa-bucket"),
+        (
+            {"mode": "sa-bucket", "form": "sliding"},
+            r"'sa-bucket' is mode 'sa' with form='bucket': leave form='sliding' out",
+        ),
         ({"mode": "sa", "window": 0}, r"window must be"),
         ({"mode": "sa", "batch_size": "auto"}, r"--batch_size auto is for --model hf"),
         ({"mode": "sa", "truncation": True}, r"truncation=True does nothing.*nothing is truncated"),

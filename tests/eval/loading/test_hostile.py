@@ -12,7 +12,7 @@ from hostile_helpers import QUERY, WEIGHTS, copied, edit_json, edit_tensors, loa
 from hypothesis import HealthCheck, given, settings, strategies
 from safetensors.torch import load_file
 
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 BOTH = ("qwen3-tiny", "qwen3-moe-tiny")
 INDEX, EMBEDDINGS = "model.safetensors.index.json", "model.embed_tokens.weight"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sa_eval.page import charts, svg
+from sa_eval.settings import roles
 
 
 def test_names_from_outside_survive_the_drawing():
@@ -22,7 +23,7 @@ def test_names_from_outside_survive_the_drawing():
 
 def test_labels_keep_their_look_and_never_share_one():
     places = charts.slots(["sa", *[f"mine-{number}" for number in range(40)]])
-    looks = {label: charts.look(label, places) for label in [*charts.LABELS, *places]}
+    looks = {label: charts.look(label, places) for label in [*roles.in_order(), *places]}
     assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks)
     assert charts.look("sa", charts.slots(["other", "sa"])) == looks["sa"]
 

@@ -9,7 +9,7 @@ import pytest
 from sa_eval.records import jsonl, lock
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.jsonl import StorageError
-from sa_eval.settings.config import SettingsError
+from sa_eval.settings.values import SettingsError
 
 ROWS = [{"number": number, "text": "wörter\u2028 und \ud800 Rest"} for number in range(3)]
 

@@ -1,7 +1,6 @@
 """Laws of the grid: every combination is an arm once, under one readable name, or is left out with its reason."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,8 +12,7 @@ from sa_eval.commands.run import build_parser, effective_settings
 from sa_eval.settings import layer_sets
 from sa_eval.settings.arms import arms_from, left_out, sweep_of
 from sa_eval.settings.config import SettingsError, settings_from, to_yaml
-from sa_eval.settings.modes import ARM_MODES
-from sa_eval.settings.named_arms import OPTIONS
+from sa_patch.variants import all_options, modes
 
 
 def arms_of(**given):
@@ -25,8 +23,12 @@ def names_of(**given):
     return [arm.name for arm in arms_of(**given)]
 
 
+def layers_of(settings):
+    return settings.options["dense_layers"]
+
+
 def from_flags(*flags):
-    return effective_settings(build_parser().parse_args(flags))
+    return effective_settings(build_parser().parse(flags))
 
 
 def test_every_combination_is_an_arm():
@@ -151,7 +153,7 @@ LISTS = {
     "decode": strategies.sampled_from(["full", "sparse"]),
     "form": strategies.sampled_from(["sliding", "bucket"]),
     "horizon": strategies.sampled_from(["length", "dyadic"]),
-    "modes": strategies.sampled_from(list(ARM_MODES)),
+    "modes": strategies.sampled_from(list(modes())),
 }
 SET = strategies.lists(strategies.sampled_from([0, 1, -1, "1::2", ":2", "3:-1:2"]), max_size=4, unique=True)
 GRID = strategies.fixed_dictionaries(
@@ -187,18 +189,16 @@ def test_names_are_unique_and_every_meaning_is_there_once(grid):
     ],
 )
 def test_layer_sets_are_the_same_as_text_and_as_lists(text, value, sets):
-    assert (
-        from_flags("--dense-layers", text).dense_layers == settings_from({"dense_layers": value}).dense_layers == sets
-    )
+    assert layers_of(from_flags("--dense-layers", text)) == layers_of(settings_from({"dense_layers": value})) == sets
 
 
 def test_layers_given_one_by_one_are_one_set():
-    assert from_flags("--dense-layers", "0", "-1").dense_layers == ((0, -1),)
+    assert layers_of(from_flags("--dense-layers", "0", "-1")) == ((0, -1),)
 
 
 def test_yaml_does_not_count_slices_in_sixties(tmp_path):
     (tmp_path / "run.yaml").write_text("dense_layers: [1:30, 12:40]\n")
-    assert from_flags("--config", str(tmp_path / "run.yaml")).dense_layers == (("1:30", "12:40"),)
+    assert layers_of(from_flags("--config", str(tmp_path / "run.yaml"))) == (("1:30", "12:40"),)
 
 
 @pytest.mark.parametrize(
@@ -321,8 +321,23 @@ def test_a_mode_that_is_registered_is_swept_by_the_options_it_has(monkeypatch):
 
 
 def test_what_named_arms_may_say_is_what_settings_sweep():
-    sweeping = settings_from({name: "1" for name in ("sinks", "local", "dense_tail", "dense_below", "dense_layers")})
-    assert set(OPTIONS) - {"decode", "form", "horizon"} == {
-        name for name, value in vars(sweeping).items() if value in ((1,), ((1,),)) and name != "seeds"
-    }
-    assert SimpleNamespace(**sweeping.to_dict()).dense_layers == [[1]]
+    swept = {name for name, item in all_options().items() if item.swept}
+    assert {"window", "top_k", "block_size", "circular"} < swept
+    for name, value in settings_from({}).options.items():
+        entry = {"name": "a", "mode": "sa", name: list(value) if name in swept else value}
+        if name in swept:
+            assert settings_from({"arms": [entry]}).arms[0].values == {name: value}
+        else:
+            with pytest.raises(SettingsError, match=f"unknown key '{name}'"):
+                settings_from({"arms": [entry]})
+
+
+def test_options_of_one_variant_are_swept_and_named_like_the_others():
+    names = names_of(modes="swa,moba", top_k=[None, 4], window=[64], block_size="none")
+    assert names == ["full", "swa-w64", "moba-w64", "moba-top4-w64"]
+    assert [arm.label for arm in arms_of(modes="sa", circular=[False, True])] == ["full", "sa", "sa-circular"]
+    assert names == [
+        arm.name for arm in arms_from(from_flags(*["--modes", "swa", "moba", "--top-k", "none", "4", "--window", "64"]))
+    ]
+    (_, arm) = arms_of(modes="moba", top_k=3, block_size=26)
+    assert arm.label == "moba-top3-block26" and arm.options["block_size"] == 26

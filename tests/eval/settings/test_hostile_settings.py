@@ -16,7 +16,7 @@ from sa_eval.documents.offline import PreparedTask
 from sa_eval.loading import models
 from sa_eval.run import runner
 from sa_eval.settings.arms import arms_from
-from sa_eval.settings.config import SETTINGS, SettingsError, settings_from, to_yaml
+from sa_eval.settings.config import SettingsError, known_settings, settings_from, to_yaml
 from sa_eval.settings.settings_file import read_yaml
 from sa_eval.settings.values import LARGEST
 
@@ -28,7 +28,7 @@ VALUE = strategies.recursive(
     lambda inner: strategies.lists(inner, max_size=3) | strategies.dictionaries(strategies.text(max_size=3), inner),
     max_leaves=4,
 )
-GIVEN = strategies.dictionaries(strategies.sampled_from([*SETTINGS, "windows"]), VALUE, max_size=3)
+GIVEN = strategies.dictionaries(strategies.sampled_from([*known_settings(), "windows"]), VALUE, max_size=3)
 
 
 @pytest.fixture(autouse=True)

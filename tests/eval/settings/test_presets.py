@@ -23,7 +23,7 @@ PAPER_TASKS = ("mmlu", "boolq", "hellaswag", "lambada_openai", "arc_easy", "arc_
 
 
 def from_flags(*flags):
-    return effective_settings(build_parser().parse_args(flags))
+    return effective_settings(build_parser().parse(flags))
 
 
 def test_every_file_is_a_name_and_every_name_a_file():
@@ -36,7 +36,7 @@ def test_a_name_and_its_path_mean_the_same_and_flags_win(name):
     settings = from_flags("--config", name)
     assert settings == from_flags("--config", str(FOLDER / f"{name}.yaml"))
     changed = from_flags("--config", name, "--window", "7", "--seeds", "5", "--model", "mine")
-    assert (changed.window, changed.seeds, changed.model) == ((7,), (5,), "mine")
+    assert (changed.options["window"], changed.seeds, changed.model) == ((7,), (5,), "mine")
     assert changed.tasks == settings.tasks and changed.arms == settings.arms
 
 
@@ -46,7 +46,7 @@ def test_every_preset_has_the_dense_ceiling_and_the_control_and_leaves_nothing_o
     arms = arms_from(settings)
     assert arms[0].name == "full" and not left_out(settings)
     controls = [arm for arm in arms if arm.mode == "random-keys"]
-    assert {arm.window for arm in controls} == set(settings.window)
+    assert {arm.window for arm in controls} == set(settings.options["window"])
     assert all(arm.seeds == settings.seeds for arm in controls)
     for arm in arms:
         arm.check()
@@ -93,12 +93,12 @@ def test_an_unknown_name_is_answered_with_the_names(capsys):
 def test_a_file_of_that_name_wins_over_the_preset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("smoke").write_text("window: 5\n")
-    assert from_flags("--config", "smoke").window == (5,)
+    assert from_flags("--config", "smoke").options["window"] == (5,)
 
 
 def test_the_paper_preset_is_the_papers_table():
     settings = from_flags("--config", "paper")
-    assert settings.tasks == PAPER_TASKS and settings.window == (16, 32, 64, 128, 256, 512)
+    assert settings.tasks == PAPER_TASKS and settings.options["window"] == (16, 32, 64, 128, 256, 512)
     assert {arm.label for arm in arms_from(settings)} == {"full", "swa", "sa", "moba", "random-keys"}
     assert (settings.num_fewshot, settings.num_samples, settings.confirm_unsafe_code) == (0, "all", False)
     families = [wanted.family for wanted in harness.wanted(list(settings.tasks), settings)]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from sa_eval.settings.config import SettingsError, settings_from, to_yaml
-from sa_eval.settings.presets import place
+from sa_eval.settings.presets import settings_path
 from sa_eval.settings.published import published_for
 from sa_eval.settings.settings_file import read_yaml
 
@@ -71,7 +71,7 @@ def test_bad_published_numbers_are_refused(given, message):
 
 
 def test_the_papers_preset_holds_the_papers_numbers():
-    settings = settings_from(read_yaml(place("paper"))).to_dict()
+    settings = settings_from(read_yaml(settings_path("paper"))).to_dict()
     rows = {(row["label"], row["window"], row["name"]): row["value"] for row in published_for(settings, "Qwen3-8B")}
     average = [rows[label, 64, "average"] for label in ("swa", "moba", "sa")]
     assert average == pytest.approx([0.507, 0.629, 0.664]) and rows["full", None, "average"] == pytest.approx(0.715)
