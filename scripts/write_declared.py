@@ -1,12 +1,17 @@
-"""Write the files that repeat the variants' declarations for other readers: sa_patch/signature.py for editors and type
-checkers, docs/variants.md for people. Run it after changing a variant or a kernel's name; a test compares.
+"""Write the files that repeat the variants' declarations for other readers.
+
+sa_patch/signature.py is for editors and type checkers, docs/variants.md for people, eval/settings/declared.json for
+reports that are made without torch. Run it after changing a variant or a kernel's name; a test compares.
 
     python scripts/write_declared.py
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from sa_eval.settings import roles
+from sa_patch import variants
 from sa_patch.kernels import KERNELS
 from sa_patch.variants import NamedMode, all_options, modes, owners
 from sa_patch.variants.base import Variant
@@ -23,7 +28,11 @@ Modes are the names under `mode=` in `sa_patch.apply`, `sa_patch.variant` and `s
 
 def files() -> dict[Path, str]:
     """Every file that is written, with what belongs into it."""
-    return {ROOT / "sa_patch" / "signature.py": signature(), ROOT / "docs" / "variants.md": page()}
+    return {
+        ROOT / "sa_patch" / "signature.py": signature(),
+        ROOT / "docs" / "variants.md": page(),
+        ROOT / "eval" / "settings" / roles.FILE: json.dumps(roles.declared(variants), indent=1) + "\n",
+    }
 
 
 def signature() -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sa_eval.commands.flags import Parser
+from sa_eval.commands.parser import Parser
 from sa_eval.messages import one_line
 from sa_eval.settings.values import SettingsError
 

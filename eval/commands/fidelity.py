@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from sa_eval.commands.flags import Parser, add_flag, modes_text
+from sa_eval.commands.flags import add_flag, modes_text
+from sa_eval.commands.parser import Parser
 from sa_eval.messages import shown
 from sa_eval.settings.config import Settings, known_settings, option_settings, settings_from
 from sa_eval.settings.settings_file import read_yaml

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sa_eval.commands.flags import Parser
+from sa_eval.commands.parser import Parser
 from sa_eval.settings.values import SettingsError
 
 HELP = "compute table, results and report anew from a run's files; merge runs whose arms belong together"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sa_eval.commands.flags import Parser
+from sa_eval.commands.parser import Parser
 from sa_eval.commands.run import finish, is_first_process
 from sa_eval.processes import interrupts
 

@@ -11,7 +11,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from sa_eval.commands.flags import Parser, add_flag, modes_text
+from sa_eval.commands.flags import add_flag, modes_text
+from sa_eval.commands.parser import Parser
 from sa_eval.processes import interrupts
 from sa_eval.settings import presets
 from sa_eval.settings.config import Settings, known_settings, settings_from

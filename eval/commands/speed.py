@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sa_eval.commands.flags import Parser, add_flag, modes_text
+from sa_eval.commands.flags import add_flag, modes_text
+from sa_eval.commands.parser import Parser
 from sa_eval.settings.config import known_settings
 from sa_eval.settings.setting import settings_of
 from sa_eval.speed.settings import DEFAULTS, SpeedSettings, shared, speed_settings

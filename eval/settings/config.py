@@ -88,7 +88,7 @@ class Settings:
         None,
         "numbers to compare with, and their source",
         optional=True,
-        read=lambda name, value: published.checked(value),
+        read=lambda name, value: published.checked(value, list(variants.modes())),
         in_files_only=True,
     )
     out: str | None = setting(None, "run directory (default: runs/<time>-<model>)")

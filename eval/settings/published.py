@@ -10,19 +10,18 @@ published:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sa_eval.messages import shown
 from sa_eval.settings.values import SettingsError, nearest, number
-from sa_patch.variants import modes
 
 AVERAGE = "average"
 LONGEST = 200
 
 
-def checked(value: Any) -> dict[str, Any]:
-    """The same mapping with text keys and every arm's numbers by name, or an error."""
+def checked(value: Any, modes: Sequence[str]) -> dict[str, Any]:
+    """The same mapping with text keys and the numbers of every arm, which has the name of a mode; or an error."""
     found = _mapping("published", value)
     for key in found:
         if key not in ("source", "models"):
@@ -31,16 +30,21 @@ def checked(value: Any) -> dict[str, Any]:
     if not isinstance(source, str) or not source.strip():
         raise SettingsError("published needs a source: text that says where its numbers come from")
     models = _mapping("published: models", found.get("models"))
-    return {"source": source, "models": {_key("model", name): _model(name, item) for name, item in models.items()}}
+    return {
+        "source": source,
+        "models": {_key("model", name): _model(name, item, modes) for name, item in models.items()},
+    }
 
 
-def _model(name: Any, value: Any) -> dict[str, Any]:
+def _model(name: Any, value: Any, modes: Sequence[str]) -> dict[str, Any]:
     windows: dict[str, Any] = {}
     for window, arms in _mapping(f"published: {shown(name)}", value).items():
         key = _window(window)
         if key in windows:
             raise SettingsError(f"published holds window {key} twice")
-        windows[key] = {_label(arm): _numbers(arm, item) for arm, item in _mapping(f"window {key}", arms).items()}
+        windows[key] = {
+            _label(arm, modes): _numbers(arm, item) for arm, item in _mapping(f"window {key}", arms).items()
+        }
     return windows
 
 
@@ -53,10 +57,9 @@ def _window(value: Any) -> str:
     return _key("window", str(window))
 
 
-def _label(arm: Any) -> str:
-    known = list(modes())
-    if arm not in known:
-        raise SettingsError(f"published: arm {shown(arm)} is not known: {nearest(str(arm)[:100], known)}")
+def _label(arm: Any, modes: Sequence[str]) -> str:
+    if not isinstance(arm, str) or arm not in modes:
+        raise SettingsError(f"published: arm {shown(arm)} is not known: {nearest(str(arm)[:100], modes)}")
     return arm
 
 
