@@ -8,7 +8,7 @@ from typing import Any
 from sa_eval import estimate
 from sa_eval.budgets import measured_budget
 from sa_eval.documents import ruler
-from sa_eval.loading import models
+from sa_eval.loading import models, sources
 from sa_eval.settings.arm import Arm
 from sa_eval.settings.arms import Sweep, arms_from, sweep_of
 from sa_eval.settings.config import Settings, SettingsError
@@ -25,7 +25,7 @@ def render(settings: Settings) -> str:
     """
     from sa_eval.documents import prepare
 
-    source = models.find(settings.model)
+    source = sources.find(settings.model)
     prepare.check_tasks(settings)
     arms = arms_from(settings)
     for arm in arms:

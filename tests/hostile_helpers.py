@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import sa_eval
 from sa_eval.cli import main
-from sa_eval.loading import models
+from sa_eval.loading import models, sources
 from sa_eval.settings.config import settings_from
 
 ASSETS = Path(sa_eval.__file__).parent / "assets"
@@ -53,7 +53,7 @@ def shard(folder: Path, **elsewhere: str) -> None:
 
 def loaded(folder: str | Path, **changes: Any) -> models.Loaded:
     settings = settings_from({"model": str(folder), "device": "cpu", "threads": 1, **changes})
-    return models.load(models.find(settings.model), settings)
+    return models.load(sources.find(settings.model), settings)
 
 
 def files_under(place: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sa_eval import environment
 from sa_eval.fidelity import buckets, layer_errors, measuring, summary, texts
-from sa_eval.loading import model_files, models
+from sa_eval.loading import model_files, models, sources
 from sa_eval.messages import one_line, shown
 from sa_eval.progress import Bar, Progress
 from sa_eval.records.directory import RunDirectory
@@ -62,7 +62,7 @@ def run(settings: Settings, request: Request, progress: Progress) -> tuple[RunDi
         SettingsError: for whatever the user can mend, before anything is written.
     """
     given = texts.read(request.files)
-    source = models.find(settings.model)
+    source = sources.find(settings.model)
     arms = arms_from(settings)
     for arm in arms:
         arm.check()
@@ -135,11 +135,11 @@ def passages(
     if given:
         most = None if request.passages == ALL else request.passages or PASSAGES
         cuts = [texts.cut(given, loaded.tokenizer, length, most) for length in settings.lengths]
-        guessing = [GUESSING] if loaded.source.name in models.BUNDLED else []
+        guessing = [GUESSING] if loaded.source.name in sources.BUNDLED else []
         return cuts, [*guessing, *_notes(cuts, given)]
     if request.passages == ALL:
         raise SettingsError("passages `all` has no meaning for the bundled texts, which are generated: give a number")
-    trained = loaded.source.name in models.BUNDLED
+    trained = loaded.source.name in sources.BUNDLED
     end = [loaded.tokenizer.eos_token_id] if trained else []
     count = request.passages or DOCUMENTS
     found = [texts.bundled(loaded.tokenizer, length, count, settings.doc_seed, end) for length in settings.lengths]
@@ -197,7 +197,7 @@ def _about(
         "finished": None,
         "interrupted": False,
         "settings": settings.to_dict(),
-        "model": loaded.identity,
+        "model": loaded.identity.to_dict(),
         "versions": environment.versions(),
         "hardware": environment.hardware(loaded.model.device),
         "measures": MEASURES,

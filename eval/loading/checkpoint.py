@@ -1,4 +1,4 @@
-"""Owns the look at the headers of a checkpoint: every tensor there once, in floats, and experts without a gap.
+"""The headers of a checkpoint: every tensor there once, in floats, and experts without a gap.
 
 transformers casts whole numbers to weights, and stacks the experts it finds in the order of their numbers, so that a
 gap silently moves the later ones up. Reads no weights. Imports safetensors only inside functions.

@@ -1,4 +1,4 @@
-"""Owns the look at a model's files before transformers reads them: nothing may run, be unpickled or come from outside.
+"""A model's files before transformers reads them: nothing may run, be unpickled or come from outside.
 
 transformers takes more from a folder than an evaluation can: it reads pickles that an index of safetensors names, and
 puts an adapter over the weights unasked. Imports transformers only inside functions.
@@ -49,10 +49,16 @@ def check_code(name: str, path: str, hub: dict[str, Any], settings: Settings) ->
     return found
 
 
+def check_config(name: str, config: dict[str, Any]) -> Json:
+    """Refuse what is no language model; for a model whose config lies in no file of its own."""
+    _check_kind(name, config)
+    return {**dict.fromkeys(JSON_FILES), "config.json": config}
+
+
 def check_weights(name: str, folder: Path | None, found: Json, settings: Settings) -> None:
     """Refuse weights that are pickled, incomplete, damaged or ambiguous, from names and headers alone.
 
-    `folder` is None while a hub model is not here yet: then only what its index names is looked at.
+    `folder` is None while a hub model is not here yet, and for a GGUF file: then only what an index names is looked at.
     """
     config = found["config.json"] or {}
     if folder is not None and any(DISTRIBUTED.fullmatch(file.name) for file in folder.iterdir()):
@@ -71,7 +77,7 @@ def check_weights(name: str, folder: Path | None, found: Json, settings: Setting
 
 
 def fetched(path: str, hub: dict[str, Any]) -> Path:
-    """The folder of the cache that a hub model was fetched to."""
+    """The folder of the cache that a hub model was fetched to; its name is the commit."""
     from transformers.utils import cached_file
 
     return Path(str(cached_file(path, "config.json", **hub))).parent

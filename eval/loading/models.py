@@ -1,6 +1,6 @@
-"""Owns loading: from a name to a model with its tokenizer and an identity that a reader can check.
+"""From a name to a model with its tokenizer and an identity that a reader can check.
 
-A bundled or local model never touches the network; a hub id does what transformers does.
+A bundled or local model never touches the network.
 """
 
 from __future__ import annotations
@@ -8,26 +8,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from sa_eval import environment
-from sa_eval.loading import model_files, soundness, weights
+from sa_eval.loading import gguf_file, model_files, soundness, tensor_split, weights
+from sa_eval.loading.identity import ModelIdentity
+from sa_eval.loading.sources import Place, Source, place_of
 from sa_eval.messages import one_line, shown
-from sa_eval.processes import tensor_parallel
-from sa_eval.settings.config import Settings, SettingsError, nearest
-
-BUNDLED = ("qwen3-tiny", "qwen3-moe-tiny")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model comes from: `path` is a folder or a hub id."""
-
-    name: str
-    path: str
-    local: bool
+from sa_eval.settings.config import Settings, SettingsError
 
 
 @dataclass(frozen=True)
@@ -35,49 +24,7 @@ class Loaded:
     model: Any
     tokenizer: Any
     source: Source
-    identity: dict[str, Any]
-
-
-def find(name: str) -> Source:
-    """Resolve a bundled name, a folder or a hub id; refuse what cannot be any of them."""
-    if name in BUNDLED:
-        folder = Path(str(resources.files("sa_eval"))) / "assets" / name
-        if not (folder / "config.json").is_file():
-            raise SettingsError(
-                f"the bundled model {name} is not installed: {folder} has no config.json; reinstall the package"
-            )
-        return Source(name, str(folder), local=True)
-    folder = _folder(name)
-    if folder is not None:
-        if not (folder / "config.json").is_file():
-            raise SettingsError(f"model {name!r} is a folder without config.json: point to a saved transformers model")
-        return Source(folder.resolve().name, str(folder), local=True)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise SettingsError(
-            f"model {shown(name)} is neither a bundled model ({', '.join(BUNDLED)}), an existing folder "
-            f"nor a hub id (owner/name); {nearest(name, BUNDLED)}"
-        )
-    return Source(name.split("/")[-1], name, local=False)
-
-
-def _folder(name: str) -> Path | None:
-    """The folder of this name, None when there is none or the name cannot be a path."""
-    try:
-        folder = Path(name).expanduser()
-        return folder if folder.is_dir() else None
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL, an unknown user
-        return None
-
-
-def load_tokenizer(source: Source, settings: Settings) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        source.path, trust_remote_code=settings.trust_remote_code, **_hub_options(source, settings)
-    )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return tokenizer
+    identity: ModelIdentity
 
 
 def load(source: Source, settings: Settings) -> Loaded:
@@ -90,34 +37,60 @@ def load(source: Source, settings: Settings) -> Loaded:
 
     torch.set_num_threads(settings.threads or min(torch.get_num_threads(), environment.allowed_cpus()))
     device = pick_device(settings)
-    with _told(f"cannot load the model {shown(settings.model)}"):
-        hub = _hub_options(source, settings)
-        found = model_files.check_code(source.name, source.path, hub, settings)
-        model_files.check_weights(source.name, Path(source.path) if source.local else None, found, settings)
-        model = _load_weights(source, settings, device, found["config.json"] or {})
+    header = None if source.file is None else gguf_file.read(source.name, source.file)
+    with place_of(source, settings) as place, _told(f"cannot load the model {shown(settings.model)}"):
+        found = _checked_files(source, place, settings)
+        model_files.check_weights(source.name, source.folder, found, settings)
+        model = _load_weights(source, place, settings, device, found["config.json"] or {})
+        commit = None
         if not source.local:
-            model_files.check_weights(source.name, model_files.fetched(source.path, hub), found, settings)
+            snapshot = model_files.fetched(place.path, place.options)
+            model_files.check_weights(source.name, snapshot, found, settings)
+            commit = snapshot.name
+        if header is not None:
+            gguf_file.check_nothing_skipped(source.name, header, model)
         soundness.check_weights(source.name, model)
         with _told(f"cannot load the tokenizer of the model {shown(settings.model)}"):
-            tokenizer = load_tokenizer(source, settings)
+            tokenizer = _load_tokenizer(place, settings)
         if settings.device_map is None and not settings.tp:
             model = model.to(device)
         soundness.check_reading(source.name, model.eval(), tokenizer, input_device(model))
-        return Loaded(model, tokenizer, source, identity(source, model))
+        return Loaded(model, tokenizer, source, identity(source, model, header, commit))
 
 
-def _load_weights(source: Source, settings: Settings, device: str, config: dict[str, Any]) -> Any:
+def _checked_files(source: Source, place: Place, settings: Settings) -> model_files.Json:
+    """The model's JSON files by name; a GGUF file holds its config itself."""
+    if source.file is None:
+        return model_files.check_code(source.name, place.path, place.options, settings)
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(place.path, **place.options).to_dict()
+    return model_files.check_config(source.name, config)
+
+
+def _load_tokenizer(place: Place, settings: Settings) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place.path, trust_remote_code=settings.trust_remote_code, **place.options)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def _load_weights(source: Source, place: Place, settings: Settings, device: str, config: dict[str, Any]) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    options = _hub_options(source, settings)
+    options = dict(place.options)
+    if source.file is not None:
+        options["quantization_config"] = gguf_file.unpacked()
     if settings.device_map is not None:
         options["device_map"] = settings.device_map
     if settings.tp:
-        options["distributed_config"] = tensor_parallel.plan(source.name, config)
+        options["distributed_config"] = tensor_split.plan(source.name, config)
     dtype = pick_dtype(settings, device)
     model, report = AutoModelForCausalLM.from_pretrained(
-        source.path,
+        place.path,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         trust_remote_code=settings.trust_remote_code,
         use_safetensors=settings.use_safetensors,
@@ -126,7 +99,7 @@ def _load_weights(source: Source, settings: Settings, device: str, config: dict[
         output_loading_info=True,
         **options,
     )
-    soundness.check_report(source.name, report)
+    soundness.check_report(source.name, report, gguf=source.file is not None)
     return model
 
 
@@ -135,10 +108,14 @@ def empty_model(source: Source, settings: Settings) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _told(f"cannot read the model {shown(settings.model)}"):
-        hub, trusted = _hub_options(source, settings), settings.trust_remote_code
-        model_files.check_code(source.name, source.path, hub, settings)
-        config = AutoConfig.from_pretrained(source.path, trust_remote_code=trusted, **hub)
+    with place_of(source, settings) as place, _told(f"cannot read the model {shown(settings.model)}"):
+        trusted = settings.trust_remote_code
+        if source.file is None:
+            model_files.check_code(source.name, place.path, place.options, settings)
+        else:
+            gguf_file.read(source.name, source.file)
+        config = AutoConfig.from_pretrained(place.path, trust_remote_code=trusted, **place.options)
+        model_files.check_config(source.name, config.to_dict())
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted).eval()
 
@@ -205,24 +182,21 @@ def max_tokens(model: Any) -> int | None:
     )
 
 
-def identity(source: Source, model: Any) -> dict[str, Any]:
-    """What was evaluated, so that somebody else can check they hold the same weights."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    found = {
-        "name": source.name,
-        "class": type(model).__name__,
-        "parameters": parameters,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "layers": model.config.get_text_config().num_hidden_layers,
-    }
+def identity(
+    source: Source, model: Any, header: gguf_file.Header | None = None, commit: str | None = None
+) -> ModelIdentity:
+    """What was evaluated; `header` is that of the GGUF file it came from, `commit` that of the hub's repository."""
     if not source.local:
-        return {**found, "hub_id": source.path, "revision": getattr(model.config, "_commit_hash", None)}
-    return {**found, **weights.identity(Path(source.path))}
-
-
-def _hub_options(source: Source, settings: Settings) -> dict[str, Any]:
-    if not source.local:
-        return {"revision": settings.revision or "main"}
-    if settings.revision is not None:
-        raise SettingsError(f"revision {shown(settings.revision)} is for hub models; {source.name} is on this machine")
-    return {"local_files_only": True}
+        origin: dict[str, Any] = {"hub_id": source.path, "revision": commit}
+    elif source.file is not None and header is not None:
+        origin = {"file": source.file.name, "quantization": header.quantization, **weights.identity([source.file])}
+    else:
+        origin = weights.identity(weights.files_of(Path(source.path)))
+    return ModelIdentity(
+        name=source.name,
+        model_class=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        layers=model.config.get_text_config().num_hidden_layers,
+        **origin,
+    )

@@ -1,4 +1,4 @@
-"""Owns the look at a loaded model: all its numbers come from the checkpoint, are numbers, and fit its tokenizer.
+"""A loaded model is sound: all its numbers come from the checkpoint, are numbers, and fit its tokenizer.
 
 transformers fills in what a checkpoint lacks with random numbers and only warns. An evaluation of those is a wrong
 number that looks like a right one, so everything here is an error. Imports torch only inside functions.
@@ -16,20 +16,24 @@ SENTENCE = "The quick brown fox jumps over the lazy dog."
 MOST_NAMES = 3
 
 
-def check_report(name: str, report: dict[str, Any]) -> None:
+def check_report(name: str, report: dict[str, Any], *, gguf: bool = False) -> None:
     """`report` is what from_pretrained(output_loading_info=True) says; tied weights are not missing there."""
     for key, found, wanted in sorted(report["mismatched_keys"]):
-        raise SettingsError(
-            f"tensor {shown(key)} of the model {name} is {list(found)} in the checkpoint and {list(wanted)} after "
-            "config.json: they belong to different models"
-        )
+        tensor = f"tensor {shown(key)} of the model {name} is {list(found)} in the checkpoint and {list(wanted)}"
+        if gguf:
+            raise SettingsError(
+                f"{tensor} by what transformers reads of the GGUF file's sizes, which is not all of them: use the "
+                "safetensors checkpoint"
+            )
+        raise SettingsError(f"{tensor} after config.json: they belong to different models")
     missing, unexpected = report["missing_keys"], report["unexpected_keys"]
     found = [f"lacks {_names(missing)} (they would be random numbers)"] if missing else []
     found += [f"holds {_names(unexpected)} (the model has no place for them)"] if unexpected else []
     if found or report["error_msgs"]:
         what = " and ".join(found) or shown(report["error_msgs"][0])
         raise SettingsError(
-            f"the checkpoint of the model {name} {what}: it is damaged or belongs to another config.json"
+            f"the checkpoint of the model {name} {what}: it is damaged or belongs to another "
+            f"{'architecture' if gguf else 'config.json'}"
         )
 
 

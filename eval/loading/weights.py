@@ -1,4 +1,4 @@
-"""Owns what tells a folder's weights from others: one sha256 over all of them, or a fingerprint where that takes long.
+"""What tells weights on disk from others: one sha256 over all of them, or a fingerprint where that takes long.
 
 Imports no torch.
 """
@@ -17,9 +17,13 @@ BLOCKS_PER_PICKLE = 4096
 CHARACTERS = 32
 
 
-def identity(folder: Path) -> dict[str, str | None]:
-    """`weights_sha256` of all weight files in name order; None for large ones, which have `weights_fingerprint`."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+def files_of(folder: Path) -> list[Path]:
+    """A folder's weight files in name order."""
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+
+
+def identity(files: list[Path]) -> dict[str, str | None]:
+    """`weights_sha256` of the files one after another; None for large ones, which have `weights_fingerprint`."""
     if sum(file.stat().st_size for file in files) > HASH_LIMIT_BYTES:
         return {"weights_sha256": None, "weights_fingerprint": fingerprint(files)}
     return {"weights_sha256": _sha256(files) if files else None}

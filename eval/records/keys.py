@@ -49,14 +49,13 @@ def parts_of(loaded: Any) -> dict[str, Any]:
 
 def model_identity(loaded: Any) -> dict[str, Any]:
     """Hub id and revision, or hashes of a folder's weights and of the files beside them (config, tokenizer, code)."""
-    identity = loaded.identity
+    identity, folder = loaded.identity, loaded.source.folder
     if not loaded.source.local:
-        return {name: identity.get(name) for name in ("name", "hub_id", "revision", "parameters")}
-    folder = Path(loaded.source.path)
-    return {
-        "weights": identity["weights_sha256"] or identity.get("weights_fingerprint"),
-        "files": contents_hash(_files(folder, BESIDE_WEIGHTS), folder),
-    }
+        return {name: getattr(identity, name) for name in ("name", "hub_id", "revision", "parameters")}
+    found: dict[str, Any] = {"weights": identity.weights_sha256 or identity.weights_fingerprint}
+    if folder is not None:  # a GGUF file holds its config and tokenizer itself
+        found["files"] = contents_hash(_files(folder, BESIDE_WEIGHTS), folder)
+    return found
 
 
 def code_hash() -> str:

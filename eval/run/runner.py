@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_eval.documents import prepare
-from sa_eval.loading import model_files, models
+from sa_eval.loading import model_files, models, sources
 from sa_eval.messages import one_line, shown
 from sa_eval.processes import interrupts, tensor_parallel
 from sa_eval.processes.ranks import Crew, RankLost, Ranks, find
@@ -42,7 +42,7 @@ class Outcome:
 def run(settings: Settings, progress: Progress) -> Outcome:
     """Run everything the settings ask for and leave the records in a new directory."""
     ranks = _ranks(settings)
-    source = models.find(settings.model)
+    source = sources.find(settings.model)
     arms = _checked_arms(settings)
     if ranks.main:
         check_out(settings.out)
@@ -66,7 +66,7 @@ def resume_run(path: str, progress: Progress) -> Outcome:
     directory, settings = resume.open_directory(path)
     ranks = _ranks(settings)
     arms = _checked_arms(settings)
-    with _locked(path, ranks), _loaded(settings, models.find(settings.model), ranks, progress) as loaded:
+    with _locked(path, ranks), _loaded(settings, sources.find(settings.model), ranks, progress) as loaded:
         return _run_in(directory.path, settings, loaded, arms, progress, ranks)
 
 

@@ -135,7 +135,7 @@ class Session:
             "schema": 1,
             "started": self.earlier["started"] if self.earlier else self.started,
             "settings": self.settings.to_dict(),
-            "model": self.loaded.identity,
+            "model": self.loaded.identity.to_dict(),
             "versions": environment.versions(),
             "hardware": environment.hardware(device),
             "arms": [arm.to_dict() for arm in self.arms],

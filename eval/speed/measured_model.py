@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_eval import environment
-from sa_eval.loading import models
+from sa_eval.loading import models, sources
 from sa_eval.messages import one_line, shown
 from sa_eval.settings import presets
 from sa_eval.settings.values import SettingsError
@@ -43,14 +43,14 @@ def prepare(asked: SpeedSettings) -> Subject:
 
 
 def _loaded(asked: SpeedSettings) -> Subject:
-    loaded = models.load(models.find(asked.of.model), asked.of)
+    loaded = models.load(sources.find(asked.of.model), asked.of)
     limit = models.max_tokens(loaded.model)
     if limit is not None and asked.longest > limit:
         raise SettingsError(
             f"length {max(asked.of.lengths)} and {asked.new_tokens} new tokens are longer than the model's {limit} "
             "positions: ask for less, or measure its shape with more positions (--random-weights)"
         )
-    identity = {**loaded.identity, "weights": "the checkpoint's", "prompt": "text of the offline suite"}
+    identity = {**loaded.identity.to_dict(), "weights": "the checkpoint's", "prompt": "text of the offline suite"}
     return Subject(loaded.model, _text(loaded.tokenizer, max(asked.of.lengths)), identity)
 
 
@@ -89,7 +89,7 @@ def _random(asked: SpeedSettings) -> Subject:
 
 def _shape_of(asked: SpeedSettings) -> Any:
     """The config of --model, without its weights."""
-    return models.empty_model(models.find(asked.of.model), asked.of).config
+    return models.empty_model(sources.find(asked.of.model), asked.of).config
 
 
 def shape_file(path: str) -> Any:

@@ -14,7 +14,7 @@ from eval_helpers import tiny_model, tiny_tokenizer
 
 from sa_eval.documents import harness, ruler
 from sa_eval.lm.exact import ExactLM
-from sa_eval.loading import models
+from sa_eval.loading import models, sources
 from sa_eval.progress import Progress
 from sa_eval.records.directory import RunDirectory
 from sa_eval.results import summary
@@ -168,7 +168,8 @@ def hub(monkeypatch):
 
 def run(path, **given):
     settings = settings_from({"modes": "sa", "window": 8, "seeds": 0, "num_samples": 4, "speed": False, **given})
-    loaded = models.Loaded(tiny_model(), tiny_tokenizer(), models.Source("tiny", "tiny", local=False), {"name": "tiny"})
+    model, source = tiny_model(), sources.Source("tiny", "tiny", local=False)
+    loaded = models.Loaded(model, tiny_tokenizer(), source, models.identity(source, model))
     directory = RunDirectory.create(str(path), "tiny")
     runner.run_loaded(settings, loaded, arms_from(settings), directory, Progress(enabled=False))
     return directory, summary.summarise(directory)

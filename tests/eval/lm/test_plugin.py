@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from sa_eval.lm import command
 from sa_eval.lm.plugin import SparseLM
-from sa_eval.loading import models
+from sa_eval.loading import sources
 from sa_eval.progress import Progress
 from sa_eval.records.directory import RunDirectory
 from sa_eval.run import runner
@@ -98,7 +98,7 @@ def assert_same(found, expected):
 
 
 def sparse(**arguments):
-    return SparseLM(models.find(TINY).path, **arguments)
+    return SparseLM(sources.find(TINY).path, **arguments)
 
 
 def test_scores_are_those_of_sa_eval_document_by_document(tasks):
@@ -134,7 +134,7 @@ def test_scores_are_those_of_sa_eval_document_by_document(tasks):
 
 def test_full_is_lm_evals_own_model(tasks):
     manager = TaskManager(include_path=str(tasks))
-    path = models.find(TINY).path
+    path = sources.find(TINY).path
     plain = simple_evaluate(
         "hf",
         model_args={"pretrained": path, "dtype": "float32"},
@@ -149,7 +149,7 @@ def test_full_is_lm_evals_own_model(tasks):
 
 
 def test_the_command_line_runs_and_says_what_ran(tasks, capsys):
-    path = models.find(TINY).path
+    path = sources.find(TINY).path
     status = command.main(
         [
             *("run", "--model", "sa", "--model_args", f"pretrained={path},mode=sa,window=12,dense_layers=[0],seed=3"),

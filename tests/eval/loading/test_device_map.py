@@ -4,7 +4,7 @@ import pytest
 from eval_helpers import save_tiny_model
 from transformers.integrations import accelerate
 
-from sa_eval.loading import models
+from sa_eval.loading import models, sources
 from sa_eval.progress import Progress
 from sa_eval.records.directory import RunDirectory
 from sa_eval.run import runner
@@ -32,6 +32,6 @@ def test_a_device_map_changes_no_record(model, tmp_path, monkeypatch, memory):
     expected = records(model, tmp_path / "plain", speed=False)
     if memory is not None:
         monkeypatch.setattr(accelerate, "get_max_memory", lambda *_: {"cpu": memory})
-        spread = models.load(models.find(model), settings_from({"model": model, "device_map": "auto"})).model
+        spread = models.load(sources.find(model), settings_from({"model": model, "device_map": "auto"})).model
         assert sum(parameter.is_meta for parameter in spread.parameters()) > 10
     assert records(model, tmp_path / "mapped", device_map="auto", speed=True) == expected

@@ -297,5 +297,5 @@ def test_a_sound_hub_model_loads(hub):
     expected = tiny_model().state_dict()
     hub()
     found = loaded("someone/trap")
-    assert found.identity["hub_id"] == "someone/trap"
+    assert found.identity.hub_id == "someone/trap"
     assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())

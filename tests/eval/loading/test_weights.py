@@ -16,7 +16,7 @@ def tensors():
 
 def of(folder, tensors, **metadata):
     save_file(tensors, folder / "model.safetensors", metadata=metadata or None)
-    return weights.identity(folder)
+    return weights.identity(weights.files_of(folder))
 
 
 def test_small_weights_are_hashed_whole(tmp_path, tensors):
@@ -58,9 +58,9 @@ def test_a_fingerprint_reads_a_small_part(tmp_path, monkeypatch):
             return self.digest.hexdigest()
 
     monkeypatch.setattr(weights.hashlib, "sha256", Counting)
-    weights.identity(tmp_path)
+    weights.identity(weights.files_of(tmp_path))
     assert read < 20_000  # of 16 million
 
 
 def test_a_folder_without_weights_has_none(tmp_path):
-    assert weights.identity(tmp_path) == {"weights_sha256": None}
+    assert weights.identity(weights.files_of(tmp_path)) == {"weights_sha256": None}

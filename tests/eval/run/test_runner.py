@@ -9,7 +9,7 @@ from eval_helpers import tiny_model, tiny_tokenizer
 
 import sa_patch
 from sa_eval.lm.exact import ExactLM
-from sa_eval.loading import models
+from sa_eval.loading import models, sources
 from sa_eval.progress import Progress
 from sa_eval.records.directory import RunDirectory
 from sa_eval.results import summary
@@ -30,8 +30,8 @@ SMALL = {
 def run(path, model=None, **changes):
     settings = settings_from({**SMALL, **changes, "out": str(path)})
     model = model or tiny_model()
-    source = models.Source("tiny", "tiny", local=False)
-    loaded = models.Loaded(model, tiny_tokenizer(), source, {"name": "tiny", "parameters": 1, "dtype": "float32"})
+    source = sources.Source("tiny", "tiny", local=False)
+    loaded = models.Loaded(model, tiny_tokenizer(), source, models.identity(source, model))
     directory = RunDirectory.create(settings.out, "tiny")
     runner.run_loaded(settings, loaded, arms_from(settings), directory, Progress(enabled=False))
     return directory
