@@ -81,7 +81,7 @@ def rival_calls(query: Tensor, key: Tensor, value: Tensor, window: int, flex: bo
 
         one_run = Blocks(length=length, query_len=length, block_size=length)
         blocks = make_blocks(one_run, query.device, split=False).mask()
-        calls["full/flex"] = lambda: flexible(query, key, value, blocks, scaling, part=False)[0]
+        calls["full/flex"] = lambda: flexible(query, key, value, blocks, scaling, with_lse=False)[0]
     return calls
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sa_patch import integration, kernels
-from sa_patch.compiled import attend_function
+from sa_patch.compiled import trace_function
 from sa_patch.errors import unknown
-from sa_patch.forward import Layer, attend_rows
+from sa_patch.forward import Layer, attend_sequences
 from sa_patch.geometry import Geometry
 from sa_patch.patch import CONFIG_VERSION, Patch, config_file
 from sa_patch.variants import make_variant, modes, show_options
@@ -158,9 +158,9 @@ def attention(
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     place = layer_idx, num_layers or layer_idx + 1
     if torch.compiler.is_compiling():
-        return attend_function(query, key, value, mask, variant, place, kernel, factor)
+        return trace_function(query, key, value, mask, variant, *place, kernel, factor)
     geometry = Geometry.build(query.shape[0], query.shape[2], key.shape[2], mask, query.device)
-    return attend_rows(query, key, value, geometry, Layer(variant, kernel, *place), factor)
+    return attend_sequences(query, key, value, geometry, Layer(variant, kernel, *place), factor)
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -1,8 +1,8 @@
-"""Attention as one operator that torch.compile and torch.export don't look into.
+"""Attention as one operator, `sa_patch::attend`, which torch.compile and torch.export don't look into.
 
-Who sees whom is decided from values (padding, documents, routing), which a compiler can't trace. So a compiled model
-calls `sa_patch::attend`, which runs the very code an eager model runs; the variant travels as text. Only generated
-tokens that read the whole cache are plain PyTorch operations: nothing in them looks at a value. Imports torch only.
+Which keys a query sees depends on values (padding, documents, routing), which a compiler can't trace. So a compiled
+model calls an operator that runs the same code as an eager model; it gets the variant as text. Only generated tokens
+that read the whole cache are plain PyTorch operations, because those need no values.
 """
 
 import ast
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from sa_patch.errors import unknown
-from sa_patch.forward import KINDS, Layer, attend, attend_rows
+from sa_patch.forward import KINDS, Layer, attend, attend_sequences
 from sa_patch.geometry import REAL, Geometry, decode, encode, refuse_restarts
 from sa_patch.kernels.dense import fused
 from sa_patch.variants import VARIANTS
 from sa_patch.variants.base import Variant
 
-# What a call is to the operator: what its shapes say, part of a prompt in any case, or the last queries of a sequence.
+# What the operator's queries are. CALL: those of a model's call, where a single one on a cache is a generated token.
+# PROMPT: those of a prompt, even a single one on a cache. LAST: a sequence's last ones, for `sa_patch.attention`.
 CALL, PROMPT, LAST = "call", "prompt", "last"
 _OWN = (
     "a variant that is not in sa_patch.VARIANTS can't be named in a compiled graph: add its class there, "
@@ -26,7 +27,7 @@ _OWN = (
 )
 
 
-def attend_compiled(
+def trace_layer(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -37,33 +38,33 @@ def attend_compiled(
     *,
     prompt: bool,
 ) -> Tensor:
-    """`forward.attend` while a compiler traces: shapes and errors as there, but values are looked at when it runs.
+    """`forward.attend` while a compiler traces; values are looked at when the graph runs.
 
     Args:
-        mask: from the mask factory, traced like the rest or not (compiled layers of an eager model).
-        position_ids: [batch or 1, q], to refuse documents that nobody separated.
+        mask: from the mask factory: a Geometry where layers of an eager model are compiled, else a traced tensor.
+        position_ids: [batch or 1, q], to refuse packed documents that transformers did not separate.
     """
     query, key, value = _cast(query, key, value)
-    codes, traced = _codes(mask, query, key), layer.traced
+    codes, traced = _encoded(mask, query, key), layer.traced
     if traced.calls.device != query.device:  # the model was moved
         traced.calls = traced.calls.to(query.device)
     if query.shape[2] == 1 and key.shape[2] > 1 and layer.variant.decode == "full" and not prompt:
         traced.calls[KINDS.index("full_decode")].add_(1)
         return fused(query, key, value, scaling, None if codes is None else (codes & REAL).bool())
-    place = traced.place, layer.num_layers
-    phase = PROMPT if prompt else CALL
-    output, calls = _call(query, key, value, codes, position_ids, layer.variant, *place, layer.kernel, scaling, phase)
+    settings = traced.layer_idx, layer.num_layers, layer.kernel, scaling, PROMPT if prompt else CALL
+    output, calls = _call(query, key, value, codes, position_ids, layer.variant, *settings)
     traced.calls.add_(calls)
     return output
 
 
-def attend_function(
+def trace_function(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
     variant: Variant,
-    place: tuple[int, int],
+    layer_idx: int,
+    num_layers: int,
     kernel: str,
     scaling: float,
 ) -> Tensor:
@@ -71,18 +72,17 @@ def attend_function(
 
     Args:
         mask: bool [batch, length], True at real tokens, or None.
-        place: layer_idx and num_layers.
     """
     batch, new, length = query.shape[0], query.shape[2], key.shape[2]
     Geometry.check_mask(mask, batch, length)
     codes = None if mask is None else encode(batch, new, length, length - new, mask, None, query.device)
     query, key, value = _cast(query, key, value)
-    layer_idx = torch.full((), place[0], dtype=torch.int64, device="cpu")
-    return _call(query, key, value, codes, None, variant, layer_idx, place[1], kernel, scaling, LAST)[0]
+    number = torch.full((), layer_idx, dtype=torch.int64, device="cpu")
+    return _call(query, key, value, codes, None, variant, number, num_layers, kernel, scaling, LAST)[0]
 
 
-def _codes(mask: Geometry | Tensor, query: Tensor, key: Tensor) -> Tensor | None:
-    """What the operator takes for a mask; None where all columns are real tokens of one sequence per row."""
+def _encoded(mask: Geometry | Tensor, query: Tensor, key: Tensor) -> Tensor | None:
+    """The geometry as a tensor; None where all columns are real tokens of one sequence per row."""
     if isinstance(mask, Tensor):
         return mask
     if mask.key_mask is None and mask.documents is None:
@@ -92,7 +92,7 @@ def _codes(mask: Geometry | Tensor, query: Tensor, key: Tensor) -> Tensor | None
 
 
 def _cast(*tensors: Tensor) -> list[Tensor]:
-    """As `forward.attend_rows` does under autocast, which is no longer on when the operator runs."""
+    """To autocast's dtype, as `forward.attend_sequences` does: when the operator runs, autocast is no longer on."""
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
         return list(tensors)
@@ -101,22 +101,22 @@ def _cast(*tensors: Tensor) -> list[Tensor]:
 
 def _call(query, key, value, codes, position_ids, variant: Variant, *settings) -> tuple[Tensor, Tensor]:
     if VARIANTS.get(variant.name) is type(variant):
-        return _attend(query, key, value, codes, position_ids, variant.spec, *settings)
+        return _operator(query, key, value, codes, position_ids, variant.spec, *settings)
     return _outside(query, key, value, codes, position_ids, variant, *settings)
 
 
 def _run(query, key, value, codes, position_ids, variant, layer_idx, num_layers, kernel, scaling, phase):
-    """(output, how often the layer did what: int64 [len(KINDS)]); arguments as `_attend`."""
+    """What the operator computes; arguments and results as `_operator`."""
     new, layer = query.shape[2], Layer(variant, kernel, int(layer_idx), num_layers)
     if codes is None:
         geometry = Geometry.build(query.shape[0], new, key.shape[2], None, query.device)
     else:
-        # A view: `decode` remembers with the tensor, but a compiled graph may write other codes into the same one.
+        # A view, because `decode` keeps its result with the tensor, which a compiled graph may reuse for other codes.
         geometry = decode(codes.view_as(codes), new)
     if layer.layer_idx == 0:
         refuse_restarts(position_ids, geometry)
     if phase == LAST:
-        output = attend_rows(query, key, value, geometry, layer, scaling)
+        output = attend_sequences(query, key, value, geometry, layer, scaling)
     else:
         output = attend(query, key, value, geometry, layer, scaling, prompt=phase == PROMPT)
     return output.contiguous(), torch.tensor([layer.calls[kind] for kind in KINDS], device=query.device)
@@ -137,7 +137,7 @@ def _variant(spec: str) -> Variant:
 
 
 @torch.library.custom_op("sa_patch::attend", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def _attend(
+def _operator(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -150,7 +150,7 @@ def _attend(
     scaling: float,
     phase: str,
 ) -> tuple[Tensor, Tensor]:
-    """One layer's attention and how often it did what.
+    """One layer's attention, and how often it ran what.
 
     Args:
         query: [batch, heads, q, head_dim]; key, value: [batch, kv_heads, n, head_dim].
@@ -164,13 +164,13 @@ def _attend(
     return _run(query, key, value, codes, position_ids, _variant(spec), layer_idx, num_layers, kernel, scaling, phase)
 
 
-@_attend.register_fake
+@_operator.register_fake
 def _(query: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     return output, torch.empty(len(KINDS), dtype=torch.int64, device=query.device)
 
 
-# No `custom_op`: inside one, autograd records nothing.
+# Not a `custom_op`, because autograd records nothing inside one.
 _LIBRARY = torch.library.Library("sa_patch", "FRAGMENT")
 _LIBRARY.define(
     "attend_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? codes, Tensor layer_idx, str spec, "
@@ -180,8 +180,8 @@ _LIBRARY.define(
 
 
 @torch.library.impl(_LIBRARY, "attend_backward", "CompositeExplicitAutograd")
-def _attend_backward(grad, query, key, value, codes, layer_idx, spec, *settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values: computes the attention again, and goes back through it."""
+def _operator_backward(grad, query, key, value, codes, layer_idx, spec, *settings) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values: the attention is computed again, with autograd."""
     query, key, value = (tensor.detach().requires_grad_() for tensor in (query, key, value))
     with torch.enable_grad():
         output, _ = _run(query, key, value, codes, None, _variant(spec), layer_idx, *settings)
@@ -204,4 +204,4 @@ def _backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
     return *gradients, *[None] * (4 + len(ctx.settings))
 
 
-_attend.register_autograd(_backward, setup_context=_keep)
+_operator.register_autograd(_backward, setup_context=_keep)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import and_masks, causal_mask_function
 
-from sa_patch.compiled import attend_compiled
-from sa_patch.forward import Layer, attend, attend_encoded
+from sa_patch.compiled import trace_layer
+from sa_patch.forward import Layer, attend
 from sa_patch.geometry import Geometry, decode, encode, packed, refuse_restarts
 from sa_patch.integration.state import NAME
 
@@ -136,11 +136,11 @@ def _attention(
     if torch.compiler.is_compiling():
         assert isinstance(attention_mask, (Geometry, Tensor))
         position_ids = kwargs.get("position_ids")
-        output = attend_compiled(query, key, value, attention_mask, position_ids, layer, factor, prompt=prompt)
+        output = trace_layer(query, key, value, attention_mask, position_ids, layer, factor, prompt=prompt)
     elif isinstance(attention_mask, Tensor):
         if layer.layer_idx == 0 and query.shape[2] > 1:
             refuse_restarts(kwargs.get("position_ids"), decode(attention_mask, query.shape[2]))
-        output = attend_encoded(query, key, value, attention_mask, layer, factor, prompt=prompt)
+        output = attend(query, key, value, attention_mask, layer, factor, prompt=prompt)
     else:
         assert isinstance(attention_mask, Geometry)
         geometry = attention_mask if ends is None else packed(attention_mask, ends)

@@ -1,5 +1,6 @@
-"""The kernels by name, in order of preference for long sequences, and the choice between them."""
+"""The table of kernels, the choice between them, and running one."""
 
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 
@@ -8,12 +9,13 @@ from torch import Tensor
 
 from sa_patch.errors import unknown
 from sa_patch.kernels.base import Kernel
+from sa_patch.kernels.dense import causal
 from sa_patch.kernels.rules import rules_for
 from sa_patch.patterns import Band, Pattern, Pieces
 
 # name -> (module, class); imported on first use, so that optional dependencies stay optional.
 KERNELS = {
-    "torch": ("sa_patch.kernels.pytorch.kernel", "TorchTiled"),
+    "torch": ("sa_patch.kernels.pytorch.kernel", "Torch"),
     "triton": ("sa_patch.kernels.triton.kernel", "Triton"),
     "flash": ("sa_patch.kernels.flash.kernel", "Flash"),
     "flex": ("sa_patch.kernels.flex.kernel", "Flex"),
@@ -29,52 +31,59 @@ def get(name: str) -> Kernel:
     return getattr(import_module(module), attribute)()
 
 
-def choose(pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str:
-    """The kernel `auto` takes. The rules are measured; they choose a way to compute, never other keys."""
-    rules = rules_for(query.device.type)
-    limit = rules.masked_below_merged if pattern.sinks or pattern.local else rules.masked_below
-    few = pattern.query_len * pattern.length <= limit**2 and pattern.length <= rules.masked_keys
-    if few or pattern.covers_all or get(rules.beyond).refusal(pattern, query, key, value):
-        return "sdpa"
-    return rules.beyond
-
-
-def select(requested: str, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> Kernel:
-    """The kernel to run.
+def choose(requested: str, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> Kernel:
+    """The kernel to run: the requested one, or for "auto" the first that takes the pattern.
 
     Raises:
         NotImplementedError: when the requested kernel (or, for "auto", every kernel) refuses the pattern.
     """
-    name = choose(pattern, query, key, value) if requested == "auto" else requested
-    kernel = get(name)
-    refusal = kernel.refusal(pattern, query, key, value)
-    if refusal:
-        raise NotImplementedError(
-            f"kernel {name!r} can't run this {type(pattern).__name__} pattern: {refusal}. "
-            "Use kernel='auto', or kernel='reference' for short sequences"
-        )
-    return kernel
+    name, refusal = requested, None
+    for name in _measured(pattern, query.device) if requested == "auto" else [requested]:
+        kernel = get(name)
+        refusal = kernel.refusal(pattern, query, key, value)
+        if refusal is None:
+            return kernel
+    raise NotImplementedError(
+        f"kernel {name!r} can't run this {type(pattern).__name__} pattern: {refusal}. "
+        "Use kernel='auto', or kernel='reference' for short sequences"
+    )
+
+
+def _measured(pattern: Pattern, device: torch.device) -> list[str]:
+    """What `auto` tries, in this order. The rules are measured; they choose a way to compute, never other keys."""
+    rules = rules_for(device.type)
+    limit = rules.masked_below_merged if pattern.sinks or pattern.local else rules.masked_below
+    few = pattern.query_len * pattern.length <= limit**2 and pattern.length <= rules.masked_keys
+    return ["sdpa"] if few else [rules.beyond, "sdpa"]
 
 
 def execute(requested: str, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
-    """Run a pattern, piece by piece where it is cut into pieces: [batch, heads, query_len, head_dim].
+    """Attention to the keys that a pattern shows, dense parts included: [batch, heads, query_len, head_dim].
 
     Raises:
         NotImplementedError: when the requested kernel refuses the pattern.
     """
-    if not isinstance(pattern, Pieces):
-        return select(requested, pattern, query, key, value)(query, key, value, pattern, scaling)
-    outputs = []
-    for piece in pattern.pieces:
-        rows = query[:, :, piece.first - pattern.first : piece.length - pattern.first]
-        seen = key[:, :, : piece.length], value[:, :, : piece.length]
-        outputs.append(execute(requested, rows, *seen, piece, scaling))
-    return torch.cat(outputs, dim=2)
+    if isinstance(pattern, Pieces):
+        outputs = []
+        for piece in pattern.pieces:
+            rows = query[:, :, piece.first - pattern.first : piece.length - pattern.first]
+            seen = key[:, :, : piece.length], value[:, :, : piece.length]
+            outputs.append(execute(requested, rows, *seen, piece, scaling))
+        return torch.cat(outputs, dim=2)
+    # The reference takes no short cut, because the others are compared with it.
+    if pattern.covers_all and requested != "reference":
+        return causal(query, key, value, scaling)
+    kernel = choose(requested, pattern, query, key, value)
+    if not pattern.tail or kernel.masks:
+        return kernel(query, key, value, pattern, scaling)
+    output = kernel(query, key, value, replace(pattern, tail=0), scaling)
+    tail = causal(query[:, :, -pattern.tail :], key, value, scaling)
+    return torch.cat([output[:, :, : -pattern.tail], tail], dim=2)
 
 
 def check_name(name: str) -> None:
     """Raise ValueError unless a kernel (or "auto") has that name."""
-    if name != "auto" and name not in [*KERNELS]:
+    if name != "auto" and name not in [*KERNELS]:  # a list: `name` may be anything
         raise unknown("kernel", name, ["auto", *KERNELS])
 
 
@@ -112,5 +121,7 @@ def describe(requested: str, merged: bool, device: torch.device) -> str:
 def refusals(length: int, device: torch.device) -> dict[str, str]:
     """The kernels that refuse prompts of this length on this device, and why."""
     pattern, nothing = Band(length=length, query_len=length, width=1), torch.empty(0, device=device)
+    if pattern.covers_all:
+        return {}
     reasons = {name: get(name).refusal(pattern, nothing, nothing, nothing) for name in KERNELS}
-    return {name: reason for name, reason in reasons.items() if reason and not pattern.covers_all}
+    return {name: reason for name, reason in reasons.items() if reason}

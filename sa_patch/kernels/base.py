@@ -1,26 +1,34 @@
-"""What a kernel is. Kernels know patterns, never the names of variants, and never import each other.
+"""What a kernel is, and what several kernels ask.
 
-Imports torch and the patterns only.
+Kernels know patterns, never variants, and never import each other.
 """
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sa_patch.patterns import Pattern
 
 
 class Kernel(Protocol):
-    """Executes patterns on one group of equally long, unpadded sequences."""
+    """Computes patterns on a batch of equally long, unpadded sequences.
 
-    name: str
+    `execute` runs full attention itself: no kernel but the reference gets a pattern that covers all.
+
+    Attributes:
+        masks: it computes with the whole mask, dense tail included. All others get patterns without a tail, and
+            `execute` replaces what they return for the tail's queries.
+    """
+
+    masks: bool
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         """Why this kernel can't run the pattern on these tensors; None when it can."""
         ...
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
-        """Attention over what the pattern shows.
+        """Attention to the keys that the pattern shows.
 
         Args:
             query: [batch, heads, query_len, head_dim], after position embedding.
@@ -31,3 +39,22 @@ class Kernel(Protocol):
             [batch, heads, query_len, head_dim] in query's dtype.
         """
         ...
+
+
+def needs_gradients(*tensors: Tensor) -> bool:
+    """True when autograd records what is computed from these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def refusal_without_code(pattern: Pattern, *kinds: type[Pattern]) -> str | None:
+    """Why a kernel with code for some kinds of patterns can't run this one; None when it can."""
+    return None if isinstance(pattern, kinds) else f"it has no code for {type(pattern).__name__} patterns"
+
+
+def refusal_of_inference_only(*tensors: Tensor) -> str | None:
+    """Why a kernel without a backward pass, computing in float32, can't take these tensors; None when it can."""
+    if any(tensor.dtype == torch.float64 for tensor in tensors):
+        return "it computes in float32: use kernel='torch' for float64"
+    if needs_gradients(*tensors):
+        return "it has no gradients: use kernel='torch', or torch.no_grad()"
+    return None

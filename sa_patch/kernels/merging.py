@@ -8,18 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# A part is attention over some of the keys: (output [..., head_dim], log-sum-exp of its scores [...]). The latter is
-# None where there is nothing to merge with.
+# A part is attention to some of the keys: (output [..., head_dim], log-sum-exp of its scores [...]). The log-sum-exp is
+# None where a part is all there is, and needs no merging.
 Part = tuple[Tensor, Tensor | None]
 
 
 def wide(tensor: Tensor) -> torch.dtype:
-    """What parts are kept in until they are merged: float32, or float64 for float64."""
+    """The dtype of parts until they are merged: float32, or float64 for float64."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def merge(parts: Sequence[Part]) -> Part:
-    """One attention over the union of disjoint key sets, from (output [..., head_dim], log-sum-exp [...]) pairs."""
+    """Attention to the union of the parts' keys. No key may be in two parts."""
     if len(parts) == 1:
         return parts[0]
     lse = torch.stack([part_lse for _, part_lse in parts if part_lse is not None])

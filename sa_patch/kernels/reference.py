@@ -7,7 +7,7 @@ from sa_patch.patterns import Pattern
 
 
 class Reference:
-    name = "reference"
+    masks = True
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return None

@@ -1,4 +1,7 @@
-"""Selected runs of keys: (query, run) pairs sorted by the run they want, so that its queries are computed together."""
+"""Selected runs of keys: (query, run) pairs sorted by the run they want, so that its queries are computed together.
+
+As mixture-of-experts models collect the tokens of an expert.
+"""
 
 from dataclasses import dataclass
 
@@ -8,14 +11,36 @@ from torch import Tensor
 from sa_patch.patterns import Blocks
 
 
+def sort_by_run(blocks: Blocks, kv_heads: int, per_head: int, offset: int = 0) -> tuple[Tensor, Tensor]:
+    """All (query, run) pairs, sorted by the run they want.
+
+    Args:
+        per_head: how far the numbers of a kv head's runs are from those of the next one.
+        offset: the number of the first kv head's first run.
+
+    Returns:
+        (wanted, pair), int64 [pairs] each: the number of the wanted run, ascending, and an index into batch x heads x
+        queries x chosen. Pairs that want no run come last, with the number batch * kv_heads * per_head.
+    """
+    selected = blocks.selected
+    assert selected is not None
+    batch, heads = selected.shape[:2]
+    row, head = torch.arange(batch, device=selected.device), torch.arange(heads, device=selected.device)
+    begin = (row[:, None] * kv_heads + head // (heads // kv_heads)) * per_head + offset
+    none = batch * kv_heads * per_head
+    return torch.where(selected < 0, none, selected + begin[..., None, None]).flatten().sort(stable=True)
+
+
 @dataclass(frozen=True, eq=False)
 class Requests:
-    """(query, run) pairs in tiles that want the same run.
+    """(query, run) pairs in tiles of `rows` that want the same run.
 
     Attributes:
         order: int64 [pairs], pairs (index into batch x heads x queries x chosen) sorted by the run they want.
-        tile_run: int64 [tiles], (batch, kv head, run) as one number; beyond the last one for tiles without work.
-        tile_start, tile_count: int64 [tiles], a tile's stretch of `order`.
+        tile_run: int64 [tiles], the (batch, kv head, run) of a tile as one number; batch * kv_heads * num_runs for
+            tiles without pairs.
+        tile_start, tile_count: int64 [tiles], a tile has the pairs order[start : start + count].
+        run_size: tokens per run; num_runs: whole runs of a sequence; num_chosen: runs per query.
     """
 
     order: Tensor
@@ -29,16 +54,15 @@ class Requests:
 
 
 def make_requests(blocks: Blocks, kv_heads: int, rows: int) -> Requests:
-    """The selected runs of a pattern. The number of tiles is an upper bound: the real one is never looked at."""
-    selected, size = blocks.selected, blocks.block_size
-    assert selected is not None
-    batch, heads, _, num_chosen = selected.shape
-    num_runs, device = blocks.length // size, selected.device
+    """The selected runs of a pattern.
+
+    There are as many tiles as could be needed: waiting for the device to tell how many are would take longer.
+    """
+    assert blocks.selected is not None
+    batch, num_chosen, device = blocks.selected.shape[0], blocks.selected.shape[-1], blocks.selected.device
+    num_runs = blocks.length // blocks.block_size
     total = batch * kv_heads * num_runs
-    row, head = torch.arange(batch, device=device), torch.arange(heads, device=device)
-    owner = (row[:, None] * kv_heads + head // (heads // kv_heads)) * num_runs
-    wanted = torch.where(selected < 0, total, selected + owner[..., None, None]).flatten()
-    wanted, order = wanted.sort(stable=True)
+    wanted, order = sort_by_run(blocks, kv_heads, num_runs)
     begin = torch.searchsorted(wanted, torch.arange(total + 1, device=device))
     count = begin.diff()
     tiles = -(-count // rows)
@@ -48,4 +72,4 @@ def make_requests(blocks: Blocks, kv_heads: int, rows: int) -> Requests:
     known = run.clamp(max=total - 1)
     within = (tile - (end - tiles)[known]) * rows
     left = (count[known] - within).clamp(min=0, max=rows)
-    return Requests(order, run, begin[known] + within, left, rows, size, num_runs, num_chosen)
+    return Requests(order, run, begin[known] + within, left, rows, blocks.block_size, num_runs, num_chosen)

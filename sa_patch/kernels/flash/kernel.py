@@ -1,8 +1,7 @@
-"""The `flash` kernel: FlashAttention's call for sequences of many lengths, for what it can express without a mask.
+"""The `flash` kernel: what FlashAttention can compute without a mask, as packed sequences of many lengths.
 
-Full attention, sliding windows, buckets (each one, sorted by position, is a short causal sequence), moba's own and
-selected runs, sinks and dense tails; disjoint key sets are merged by log-sum-exp. Forward only. `varlen` is the one
-place that calls FlashAttention; everything else is index arithmetic. Imports torch only, flash-attn where it is there.
+Sliding windows, buckets (each one, sorted by position, is a short causal sequence), own and selected runs, and sinks;
+attention to disjoint keys is merged by log-sum-exp. Forward only.
 """
 
 import inspect
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.base import refusal_of_inference_only, refusal_without_code
 from sa_patch.kernels.flash.sequences import Requests, Sequences, kept_sequences, run_requests, window_sequences
 from sa_patch.kernels.merging import Part, merge
 from sa_patch.patterns import Band, Blocks, Pattern
@@ -23,16 +23,16 @@ _NO_MASK = "FlashAttention has no mask for it (FlashAttention-4's mask interface
 
 
 class Flash:
-    name = "flash"
+    masks = False
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
-        reason = unavailable(query)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
-            reason = reason or "it has no gradients: use kernel='torch', or torch.no_grad()"
-        if reason or pattern.covers_all:
+        reason = (
+            unavailable(query)
+            or refusal_of_inference_only(query, key, value)
+            or refusal_without_code(pattern, Band, Blocks)
+        )
+        if reason:
             return reason
-        if not isinstance(pattern, (Band, Blocks)):
-            return f"it has no code for {type(pattern).__name__} patterns"
         if isinstance(pattern, Band) and (pattern.order is not None or pattern.circular):
             return f"keys near by rank in a permuted order are no sequence: {_NO_MASK}'triton' or 'flex'"
         if isinstance(pattern, Blocks) and pattern.local > 1:
@@ -40,14 +40,24 @@ class Flash:
         return None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
-        if pattern.covers_all:
-            return _full(query, key, value, scaling)
-        rest = query.shape[2] - pattern.tail
-        rows, length = query[:, :, :rest], key.shape[2] - pattern.tail
-        parts = [_sparse_rows(rows, key[:, :, :length], value[:, :, :length], _without_tail(pattern), scaling)]
-        if pattern.tail:
-            parts.append(_full(query[:, :, rest:], key, value, scaling))
-        return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+        """Queries among the sinks see all earlier keys; later ones their own part beyond the sinks, and the sinks."""
+        assert isinstance(pattern, (Band, Blocks)), "refusal() was not asked"
+        sinks, first = pattern.sinks, pattern.first
+        early = max(0, min(sinks, pattern.length) - first)
+        outputs = []
+        if early:
+            seen = key[:, :, : first + early], value[:, :, : first + early]
+            sequences = window_sequences(query.shape[0], early, first + early, query.device)
+            outputs.append(_sequences_part(query[:, :, :early], *seen, sequences, scaling, causal=True)[0])
+        if early < pattern.query_len:
+            late = query[:, :, early:]
+            parts = _own_parts(late, key, value, pattern, early, scaling)
+            if sinks:
+                sequences = window_sequences(late.shape[0], late.shape[2], sinks, late.device)
+                seen = key[:, :, :sinks], value[:, :, :sinks]
+                parts.append(_sequences_part(late, *seen, sequences, scaling, causal=False))
+            outputs.append(merge(parts)[0].to(query.dtype))
+        return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
 
 
 def unavailable(query: Tensor) -> str | None:
@@ -78,7 +88,7 @@ def _call() -> tuple[Callable[..., Any], bool]:
 def varlen(
     query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float, *, causal: bool, window: int = -1
 ) -> tuple[Tensor, Tensor]:
-    """FlashAttention over packed sequences; the queries of a sequence are its last positions.
+    """FlashAttention over packed sequences, the one place that calls it. A sequence's queries are its last positions.
 
     Args:
         query: [queries, heads, head_dim]; key, value: [keys, kv_heads, head_dim]; head_dim contiguous.
@@ -86,15 +96,15 @@ def varlen(
         window: earlier keys that are seen beside the query's own position, -1 for all; only with `causal`.
 
     Returns:
-        (output [queries, heads, head_dim], log-sum-exp [heads, queries]); queries without keys have 0 and -inf, those
-        beyond the last sequence anything.
+        (output [queries, heads, head_dim], log-sum-exp [heads, queries]): 0 and -inf for queries without keys,
+        undefined for those beyond the last sequence.
     """
     function, is_package = _call()
-    places = sequences.query_ends, sequences.key_ends, sequences.most_queries, sequences.most_keys
+    packing = sequences.query_ends, sequences.key_ends, sequences.most_queries, sequences.most_keys
     reach = (window, 0) if causal else (-1, -1)
     if is_package:
         output, lse = function(
-            *(query, key, value, *places),
+            *(query, key, value, *packing),
             softmax_scale=scaling,
             causal=causal,
             window_size=reach,
@@ -103,16 +113,16 @@ def varlen(
     else:
         from torch.nn.attention.varlen import AuxRequest
 
-        # torch 2.11 just does it.
+        # In torch 2.11 there is no such argument: it always takes grouped heads.
         grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _parameters(function) else {}
         output, lse = function(
-            *(query, key, value, *places),
+            *(query, key, value, *packing),
             return_aux=AuxRequest(lse=True),
             scale=scaling,
             window_size=reach,
             **grouped,
         )
-    # FlashAttention-2 says +inf where a query has no keys, FlashAttention-3 -inf.
+    # For a query without keys FlashAttention-2 returns +inf, FlashAttention-3 -inf.
     return output, lse.masked_fill(lse == torch.inf, -torch.inf)
 
 
@@ -121,48 +131,11 @@ def _parameters(function) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
-def _without_tail(pattern: Pattern) -> Band | Blocks:
-    """The pattern of the queries before the dense tail, which have no keys in it."""
-    assert isinstance(pattern, (Band, Blocks)), "refusal() was not asked"
-    if not pattern.tail:
-        return pattern
-    length, query_len = pattern.length - pattern.tail, pattern.query_len - pattern.tail
-    pattern = replace(pattern, length=length, query_len=query_len, tail=0)
-    if isinstance(pattern, Blocks) and pattern.selected is not None:
-        return replace(pattern, selected=pattern.selected[:, :, :query_len])
-    return pattern
-
-
-def _full(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    sequences = window_sequences(query.shape[0], query.shape[2], key.shape[2], query.device)
-    return _sequences_part(query, key, value, sequences, scaling, causal=True)[0]
-
-
-def _sparse_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Blocks, scaling: float) -> Tensor:
-    """Queries among the sinks see all that is before them; the others their own part beyond them, and the sinks."""
-    sinks, length = pattern.sinks, pattern.length
-    early = max(0, min(sinks, length) - pattern.first)
-    outputs = []
-    if early:
-        until = pattern.first + early
-        outputs.append(_full(query[:, :, :early], key[:, :, :until], value[:, :, :until], scaling))
-    if early < pattern.query_len:
-        late = query[:, :, early:]
-        parts = _own_parts(late, key, value, pattern, early, scaling)
-        if sinks:
-            sequences = window_sequences(late.shape[0], late.shape[2], sinks, late.device)
-            parts.append(
-                _sequences_part(late, key[:, :, :sinks], value[:, :, :sinks], sequences, scaling, causal=False)
-            )
-        outputs.append(merge(parts)[0].to(query.dtype))
-    return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
-
-
 def _own_parts(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Blocks, early: int, scaling: float):
-    """The own part of queries past the sinks, over keys past the sinks: disjoint (output, log-sum-exp) pairs."""
+    """Parts of queries beyond the sinks, over the own part's keys beyond the sinks."""
     keys, values = key[:, :, pattern.sinks :], value[:, :, pattern.sinks :]
     if isinstance(pattern, Band):
-        # A sliding window and a local one contain each other.
+        # Of a sliding and a local window, the wider one is both.
         reach = max(pattern.width, pattern.local) - 1
         sequences = window_sequences(query.shape[0], query.shape[2], keys.shape[2], query.device)
         return [_sequences_part(query, keys, values, sequences, scaling, causal=True, window=reach)]
@@ -184,31 +157,31 @@ def _sequences_part(
     causal: bool,
     window: int = -1,
 ) -> tuple[Tensor, Tensor]:
-    """`varlen` for [batch, heads, tokens, head_dim], the same sequences in every row: output and log-sum-exp alike."""
+    """`varlen` for [batch, heads, tokens, head_dim], with the same sequences in every row of the batch."""
     batch, tokens = query.shape[0], query.shape[2]
     q, k, v = _pack(query, sequences.queries), _pack(key, sequences.keys), _pack(value, sequences.keys)
     output, lse = varlen(q, k, v, sequences, scaling, causal=causal, window=window)
     output, lse = output.unflatten(0, (batch, tokens)), lse.unflatten(1, (batch, tokens)).transpose(0, 1)
-    if sequences.place is not None:
-        output, lse = output.index_select(1, sequences.place), lse.index_select(2, sequences.place)
+    if sequences.slot is not None:
+        output, lse = output.index_select(1, sequences.slot), lse.index_select(2, sequences.slot)
     return output.transpose(1, 2), lse
 
 
 def _pack(tensor: Tensor, index: Tensor | None) -> Tensor:
-    """[batch, heads, tokens, head_dim] -> [batch * tokens, heads, head_dim]: a view where it can be one."""
+    """[batch, heads, tokens, head_dim] -> [batch * tokens, heads, head_dim], a view if possible."""
     picked = tensor if index is None else tensor.index_select(2, index)
     picked = picked.transpose(1, 2).flatten(0, 1)
     return picked if picked.stride(-1) == 1 else picked.contiguous()
 
 
 def _selected_parts(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float) -> list[Part]:
-    """A part per selected run: queries collected by the run they asked for, each run a sequence without a mask."""
+    """A part for each of the k selected runs per query; every run is a sequence without a mask."""
     assert blocks.selected is not None
     requests: Requests = run_requests(blocks, key.shape[1])
     rows = query.reshape(-1, 1, query.shape[-1]).index_select(0, requests.order // blocks.selected.shape[-1])
     k, v = (tensor.reshape(-1, 1, tensor.shape[-1]) for tensor in (key, value))
     found, lse = varlen(rows, k, v, requests.sequences, scaling, causal=False)
-    # Pairs without a run come last, beyond all sequences: FlashAttention leaves what it finds there.
+    # Pairs without a run come last, beyond all sequences: FlashAttention writes nothing there.
     found = found.masked_fill(~requests.served[:, None, None], 0.0)
     lse = lse[0].masked_fill(~requests.served, -torch.inf)
     output = torch.empty_like(found).index_copy_(0, requests.order, found)

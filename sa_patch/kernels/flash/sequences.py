@@ -1,6 +1,6 @@
-"""Patterns as packed sequences for FlashAttention: where each begins, and in which order its tokens go.
+"""Patterns as packed sequences for FlashAttention: where each begins, and the order of its tokens.
 
-Part of the `flash` kernel. A sequence's queries are its last positions. Imports torch, patterns and what keeps things.
+Belongs to the `flash` kernel. A sequence's queries are its last positions.
 """
 
 from dataclasses import dataclass, replace
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.kept import KEPT, kept_for
+from sa_patch.kernels.requests import sort_by_run
 from sa_patch.patterns import Blocks
 
 
@@ -18,9 +19,9 @@ class Sequences:
 
     Attributes:
         query_ends, key_ends: int32 [sequences + 1], cumulative lengths, from 0.
-        most_queries, most_keys: of any sequence, at least.
-        queries, keys: int64, which tokens of a row go where; None: in the order they are.
-        place: int64, the inverse of `queries`.
+        most_queries, most_keys: upper bounds for the lengths of a sequence.
+        queries, keys: int64, the tokens of a row of the batch in the order in which they are packed; None: theirs.
+        slot: int64, where each query's result is: the inverse of `queries`.
     """
 
     query_ends: Tensor
@@ -29,11 +30,11 @@ class Sequences:
     most_keys: int
     queries: Tensor | None = None
     keys: Tensor | None = None
-    place: Tensor | None = None
+    slot: Tensor | None = None
 
 
 def window_sequences(batch: int, num_queries: int, num_keys: int, device: torch.device) -> Sequences:
-    """A row is a sequence."""
+    """Every row of the batch is a sequence."""
 
     def make() -> Sequences:
         row = torch.arange(batch + 1, dtype=torch.int32, device=device)
@@ -48,28 +49,28 @@ def kept_sequences(blocks: Blocks, batch: int, device: torch.device) -> Sequence
 
 
 def run_sequences(blocks: Blocks, batch: int, device: torch.device) -> Sequences:
-    """A run of the order is a sequence; keys and queries among the sinks are left out and not counted.
+    """A run of the order is a sequence; keys and queries among the sinks are left out, and not counted.
 
-    Nothing here waits for the device. Tokens of the horizon that have not come yet take no place.
+    Doesn't wait for the device. Tokens of the horizon beyond `length` are left out.
     """
     size, low = blocks.block_size, blocks.sinks
     first = max(blocks.first, low)
     order = torch.arange(blocks.length, device=device) if blocks.order is None else blocks.order
     keys, key_ends = _packed(order, low, blocks.length, size)
     queries, query_ends = _packed(order, first, blocks.length, size)
-    place = torch.empty_like(queries).scatter_(0, queries, torch.arange(queries.numel(), device=device))
+    slot = torch.empty_like(queries).scatter_(0, queries, torch.arange(queries.numel(), device=device))
     row = torch.arange(batch, device=device)[:, None]
 
-    def all_ends(part: Tensor, inner: Tensor) -> Tensor:
-        last = inner.new_full((1,), batch * part.numel())
-        return torch.cat([(row * part.numel() + inner[:-1]).flatten(), last]).int()
+    def all_ends(tokens: Tensor, inner: Tensor) -> Tensor:
+        last = inner.new_full((1,), batch * tokens.numel())
+        return torch.cat([(row * tokens.numel() + inner[:-1]).flatten(), last]).int()
 
     sequences = Sequences(all_ends(queries, query_ends), all_ends(keys, key_ends), size, size)
-    return sequences if blocks.order is None else replace(sequences, queries=queries, keys=keys, place=place)
+    return sequences if blocks.order is None else replace(sequences, queries=queries, keys=keys, slot=slot)
 
 
 def _packed(order: Tensor, low: int, high: int, size: int) -> tuple[Tensor, Tensor]:
-    """The positions from low to high - 1 in that order, less low; and how many of them the runs before each hold."""
+    """The positions low .. high - 1 in that order, minus low; and the cumulative lengths of their runs, from 0."""
     there = (order >= low) & (order < high)
     rank = there.cumsum(0)
     slot = torch.where(there, rank - 1, high - low)
@@ -80,11 +81,11 @@ def _packed(order: Tensor, low: int, high: int, size: int) -> tuple[Tensor, Tens
 
 @dataclass(frozen=True, eq=False)
 class Requests:
-    """(query, run) pairs as sequences: the queries that asked for a run, and the run.
+    """(query, run) pairs as sequences: the queries that want a run, and the run's keys.
 
     Attributes:
         order: int64 [pairs], pairs (index into batch x heads x queries x chosen) sorted by the run they want.
-        served: bool [pairs], in that order; the pairs that want no run come last.
+        served: bool [pairs], which of `order` want a run; those that don't come last.
         sequences: over the pairs, and all keys of all kv heads.
     """
 
@@ -94,21 +95,17 @@ class Requests:
 
 
 def run_requests(blocks: Blocks, kv_heads: int) -> Requests:
-    """The selected runs of a pattern, keys among the sinks left out. Waits for the device once: how many want one run.
+    """The selected runs of a pattern, without keys among the sinks.
 
-    FlashAttention's grid is as high as the longest sequence; without the number it would be n x heads high for each.
+    Waits for the device once, for the length of the longest sequence: FlashAttention starts as many programs per
+    sequence as that one needs, which without the number would be enough for n x heads queries.
     """
-    selected, size, length = blocks.selected, blocks.block_size, blocks.length
-    assert selected is not None
-    batch, heads = selected.shape[:2]
-    whole, device = length // size, selected.device
-    # Every kv head's keys: those among the sinks that no run may show, the whole runs, and what is left.
-    parts = whole + 2
-    row, head = torch.arange(batch, device=device), torch.arange(heads, device=device)
-    owner = (row[:, None] * kv_heads + head // (heads // kv_heads)) * parts + 1
-    none = batch * kv_heads * parts
-    wanted = torch.where(selected < 0, none, selected + owner[..., None, None]).flatten()
-    wanted, order = wanted.sort(stable=True)
+    assert blocks.selected is not None
+    size, length, batch, device = blocks.block_size, blocks.length, blocks.selected.shape[0], blocks.selected.device
+    whole = length // size
+    # Sequences of a kv head's keys: those among the sinks, which no run may show, the whole runs, and the rest.
+    none = batch * kv_heads * (whole + 2)
+    wanted, order = sort_by_run(blocks, kv_heads, whole + 2, offset=1)
     query_ends = torch.searchsorted(wanted, torch.arange(none + 1, device=device)).int()
     starts = (torch.arange(whole + 1, device=device) * size).clamp(min=min(blocks.sinks, length))
     lines = torch.arange(batch * kv_heads, device=device)[:, None] * length

@@ -1,8 +1,8 @@
 """Patterns as block masks for FlexAttention, in closed form: O(n) memory, never a mask of n x n.
 
-Part of the `flex` kernel. Tokens of a permuted pattern go in the order of their ranks, so that what is near by rank is
-near in memory. Superblocks of ranks are sorted by position: whole blocks of keys are then in a block of queries' future
-and left out. Imports torch, patterns and what keeps things.
+Belongs to the `flex` kernel. Tokens of a permuted pattern are laid out in the order of their ranks, so that tokens near
+by rank are near in memory. Superblocks of ranks are sorted by position: whole blocks of keys are then later than all of
+a block's queries, and left out.
 """
 
 from collections.abc import Callable
@@ -23,24 +23,25 @@ _RANGES = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The tokens of a pattern in the order they are attended to; near is who has codes less than `width` apart.
+    """The order in which FlexAttention gets the tokens of a pattern. A token's code is its rank, or its run's number.
 
     Attributes:
-        queries: int64 [q], which query goes where; None: as they are. `place` is its inverse.
-        keys: int64 [k], likewise for keys; filled up with any token.
-        query_pos, key_pos: int32 [q], [k], positions; `length` where there is no token.
-        query_code, key_code: int32, likewise: ranks, or numbers of runs.
-        width: see above.
-        ring: codes in all where they form a ring, or 0.
-        sinks: this many keys at the front are the sinks.
-        line: [k - front], codes in ascending order, before superblocks were sorted.
-        front: keys before those of the line.
+        queries: int64 [q], the query in each slot; None: the order of positions.
+        keys: int64 [k], the key in each slot, any key in empty ones; None: the order of positions.
+        slot: int64 [q], where each query's result is: the inverse of `queries`.
+        query_pos, key_pos: int32 [q], [k], positions; `length` in empty slots.
+        query_code, key_code: int32 [q], [k].
+        width: a key is near if |query_code - key_code| < width.
+        ring: the number of codes if they form a ring, or 0.
+        sinks: how many sinks there are.
+        line: [k - front], the codes of the keys in ascending order, before superblocks were sorted.
+        front: slots at the front, for the sinks; those of the line come after.
         superblock: this many keys of the line are sorted by position together.
     """
 
     queries: Tensor | None
     keys: Tensor | None
-    place: Tensor | None
+    slot: Tensor | None
     query_pos: Tensor
     query_code: Tensor
     key_pos: Tensor
@@ -58,8 +59,8 @@ class Blocked:
     """A layout and the lists of blocks that its block mask is made of.
 
     Attributes:
-        counts, indices: int32 [query blocks], [query blocks, most]: blocks of keys of which some pairs are visible.
-        full_counts, full_indices: likewise, blocks of which all pairs are.
+        counts, indices: int32 [query blocks], [query blocks, most]: the blocks of keys with some visible pairs.
+        full_counts, full_indices: the blocks of keys of which all pairs are visible; same shapes.
         limits: int32 [5], what `visible` compares with: width, ring, sinks, local, and the sinks that are shown.
     """
 
@@ -71,7 +72,7 @@ class Blocked:
     limits: Tensor
 
     def mask(self) -> BlockMask:
-        """The block mask, with the function that tells visible pairs of partial blocks."""
+        """FlexAttention's block mask, with the mask function for the blocks that are partly visible."""
         layout = self.layout
         lists = (self.counts, self.indices, self.full_counts, self.full_indices)
         shown = visible(layout.query_pos, layout.query_code, layout.key_pos, layout.key_code, self.limits)
@@ -79,7 +80,7 @@ class Blocked:
 
 
 def visible(query_pos: Tensor, query_code: Tensor, key_pos: Tensor, key_code: Tensor, limits: Tensor) -> Callable:
-    """Who sees whom, as FlexAttention asks it. Numbers are tensors, so that others don't compile it again."""
+    """FlexAttention's mask function. All numbers are in tensors: other ones do not make it compile again."""
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         row, column = query_pos[query], key_pos[key]
@@ -94,7 +95,7 @@ def visible(query_pos: Tensor, query_code: Tensor, key_pos: Tensor, key_code: Te
 def block_mask(
     counts: Tensor, indices: Tensor, full_counts: Tensor, full_indices: Tensor, mask_mod: Callable, q: int, k: int
 ) -> BlockMask:
-    """FlexAttention's object, from lists as short as they are: it wants rows as long as there are blocks of keys."""
+    """FlexAttention's block mask from rows of `most` indices; it takes rows as long as there are blocks of keys."""
     columns = -(-k // BLOCK)
     return BlockMask.from_kv_blocks(
         *(counts[None, None], _as_wide(indices, columns), full_counts[None, None], _as_wide(full_indices, columns)),
@@ -106,25 +107,25 @@ def block_mask(
 
 
 def _as_wide(indices: Tensor, columns: int) -> Tensor:
-    """[1, 1, rows, columns] seen in the memory of [rows, most]: nobody reads a row beyond its count."""
+    """A view [1, 1, rows, columns] of [rows, most]. Rows overlap, but none is read beyond its count."""
     rows, most = indices.shape
     flat = F.pad(indices.flatten(), (0, max(0, columns - most)))
     return flat.as_strided((1, 1, rows, columns), (flat.numel(), flat.numel(), most, 1))
 
 
 def kept_blocks(pattern: Band | Blocks, device: torch.device, *, split: bool, show_sinks: bool = True) -> Blocked:
-    """The block lists of a pattern's own part and sinks, made once for all calls and layers where that can be told.
-
-    Args:
-        split: leave out the pairs that the local window opens; otherwise there is none.
-        show_sinks: False where another pass shows them.
-    """
+    """`make_blocks`, from the cache."""
     name = ("blocks", split, show_sinks, pattern.sinks, pattern.local)
     return kept_for(pattern, name, device, lambda: make_blocks(pattern, device, split=split, show_sinks=show_sinks))
 
 
 def make_blocks(pattern: Band | Blocks, device: torch.device, *, split: bool, show_sinks: bool = True) -> Blocked:
-    """`kept_blocks`, made anew."""
+    """The block lists of a pattern's own part and sinks.
+
+    Args:
+        split: leave out the pairs that the local window shows; otherwise the pattern has none.
+        show_sinks: False where another pass shows them.
+    """
     layout = _plain_layout(pattern, device) if pattern.order is None else _permuted_layout(pattern, pattern.order)
     local, shown = pattern.local if split else 0, layout.sinks if show_sinks else 0
     lists = _list_blocks(layout, _ranges(layout, shown), local)
@@ -172,14 +173,14 @@ def _permuted_layout(pattern: Band | Blocks, order: Tensor) -> Layout:
     keys = torch.cat([torch.where(sinks < low, sinks, n), keys])
     key_code = F.pad(key_code, (front, 0))
     ring = order.numel() if isinstance(pattern, Band) and pattern.circular else 0
-    place = inverse(queries - first)
+    slot = inverse(queries - first)
     numbers = queries.int(), query_code.int(), keys.int(), key_code.int()
-    index = queries - first, keys.clamp(max=n - 1), place
+    index = queries - first, keys.clamp(max=n - 1), slot
     return Layout(*index, *numbers, width, ring, low, line, front, superblock)
 
 
 def _present(order: Tensor, code: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """The tokens from low to high - 1 in that order, and their codes. Doesn't wait for the device."""
+    """The tokens low .. high - 1 in that order, and their codes, without waiting for the device."""
     if low == 0 and high == order.numel():
         return order, code
     there = (order >= low) & (order < high)
@@ -195,10 +196,10 @@ def _sort_superblocks(tokens: Tensor, codes: Tensor, size: int, horizon: int) ->
 
 
 def _ranges(layout: Layout, shown: int) -> _RANGES:
-    """Ranges of key blocks (from, to) that hold every visible key of a block of queries; int64 [query blocks] each."""
+    """Ranges of blocks (from, to) that hold all keys a block of queries may see: int64 [query blocks] each."""
     low, high = _extent(layout.query_code)
     side, size, line = layout.width - 1, layout.superblock, layout.line.contiguous()
-    ahead = 0 if layout.keys is None else side  # in the order of positions, later codes are in the future
+    ahead = 0 if layout.keys is None else side  # in the order of positions, keys with larger codes are in the future
     last = -(-layout.key_pos.numel() // BLOCK)
     ranges = []
     if shown:
@@ -207,21 +208,20 @@ def _ranges(layout: Layout, shown: int) -> _RANGES:
         begin = torch.searchsorted(line, (low - side + turn).to(line.dtype)) // size * size
         end = torch.searchsorted(line, (high + ahead + turn).to(line.dtype), right=True)
         begin, end = begin + layout.front, -(-end // size) * size + layout.front
-        # Nothing in reach: an empty range.
         empty = end <= begin
         ranges.append((begin // BLOCK, torch.where(empty, begin // BLOCK, (-(-end // BLOCK)).clamp(max=last))))
     return ranges
 
 
 def _extent(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest and largest value of every block: int64 [blocks]; the last one is filled up with its last value."""
+    """The smallest and largest value of every block: int64 [blocks] each. The last block may be shorter."""
     missing = -values.numel() % BLOCK
     padded = torch.cat([values, values[-1:].expand(missing)]).view(-1, BLOCK).long()
     return padded.amin(dim=1), padded.amax(dim=1)
 
 
 def _list_blocks(layout: Layout, ranges: _RANGES, local: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(partial counts, partial indices, full counts, full indices) from ranges of candidates."""
+    """`Blocked`'s counts, indices, full_counts and full_indices, out of the blocks in some ranges."""
     query_pos, key_pos, query_code, key_code = (
         _extent(x) for x in (layout.query_pos, layout.key_pos, layout.query_code, layout.key_code)
     )
@@ -238,7 +238,7 @@ def _list_blocks(layout: Layout, ranges: _RANGES, local: int) -> tuple[Tensor, T
     seen &= key_pos[0][index] <= query_pos[1][:, None]
     apart = torch.maximum(query_code[1][:, None] - key_code[0][index], key_code[1][index] - query_code[0][:, None])
     full = seen & (key_pos[1][index] <= query_pos[0][:, None]) & (apart < layout.width)
-    # Among the sinks, beside the window, and at the end, where keys may be missing, pairs are looked at one by one.
+    # Blocks with sinks, with pairs of the local window, or at the end with empty slots, are not fully visible.
     full &= (key_pos[0][index] >= layout.sinks) & (index < last)
     if local:
         full &= query_pos[0][:, None] - key_pos[1][index] >= local
@@ -246,6 +246,6 @@ def _list_blocks(layout: Layout, ranges: _RANGES, local: int) -> tuple[Tensor, T
 
 
 def compact(index: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The wanted entries of every row, in front and ascending: (counts [rows], indices [rows, columns]), int32."""
+    """Every row's wanted entries, ascending, before the others: (how many [rows], indices [rows, columns]), int32."""
     key = torch.where(wanted, index, torch.iinfo(torch.int64).max)
     return wanted.sum(dim=1).int(), index.gather(1, key.argsort(dim=1, stable=True)).int().contiguous()

@@ -1,6 +1,6 @@
-"""Selected runs for FlexAttention: queries collected by the run they asked for, as blocks of one long sequence.
+"""Selected runs for FlexAttention: queries collected by the run they want, as blocks of one long sequence.
 
-Part of the `flex` kernel. Imports torch, plans and patterns.
+Belongs to the `flex` kernel.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,12 @@ from sa_patch.patterns import Blocks
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """(query, run) pairs in tiles of a block that asked for one run, against the keys of all kv heads in one line.
+    """(query, run) pairs in blocks that want one run, against the keys of all kv heads in one line.
 
     Attributes:
-        rows: int64 [tiles * BLOCK], where a slot's query is among batch x heads x queries.
-        target: int64 [tiles * BLOCK], the pair a slot's result belongs to; the number of pairs where there is none.
+        rows: int64 [tiles * BLOCK], an index into batch x heads x queries: the query in each slot.
+        target: int64 [tiles * BLOCK], an index into batch x heads x queries x chosen: the pair in each slot. Its size
+            marks empty slots.
         mask: the block mask, [tiles * BLOCK, batch * kv_heads * length].
     """
 
@@ -31,10 +32,10 @@ class Asked:
 
 
 def ask(blocks: Blocks, kv_heads: int) -> Asked:
-    """The selected runs of a pattern, without the pairs that sinks and local window open.
+    """The selected runs of a pattern, without the pairs that sinks and local window show.
 
-    Tiles hold what asked for one run, whichever head and position: a block of neighbouring queries would need the union
-    of their runs, which soon is all of them. Doesn't wait for the device.
+    A block of neighbouring queries would need the union of their runs, which soon is all of them. So a block has
+    queries that want one run, whatever their heads and positions. Doesn't wait for the device.
     """
     assert blocks.selected is not None
     wanted, total = make_requests(blocks, kv_heads, block_masks.BLOCK), blocks.selected.numel()
@@ -57,7 +58,7 @@ def ask(blocks: Blocks, kv_heads: int) -> Asked:
         & (blocks.local <= 1)
     )
     index = index.clamp(max=-(-keys // block_masks.BLOCK) - 1)
-    # How far a row's local window reaches back, as a place in the line of keys.
+    # The last key before each query's local window, as an index into the line of keys.
     near = line.repeat_interleave(block_masks.BLOCK) + rows % blocks.query_len + blocks.first - blocks.local
     shown = _in_run(*(x.int() for x in (low, high, near)))
     mask = block_masks.block_mask(
@@ -71,7 +72,7 @@ def ask(blocks: Blocks, kv_heads: int) -> Asked:
 
 
 def _in_run(low: Tensor, high: Tensor, near: Tensor) -> Callable:
-    """Keys of a tile's run, up to where a row's local window begins."""
+    """FlexAttention's mask function: the keys low <= key < high of a tile's run, with key <= near of the query."""
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         tile = query // block_masks.BLOCK

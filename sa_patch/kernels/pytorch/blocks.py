@@ -1,8 +1,7 @@
-"""Blocks patterns with plain PyTorch, O(n x visible keys) time and O(n) memory beyond the inputs.
+"""Blocks patterns in O(n x visible keys) time and O(n) memory beyond the inputs. Belongs to the `torch` kernel.
 
 The own runs are batched causal attention, or tiles where only some tokens are queries. For selected runs the queries
-of each run are collected (as experts collect tokens), attend to it together, and are merged by log-sum-exp. Part of the
-`torch` kernel.
+that want a run are computed together, and merged with the rest by log-sum-exp.
 """
 
 from collections.abc import Iterator
@@ -15,34 +14,35 @@ from sa_patch.kernels.dense import fused
 from sa_patch.kernels.merging import Part, merge, wide
 from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES, masked_part
 from sa_patch.kernels.pytorch.tiles import Tiles, tiles_part
+from sa_patch.kernels.requests import sort_by_run
 from sa_patch.patterns import Blocks
 
-_TILE = 64  # queries that attend to one selected run together
-_ROWS = 64  # queries of a run that attend to its keys up to their own end together
+_TILE = 64  # queries per tile that want one selected run
+_ROWS = 64  # queries of an own run that are computed in one step, with the keys up to the last of them
 
 
-def blocks_part(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, *, part: bool) -> Part:
-    """Own and selected runs of every query.
+def blocks_part(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, *, split: bool) -> Part:
+    """Attention to own and selected runs.
 
     Args:
         query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
-        part: leave out the pairs that sinks and local open, and return what `merge` needs.
+        split: sinks and local window are parts of their own, to be merged: leave out the pairs that they show.
 
     Returns:
         (output [batch, heads, query_len, head_dim], log-sum-exp [batch, heads, query_len] or None)
     """
     whole = blocks.query_len == blocks.length and (blocks.order is None or blocks.order.numel() == blocks.length)
     chosen = blocks.selected is not None and blocks.selected.shape[-1] > 0
-    if whole and not chosen and not part:
+    if whole and not chosen and not split:
         return _own_runs_fused(query, key, value, blocks, scaling), None
-    if whole and not part and query.device.type == "cpu":
+    if whole and not split and query.device.type == "cpu":
         own = _own_runs(query, key, value, blocks, scaling)
     else:
-        tiles = run_tiles(blocks, query.device)
-        own = tiles_part(query, key, value, tiles, blocks, scaling, part=part or chosen, exclude=part)
+        tiles, exclude = run_tiles(blocks, query.device), blocks if split else None
+        own = tiles_part(query, key, value, tiles, scaling, with_lse=split or chosen, exclude=exclude)
     if not chosen:
         return own
-    return merge([own, *_selected_runs(query, key, value, blocks, scaling, part)])
+    return merge([own, *_selected_runs(query, key, value, blocks, scaling, split)])
 
 
 def run_tiles(blocks: Blocks, device: torch.device) -> Tiles:
@@ -55,9 +55,8 @@ def run_tiles(blocks: Blocks, device: torch.device) -> Tiles:
     used = (count > before).nonzero()[:, 0]
     position, before, count = position[used], before[used, None], count[used, None]
     rows, span = int((count - before).max()), int(count.max())
-    # Surplus rows repeat the run's last query; nobody picks their results.
-    place = torch.minimum(before + torch.arange(rows, device=device), count - 1)
-    queries = position.gather(1, place)
+    # Tiles with fewer queries are filled up with copies of the last one, whose results are dropped.
+    queries = position.gather(1, torch.minimum(before + torch.arange(rows, device=device), count - 1))
     slot = torch.empty(blocks.query_len, dtype=torch.int64, device=device)
     real = torch.arange(rows, device=device) < count - before
     slot[queries[real] - blocks.first] = real.flatten().nonzero()[:, 0]
@@ -67,7 +66,7 @@ def run_tiles(blocks: Blocks, device: torch.device) -> Tiles:
 def _own_runs_fused(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float) -> Tensor:
     """Whole sequences without extras: the own runs are a batch of short causal sequences, no mask needed."""
     size, batch, length = blocks.block_size, query.shape[0], query.shape[2]
-    # A few runs at a time: what is gathered stays in the caches, and no large buffer is made and dropped.
+    # A few runs at a time: what is gathered stays in the CPU's caches, and no large buffer is allocated.
     step = max(1, CHUNK_ENTRIES // (batch * query.shape[1] * size * query.shape[3])) * size
     output = torch.empty_like(query)
     for start in range(0, length // size * size, step):
@@ -82,7 +81,7 @@ def _own_runs_fused(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, s
 
 
 def _own_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float) -> Part:
-    """Whole sequences in the identity order: the own runs and what `merge` needs to add the selected ones."""
+    """Whole sequences in the identity order: the part of the own runs, to be merged with the selected ones."""
     size, batch, length = blocks.block_size, query.shape[0], query.shape[2]
     edge = length // size * size
     q, k, v = (_runs(tensor[:, :, :edge], size) for tensor in (query, key, value))
@@ -132,12 +131,12 @@ def _ranks(tensor: Tensor, order: Tensor | None, start: int, stop: int) -> Tenso
     return tensor[:, :, start:stop] if order is None else tensor.index_select(2, order[start:stop])
 
 
-def _put(output: Tensor, part: Tensor, order: Tensor | None, start: int, stop: int) -> None:
-    """The inverse of `_ranks`, in place."""
+def _put(output: Tensor, found: Tensor, order: Tensor | None, start: int, stop: int) -> None:
+    """Write results of some ranks into `output`: the inverse of `_ranks`."""
     if order is None:
-        output[:, :, start:stop] = part
+        output[:, :, start:stop] = found
     else:
-        output.index_copy_(2, order[start:stop], part)
+        output.index_copy_(2, order[start:stop], found)
 
 
 def _runs(tensor: Tensor, size: int) -> Tensor:
@@ -150,20 +149,17 @@ def _unruns(tensor: Tensor, batch: int) -> Tensor:
     return tensor.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
 
 
-def _selected_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, part: bool) -> list[Part]:
-    """One (output, log-sum-exp) per selected run: k pairs of [batch, heads, q, head_dim] and [batch, heads, q]."""
+def _selected_runs(
+    query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, split: bool
+) -> list[Part]:
+    """A part for each of the k selected runs per query."""
     selected, size = blocks.selected, blocks.block_size
     assert selected is not None
-    batch, heads, _, num_chosen = selected.shape
-    kv_heads, whole, head_dim = key.shape[1], blocks.length // size, query.shape[-1]
-    group = heads // kv_heads
-    # Sort the (query, run) pairs by the run they want; -1 sorts last and is cut off.
-    row, head = torch.arange(batch, device=query.device), torch.arange(heads, device=query.device)
-    base = (row[:, None] * kv_heads + head // group) * whole
-    wanted = torch.where(selected < 0, batch * kv_heads * whole, selected + base[..., None, None]).flatten()
-    order = torch.argsort(wanted, stable=True)
-    order = order[: int((selected >= 0).sum())]
-    slot, tile_run = _tile(wanted[order], batch * kv_heads * whole)
+    num_chosen, whole, head_dim = selected.shape[-1], blocks.length // size, query.shape[-1]
+    wanted, order = sort_by_run(blocks, key.shape[1], whole)
+    served = int((selected >= 0).sum())
+    wanted, order = wanted[:served], order[:served]
+    slot, tile_run = _tile(wanted, key.shape[0] * key.shape[1] * whole)
     pair = torch.full((tile_run.numel() * _TILE,), -1, device=query.device).index_copy(0, slot, order)
     pair, source = pair.view(-1, _TILE), (pair.clamp(min=0) // num_chosen).view(-1, _TILE)
     keys = key[:, :, : whole * size].reshape(-1, size, head_dim)
@@ -173,7 +169,7 @@ def _selected_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, sc
     lse = query.new_full((total,), -torch.inf, dtype=wide(query))
     step = max(1, CHUNK_ENTRIES // (_TILE * size))
     for tiles in torch.arange(tile_run.numel(), device=query.device).split(step):
-        mask = _selected_mask(source[tiles], tile_run[tiles], blocks, whole) if part else None
+        mask = _selected_mask(source[tiles], tile_run[tiles], blocks, whole) if split else None
         run = tile_run[tiles]
         rows = flat.index_select(0, source[tiles].flatten()).view(-1, 1, _TILE, head_dim)
         found, found_lse = masked_part(
@@ -194,13 +190,13 @@ def _selected_mask(source: Tensor, run: Tensor, blocks: Blocks, whole: int) -> T
 
 
 def _tile(run: Tensor, num_runs: int) -> tuple[Tensor, Tensor]:
-    """Cut sorted requests into tiles of `_TILE` that all want one run.
+    """Cut sorted pairs into tiles of `_TILE` that want one run.
 
     Args:
-        run: int64 [requests], ascending.
+        run: int64 [pairs], the run each pair wants, ascending.
 
     Returns:
-        (slot of each request among tiles x _TILE slots, the run each tile wants)
+        (where each pair is among tiles x _TILE slots, the run of each tile)
     """
     count = torch.bincount(run, minlength=num_runs)
     tiles = -(-count // _TILE)

@@ -1,4 +1,4 @@
-"""Attention over some of the keys together with its log-sum-exp, which `merge` needs. Part of the `torch` kernel.
+"""Attention to some of the keys and its log-sum-exp, which `merge` needs. Belongs to the `torch` kernel.
 
 Differentiable, and computed in float32 at least.
 """
@@ -6,6 +6,7 @@ Differentiable, and computed in float32 at least.
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.base import needs_gradients
 from sa_patch.kernels.merging import wide
 
 # Entries of a mask or of scores held at once: 8 MiB of float32, so that a chunk stays near the caches of a CPU.
@@ -15,7 +16,7 @@ CHUNK_ENTRIES = 1 << 21
 def masked_part(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention of tiles of queries to tiles of keys.
+    """Attention of tiles of queries to tiles of keys: every tile is computed by itself.
 
     Args:
         query: [tiles, heads, q, head_dim]; key, value: [tiles, kv_heads, k, head_dim].
@@ -25,8 +26,7 @@ def masked_part(
         (output [tiles, heads, q, head_dim], log-sum-exp [tiles, heads, q]) in float32, or float64 for such tensors; 0
         and -inf where a query sees nothing.
     """
-    recorded = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    if query.device.type == "cpu" and not recorded:
+    if query.device.type == "cpu" and not needs_gradients(query, key, value):
         return _masked_part_on_cpu(query, key, value, mask, scaling)
     exact = wide(query)
     grouped = query.unflatten(1, (key.shape[1], -1)).to(exact)
@@ -40,16 +40,16 @@ def masked_part(
 
 
 def _masked_part_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float):
-    """`masked_part` through PyTorch's CPU flash kernel, whose log-sum-exp the public function doesn't return.
+    """`masked_part` without gradients, through PyTorch's flash attention operator for CPUs.
 
-    That log-sum-exp has no gradient, hence the other way while gradients are recorded.
+    The public `scaled_dot_product_attention` calls the same operator, but does not return its log-sum-exp.
     """
     if mask is not None:
         bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
         bias = bias.expand(query.shape[0], 1, query.shape[2], key.shape[2])
     else:
         bias = None
-    # The public function sees to this, the operator reads head_dim as if it were contiguous.
+    # The operator reads head_dim as if it were contiguous; the public function makes sure that it is.
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     output, lse = flash(query, key, value, 0.0, False, attn_mask=bias, scale=scaling)
@@ -58,7 +58,7 @@ def _masked_part_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor 
 
 
 def sinks_part(query: Tensor, key: Tensor, value: Tensor, sinks: int, scaling: float) -> tuple[Tensor, Tensor]:
-    """Every query to the first `sinks` keys, causally; the queries are the last positions of the keys.
+    """Causal attention of every query to the first `sinks` keys; the queries are the last positions of the keys.
 
     Args:
         query: [batch, heads, q, head_dim]; key, value: [batch, kv_heads, n, head_dim].

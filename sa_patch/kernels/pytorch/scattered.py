@@ -1,7 +1,7 @@
 """Scattered patterns with plain PyTorch: O(n w) work and O(n) memory beyond the inputs and the pattern.
 
-While a stretch of queries has few keys in all, a masked dense call is faster; beyond, every query's own keys are
-gathered. Sinks and the local window are keys like the others there. Part of the `torch` kernel.
+The first queries have few earlier keys in all: one masked call over them is faster. For later queries, every query's
+own keys are gathered, sinks and local window among them. Belongs to the `torch` kernel.
 """
 
 from dataclasses import replace
@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sa_patch.kernels.base import needs_gradients
 from sa_patch.kernels.dense import fused
 from sa_patch.kernels.merging import wide
 from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES
 from sa_patch.patterns import Scattered
 
-# Up to this many keys in all for every visible one, a masked call is faster (one core, float32, benchmarks/attention.py
-# shapes, windows 32 to 512).
+# A masked call is faster while there are up to this many keys for every visible one (one core, float32, the shapes of
+# benchmarks/attention.py, windows 32 to 512).
 _DENSE_KEYS = 16
-# Entries gathered at once: what stays in a CPU's cache; elsewhere few launches matter more.
+# Entries gathered at once: on a CPU as many as stay in its cache; elsewhere fewer launches matter more.
 _GATHERED_CPU, _GATHERED = 1 << 18, 1 << 25
 
 
-def scattered_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Scattered, scaling: float) -> Tensor:
-    """Attention over own, drawn, sink and local keys; the tail aside.
+def scattered(query: Tensor, key: Tensor, value: Tensor, pattern: Scattered, scaling: float) -> Tensor:
+    """Attention to own, drawn, sink and local keys.
 
     Args:
         query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
@@ -32,7 +33,7 @@ def scattered_rows(query: Tensor, key: Tensor, value: Tensor, pattern: Scattered
     Returns:
         [batch, heads, query_len, head_dim] in query's dtype. Gradients compute each stretch again.
     """
-    recorded = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    recorded = needs_gradients(query, key, value)
     outputs, start = [], 0
     while start < pattern.query_len:
         stop, dense = _stretch(start, pattern, query, key)
@@ -61,7 +62,7 @@ def _masked(
     query: Tensor, key: Tensor, value: Tensor, *, pattern: Scattered, scaling: float, start: int, stop: int
 ) -> Tensor:
     seen = pattern.first + stop
-    stretch = replace(pattern, length=seen, query_len=stop - start, keys=pattern.keys[start:stop], tail=0)
+    stretch = replace(pattern, length=seen, query_len=stop - start, keys=pattern.keys[start:stop])
     return fused(query[:, :, start:stop], key[:, :, :seen], value[:, :, :seen], scaling, stretch.visible())
 
 
@@ -79,7 +80,7 @@ def _gathered(
 
 
 def _keys(pattern: Scattered, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """What some queries see, each key once: positions int64 [stop - start, k], and which of them count."""
+    """What some queries see, each key once: positions int64 [stop - start, k], and which of them are keys: bool."""
     drawn = pattern.keys[start:stop]
     row = torch.arange(pattern.first + start, pattern.first + stop, device=drawn.device)[:, None]
     near = row - torch.arange(max(pattern.local, 1), device=drawn.device)

@@ -1,7 +1,7 @@
 """Attention tile by tile: some queries, gathered, to all keys that any of them sees, gathered.
 
-Not a kernel by itself; the `torch` kernel turns bands and runs into tiles. Chunked, so that memory beyond the inputs
-and the output stays small.
+Bands and runs become tiles for the `torch` kernel. A chunk of tiles is computed at a time, so that memory beyond inputs
+and output stays small.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,15 +19,16 @@ from sa_patch.patterns import Pattern
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Which queries go together, and the keys they need.
+    """Which queries are computed together, and the keys they need.
 
     Attributes:
-        queries: positions, int [tiles, rows]; every query of the pattern, the last one repeated at the end.
+        queries: positions, int [tiles, rows]; every query of the pattern, and copies that fill tiles up.
         keys: positions, int [tiles, span]; `length` in empty slots.
         slot: int64 [query_len], where in the flattened `queries` each query's result is.
-        near: some tiles -> their pairs of near ranks, bool [tiles or 1, rows, span]; None where all pairs are.
-        line: where `keys` is an overlapping view of a line of positions, that line and its step from tile to tile.
-        alike: (mask, start, stop): from tile start to stop all masks are this one, bool [1, rows, span].
+        near: (slice of tiles) -> bool [tiles or 1, rows, span], the pairs whose ranks are near enough. Without it, all
+            pairs of a tile are.
+        line: where the keys of tile t are line[t * step : t * step + span]: (line, step). `keys` is a view of it.
+        alike: (mask, start, stop): the mask of each of the tiles start .. stop - 1 is this one, bool [1, rows, span].
     """
 
     queries: Tensor
@@ -37,21 +38,25 @@ class Tiles:
     line: tuple[Tensor, int] | None = None
     alike: tuple[Tensor, int, int] | None = None
 
-    def steps(self, most: int) -> Iterator[slice]:
-        """The tiles in stretches of at most `most`; those with one mask by themselves."""
+    def chunks(self, most: int) -> Iterator[slice]:
+        """Slices of at most `most` tiles. Tiles that are `alike` are in slices of their own."""
         edges = [0, self.queries.shape[0]] if self.alike is None else [0, *self.alike[1:], self.queries.shape[0]]
         for first, last in pairwise(edges):
             for start in range(first, last, most):
                 yield slice(start, min(start + most, last))
 
-    def mask(self, part: slice, exclude: Pattern | None) -> Tensor:
-        """Visible pairs of some tiles, without what the extras of `exclude` open: bool [tiles or 1, rows, span]."""
-        if self.alike is not None and exclude is None and self.alike[1] <= part.start < self.alike[2]:
+    def mask(self, chunk: slice, exclude: Pattern | None) -> Tensor:
+        """Visible pairs of some tiles: bool [tiles or 1, rows, span].
+
+        Args:
+            exclude: leave out the pairs that this pattern's sinks and local window show.
+        """
+        if self.alike is not None and exclude is None and self.alike[1] <= chunk.start < self.alike[2]:
             return self.alike[0]
-        row, key = self.queries[part, :, None], self.keys[part, None]
+        row, key = self.queries[chunk, :, None], self.keys[chunk, None]
         mask = key <= row
         if self.near is not None:
-            mask &= self.near(part)
+            mask &= self.near(chunk)
         if exclude is not None:
             mask &= (key >= exclude.sinks) & (row - key >= exclude.local)
         return mask
@@ -62,67 +67,66 @@ def tiles_part(
     key: Tensor,
     value: Tensor,
     tiles: Tiles,
-    pattern: Pattern,
     scaling: float,
     *,
-    part: bool,
-    exclude: bool,
+    with_lse: bool,
+    exclude: Pattern | None = None,
 ) -> Part:
-    """The pairs of all tiles.
+    """Attention over the pairs of all tiles.
 
     Args:
         query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
-        part: return what `merge` needs.
-        exclude: leave out the pairs that the pattern's sinks and local window open.
+        with_lse: return the log-sum-exp, because the part is merged with others.
+        exclude: see `Tiles.mask`.
 
     Returns:
         (output [batch, heads, query_len, head_dim], log-sum-exp [batch, heads, query_len] or None)
     """
-    if query.shape[0] > 1 and tiles.line is not None:  # the overlapping view exists for one sequence only
+    if query.shape[0] > 1 and tiles.line is not None:  # views of a line exist for one sequence only
         rows = zip(query.split(1), key.split(1), value.split(1), strict=True)
-        parts = [tiles_part(*row, tiles, pattern, scaling, part=part, exclude=exclude) for row in rows]
-        lse = torch.cat([lse for _, lse in parts if lse is not None]) if part else None
+        parts = [tiles_part(*row, tiles, scaling, with_lse=with_lse, exclude=exclude) for row in rows]
+        lse = torch.cat([lse for _, lse in parts if lse is not None]) if with_lse else None
         return torch.cat([output for output, _ in parts]), lse
-    batch, heads = query.shape[:2]
+    batch, heads, query_len, head_dim = query.shape
     rows, span = tiles.queries.shape[1], tiles.keys.shape[1]
     keys, values = _keys_of_tiles(key, tiles), _keys_of_tiles(value, tiles)
     outputs, lses = [], []
-    even = torch.empty_like(query) if tiles.line is not None and not part else None
-    for part_of in tiles.steps(_tiles_at_once(batch * rows, span, heads, query.shape[-1], part)):
-        q = _gather(query, tiles.queries[part_of] - pattern.first)
-        mask = tiles.mask(part_of, pattern if exclude else None)[:, None]
+    whole = torch.empty_like(query) if tiles.line is not None and not with_lse else None
+    for chunk in tiles.chunks(_tiles_at_once(batch * rows, span, heads, head_dim, with_lse)):
+        q = _gather(query, tiles.queries[chunk] - (key.shape[2] - query_len))
+        mask = tiles.mask(chunk, exclude)[:, None]
         mask = mask if batch == 1 else mask.repeat(batch, 1, 1, 1)
-        if part:
-            output, lse = masked_part(q, keys(part_of), values(part_of), mask, scaling)
+        if with_lse:
+            output, lse = masked_part(q, keys(chunk), values(chunk), mask, scaling)
             lses.append(_join(lse, batch))
         else:
-            output = fused(q, keys(part_of), values(part_of), scaling, mask)
+            output = fused(q, keys(chunk), values(chunk), scaling, mask)
         output = _join(output, batch)
-        if even is None:
+        if whole is None:
             outputs.append(output)
-        else:  # no surplus but at the end: results go where they belong while they are in the cache
-            place = tiles.queries[part_of].flatten()[: pattern.query_len - part_of.start * rows]
-            even.index_copy_(2, place.long(), output[:, :, : place.numel()])
-    if even is not None:
-        return even, None
+        else:  # only the last tile holds copies: results are written while they are in the CPU's cache
+            target = tiles.queries[chunk].flatten()[: query_len - chunk.start * rows]
+            whole.index_copy_(2, target.long(), output[:, :, : target.numel()])
+    if whole is not None:
+        return whole, None
     output = torch.cat(outputs, dim=2).index_select(2, tiles.slot)
-    return output, torch.cat(lses, dim=2).index_select(2, tiles.slot) if part else None
+    return output, torch.cat(lses, dim=2).index_select(2, tiles.slot) if with_lse else None
 
 
-def _tiles_at_once(rows: int, span: int, heads: int, head_dim: int, part: bool) -> int:
-    """As many tiles as keep masks (scores, for parts) and gathered queries small."""
-    entries = rows * span * (heads if part else 1)
+def _tiles_at_once(rows: int, span: int, heads: int, head_dim: int, with_lse: bool) -> int:
+    """As many tiles as keep gathered queries small, and masks; with the log-sum-exp scores instead of masks."""
+    entries = rows * span * (heads if with_lse else 1)
     return max(1, min(CHUNK_ENTRIES // entries, CHUNK_ENTRIES // (rows * heads * head_dim)))
 
 
 def _keys_of_tiles(tensor: Tensor, tiles: Tiles) -> Callable[[slice], Tensor]:
-    """Some tiles -> their keys or values [batch * tiles, kv_heads, span, head_dim]; a view where they lie evenly."""
-    last = tensor.shape[2] - 1  # what empty slots hold is masked
+    """(slice of tiles) -> their keys or values [batch * tiles, kv_heads, span, head_dim]; views of a line."""
+    last = tensor.shape[2] - 1  # an empty slot gets any key: its pairs are masked
     if tiles.line is None:
-        return lambda part: _gather(tensor, tiles.keys[part].clamp(max=last))
+        return lambda chunk: _gather(tensor, tiles.keys[chunk].clamp(max=last))
     line, step = tiles.line
     windows = tensor[0].index_select(1, line.clamp(max=last)).unfold(1, tiles.keys.shape[1], step)
-    return lambda part: windows[:, part].permute(1, 0, 3, 2)
+    return lambda chunk: windows[:, chunk].permute(1, 0, 3, 2)
 
 
 def _gather(tensor: Tensor, index: Tensor) -> Tensor:

@@ -28,27 +28,28 @@ def plan_part(
     sinks: bool = False,
     local: int = 0,
     prior: tuple[Tensor, Tensor] | None = None,
-    part: bool = False,
+    with_lse: bool = False,
 ) -> Part:
-    """The pairs of a plan.
+    """Attention over the pairs of a plan.
 
     Args:
         query: [batch, heads, q, head_dim]; key, value: [batch, kv_heads, n, head_dim]; head_dim contiguous.
         scaling: above 0.
         first: position of the first query.
-        skip: keys at positions below it are no part of the plan's lists.
-        sinks: they are visible to every later query instead; otherwise to none.
-        local: leave out keys whose distance is below it.
-        prior: results over other keys to merge: output [batch, heads, q, k, head_dim], log-sum-exp without head_dim.
-        part: return what `merge` needs.
+        skip: keys at positions below it are left out of the plan's lists.
+        sinks: the keys below `skip` are visible to every later query; otherwise to none.
+        local: leave out the pairs with query - key < local.
+        prior: k parts over other keys, to be merged: output [batch, heads, q, k, head_dim], log-sum-exp [batch, heads,
+            q, k].
+        with_lse: return the log-sum-exp, because the part is merged with others.
 
     Returns:
-        (output [batch, heads, q, head_dim], float32 for a part; float32 log-sum-exp [batch, heads, q] or None)
+        (output [batch, heads, q, head_dim], float32 if with_lse; float32 log-sum-exp [batch, heads, q] or None)
     """
     batch, heads, num_queries, head_dim = query.shape
     kv_heads = key.shape[1]
-    output = torch.empty(query.shape, dtype=torch.float32 if part else query.dtype, device=query.device)
-    lse = torch.empty((batch, heads, num_queries), dtype=torch.float32, device=query.device) if part else None
+    output = torch.empty(query.shape, dtype=torch.float32 if with_lse else query.dtype, device=query.device)
+    lse = torch.empty((batch, heads, num_queries), dtype=torch.float32, device=query.device) if with_lse else None
     tiles, rows = plan.query_pos.shape
     group, dim = heads // kv_heads, dim_for(head_dim)
     prior_output, prior_lse = (output, output) if prior is None else prior
@@ -65,7 +66,7 @@ def plan_part(
         (
             *(rows, next_power_of_2(group), tile.keys, dim, plan.tiles_per_list, plan.width > 0, skip > 0, sinks),
             *(local > 0, 0 if prior is None else prior_lse.shape[3], dim != head_dim, query.dtype == torch.float32),
-            part,
+            with_lse,
         ),
         tile,
     )
@@ -84,10 +85,11 @@ def requests_part(
     skip: int,
     local: int,
 ) -> tuple[Tensor, Tensor]:
-    """Every query to the whole runs it asked for, each by itself.
+    """A part for each of the k selected runs per query; arguments as `plan_part`.
 
     Returns:
-        (output [batch, heads, q, k, head_dim], float32 log-sum-exp [batch, heads, q, k]); anything and -inf for no run.
+        (output [batch, heads, q, k, head_dim], float32 log-sum-exp [batch, heads, q, k]); where a query has no run, the
+        latter is -inf and the output undefined.
     """
     batch, heads, num_queries, head_dim = query.shape
     kv_heads = key.shape[1]
@@ -110,7 +112,7 @@ def requests_part(
     return output, lse
 
 
-# Programs that Triton has compiled, by everything it compiles them for: looking that up costs it more than launching.
+# Compiled programs by everything that Triton compiles them for: its own look-up takes longer than the launch.
 _COMPILED: dict[tuple, Any] = {}
 
 
@@ -128,14 +130,14 @@ def launch(
 
     Args:
         heads: query, key, value; their strides come after `tensors`.
-        numbers: what no program is compiled anew for.
+        numbers: arguments whose values Triton does not specialize the program for.
         sizes: head_dim, and query heads per kv head.
     """
     query, key, value = heads
     strides = (*query.stride()[:3], *key.stride()[:3], *value.stride()[:3])
     arguments = (*heads, *tensors, *strides, *numbers, *sizes, *constants)
     device = query.device
-    if device.type == "cuda" and device.index != torch.cuda.current_device():  # Triton launches where the thread is
+    if device.type == "cuda" and device.index != torch.cuda.current_device():  # Triton launches on the current device
         with torch.cuda.device(device):
             return launch(program, grid, heads, tensors, numbers, sizes, constants, tile)
     regular = _is_regular(strides) and not (query.data_ptr() | key.data_ptr() | value.data_ptr()) % 16
@@ -157,10 +159,10 @@ def _is_regular(strides: tuple[int, ...]) -> bool:
 
 
 def next_power_of_2(number: int) -> int:
-    """The smallest one that is not below it."""
+    """The smallest power of two >= number."""
     return 1 << (number - 1).bit_length()
 
 
 def dim_for(head_dim: int) -> int:
-    """The power of two that heads are padded to: products need 16 at least."""
+    """The power of two that head_dim is padded to; `tl.dot` needs at least 16."""
     return max(16, next_power_of_2(head_dim))

@@ -1,6 +1,6 @@
-"""Plans: a pattern as tiles of queries and sorted lists of keys, for kernels that gather as they go.
+"""Plans of the `triton` kernel: a pattern as tiles of queries and sorted lists of keys, which the programs gather.
 
-Nothing here waits for the device where every token is a query. Imports torch, patterns and what keeps plans only.
+Where every token is a query, no plan waits for the device.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,17 @@ from sa_patch.randomness import inverse
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """`tiles_per_list` consecutive tiles share a list of keys.
+    """Tiles of queries and lists of keys; `tiles_per_list` consecutive tiles share a list.
 
     Attributes:
-        query_pos: int32 [lists * tiles_per_list, rows], positions, ascending inside a list; -1 where empty.
-        query_rank: int32, likewise.
-        key_pos, key_rank: int32 [lists, span], sorted by position; beyond a list's end anything.
-        past: int32 [tiles], how many keys of its list no query of a tile precedes: positions need no comparison there.
-        stop: int32 [tiles], how many keys of its list a tile has to visit: the later ones are in its future.
-        tiles_per_list: see above.
-        width: only ranks that differ by less are visible; 0: all are.
+        query_pos: int32 [tiles, rows], positions, ascending over the tiles of a list; -1 where there is no query.
+        query_rank: int32 [tiles, rows].
+        key_pos, key_rank: int32 [lists, span], sorted by position; beyond a list's end undefined.
+        past: int32 [tiles]. The first `past` keys of a tile's list have key_pos <= query_pos for all queries of the
+            tile: positions need not be compared there.
+        stop: int32 [tiles]. The keys from number `stop` on have key_pos > query_pos for all queries of the tile: it
+            never visits them.
+        width: a key is visible if |query_rank - key_rank| < width; 0: whatever the ranks.
     """
 
     query_pos: Tensor
@@ -43,7 +44,8 @@ def make_plan(pattern: Band | Blocks, rows: int, tiles_per_list: int, device: to
 
     Args:
         rows: tokens per tile.
-        tiles_per_list: for bands; tiles of one list see fewer keys the earlier they are, and a list more the longer.
+        tiles_per_list: for bands. With more, a list is longer, but early tiles visit less of it (see `tiles_per_list`
+            in tile_sizes).
     """
     if isinstance(pattern, Blocks):
         return _plan_runs(pattern, rows, device)
@@ -61,7 +63,7 @@ def kept_plan(pattern: Band | Blocks, rows: int, tiles_per_list: int, device: to
 def _finish(
     queries: Tensor, query_rank: Tensor, keys: Tensor, key_rank: Tensor, rows: int, absent: int, width: int
 ) -> Plan:
-    """From queries [lists, m * rows] and keys [lists, span], `absent` (beyond any position) where empty."""
+    """The plan of queries [lists, m * rows] and keys [lists, span]; empty slots hold `absent`, beyond all positions."""
     queries, order = queries.sort(dim=1)
     query_rank = query_rank.gather(1, order)
     keys, order = keys.sort(dim=1)

@@ -2,7 +2,7 @@
 
 `plan_program`: planned tiles of queries against sorted lists of keys, gathered, in one pass. A tile holds some tokens
 of all heads that share a kv head, so that keys are loaded once for the group. Keys in a tile's future are never
-visited; what is near by rank is masked inside, what is past for the whole tile is not compared with positions.
+visited. Ranks are compared in bands, positions only where keys may be in the future of a query of the tile.
 `requests_program`: queries collected by the run of keys they asked for.
 """
 
@@ -37,31 +37,31 @@ def _step(q, k, v, seen, top, total, acc, scale_log2, MASKED: tl.constexpr, EXAC
 @triton.jit
 def _columns(base, pos, there, stride, d, head_dim, MASKED: tl.constexpr, PADDED: tl.constexpr):
     """Keys at some positions, transposed: [d, keys]."""
-    place = base + (pos.to(tl.int64) * stride)[None, :] + d[:, None]
+    pointers = base + (pos.to(tl.int64) * stride)[None, :] + d[:, None]
     if MASKED:
-        tile = tl.load(place, mask=there[None, :] & (d < head_dim)[:, None], other=0.0)
+        tile = tl.load(pointers, mask=there[None, :] & (d < head_dim)[:, None], other=0.0)
     elif PADDED:
-        tile = tl.load(place, mask=(d < head_dim)[:, None], other=0.0)
+        tile = tl.load(pointers, mask=(d < head_dim)[:, None], other=0.0)
     else:
-        tile = tl.load(place)
+        tile = tl.load(pointers)
     return tile
 
 
 @triton.jit
 def _rows(base, pos, there, stride, d, head_dim, MASKED: tl.constexpr, PADDED: tl.constexpr):
     """Values at some positions: [keys, d]."""
-    place = base + (pos.to(tl.int64) * stride)[:, None] + d[None, :]
+    pointers = base + (pos.to(tl.int64) * stride)[:, None] + d[None, :]
     if MASKED:
-        tile = tl.load(place, mask=there[:, None] & (d < head_dim)[None, :], other=0.0)
+        tile = tl.load(pointers, mask=there[:, None] & (d < head_dim)[None, :], other=0.0)
     elif PADDED:
-        tile = tl.load(place, mask=(d < head_dim)[None, :], other=0.0)
+        tile = tl.load(pointers, mask=(d < head_dim)[None, :], other=0.0)
     else:
-        tile = tl.load(place)
+        tile = tl.load(pointers)
     return tile
 
 
-# Numbers that change from call to call and on whose divisibility nothing depends: without this every 1 and every
-# multiple of 16 among them would be compiled anew.
+# Numbers that change from call to call. Triton would compile a program anew for every 1 and every multiple of 16 among
+# them, without being any faster.
 _PLAIN = ["num_queries", "first", "skip", "local", "kv_heads", "group"]
 
 
@@ -74,7 +74,7 @@ def plan_program(
     num_queries, first, span, width, skip, local, scale_log2, kv_heads, head_dim, group,
     ROWS: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, TILES: tl.constexpr,
     BANDED: tl.constexpr, SKIP: tl.constexpr, SINKS: tl.constexpr, LOCAL: tl.constexpr, PRIORS: tl.constexpr,
-    PADDED: tl.constexpr, EXACT: tl.constexpr, PART: tl.constexpr,
+    PADDED: tl.constexpr, EXACT: tl.constexpr, WITH_LSE: tl.constexpr,
 ):
     # fmt: on
     tile = tl.program_id(0)
@@ -89,8 +89,8 @@ def plan_program(
     at = tl.where(real, qpos - first, 0).to(tl.int64)
     qhead = (head * group + member).to(tl.int64)
     inside = real[:, None] & (d < head_dim)[None, :]
-    place = query + batch.to(tl.int64) * stride_qb + (qhead * stride_qh + at * stride_qn)[:, None] + d[None, :]
-    q = tl.load(place, mask=inside, other=0.0)
+    pointers = query + batch.to(tl.int64) * stride_qb + (qhead * stride_qh + at * stride_qn)[:, None] + d[None, :]
+    q = tl.load(pointers, mask=inside, other=0.0)
     kbase = key + batch.to(tl.int64) * stride_kb + head.to(tl.int64) * stride_kh
     vbase = value + batch.to(tl.int64) * stride_vb + head.to(tl.int64) * stride_vh
     # Large and finite: with -inf, a row without keys would subtract infinities.
@@ -100,8 +100,8 @@ def plan_program(
     row = (batch.to(tl.int64) * kv_heads * group + qhead) * num_queries + at
     for prior in tl.static_range(PRIORS):
         weight = tl.load(prior_lse + row * PRIORS + prior, mask=real, other=-float("inf")) / (scale_log2 * LN_2)
-        place = prior_output + ((row * PRIORS + prior) * head_dim)[:, None] + d[None, :]
-        part = tl.load(place, mask=inside & (weight > -float("inf"))[:, None], other=0.0)
+        pointers = prior_output + ((row * PRIORS + prior) * head_dim)[:, None] + d[None, :]
+        part = tl.load(pointers, mask=inside & (weight > -float("inf"))[:, None], other=0.0)
         new = tl.maximum(top, weight)
         share, shrink = tl.exp2((weight - new) * scale_log2), tl.exp2((top - new) * scale_log2)
         total = total * shrink + share
@@ -116,7 +116,7 @@ def plan_program(
             top, total, acc = _step(q, k, v, seen, top, total, acc, scale_log2, True, EXACT)
     last = tl.load(stop + tile)
     free = tl.load(past + tile) // KEYS * KEYS
-    for start in range(0, free, KEYS):  # keys that are past, and there, for every query of the tile
+    for start in range(0, free, KEYS):  # keys before every query of the tile
         pos = tl.load(key_pos + sorted_list + start + s)
         there = pos >= skip
         seen = there[None, :] & (m >= 0)[:, None]
@@ -142,9 +142,9 @@ def plan_program(
         v = _rows(vbase, pos, there, stride_vn, d, head_dim, True, PADDED)
         top, total, acc = _step(q, k, v, seen, top, total, acc, scale_log2, True, EXACT)
     some = tl.where(total == 0.0, 1.0, total)
-    place = output + (row * head_dim)[:, None] + d[None, :]
-    tl.store(place, (acc / some[:, None]).to(output.dtype.element_ty), mask=inside)
-    if PART:
+    pointers = output + (row * head_dim)[:, None] + d[None, :]
+    tl.store(pointers, (acc / some[:, None]).to(output.dtype.element_ty), mask=inside)
+    if WITH_LSE:
         found = (top * scale_log2 + tl.log2(some)) * LN_2
         tl.store(lse + row, tl.where(total == 0.0, -float("inf"), found), mask=real)
 
@@ -171,8 +171,8 @@ def requests_program(
     batch, head = run // num_runs // kv_heads, run // num_runs % kv_heads
     qhead = qhead - batch * kv_heads * group
     inside = real[:, None] & (d < head_dim)[None, :]
-    place = query + batch.to(tl.int64) * stride_qb + (qhead * stride_qh + at * stride_qn)[:, None] + d[None, :]
-    q = tl.load(place, mask=inside, other=0.0)
+    pointers = query + batch.to(tl.int64) * stride_qb + (qhead * stride_qh + at * stride_qn)[:, None] + d[None, :]
+    q = tl.load(pointers, mask=inside, other=0.0)
     kbase = key + batch.to(tl.int64) * stride_kb + head.to(tl.int64) * stride_kh
     vbase = value + batch.to(tl.int64) * stride_vb + head.to(tl.int64) * stride_vh
     top = tl.full([ROWS], -1.0e30, tl.float32)
@@ -199,7 +199,7 @@ def requests_program(
         v = _rows(vbase, pos, there, stride_vn, d, head_dim, True, PADDED)
         top, total, acc = _step(q, k, v, seen, top, total, acc, scale_log2, True, EXACT)
     some = tl.where(total == 0.0, 1.0, total)
-    place = output + (pair * head_dim)[:, None] + d[None, :]
-    tl.store(place, (acc / some[:, None]).to(output.dtype.element_ty), mask=inside)
+    pointers = output + (pair * head_dim)[:, None] + d[None, :]
+    tl.store(pointers, (acc / some[:, None]).to(output.dtype.element_ty), mask=inside)
     found = (top * scale_log2 + tl.log2(some)) * LN_2
     tl.store(lse + pair, tl.where(total == 0.0, -float("inf"), found), mask=real)

@@ -30,7 +30,7 @@ INDICES = {"query_pos", "query_rank", "key_pos", "key_rank", "past", "stop"}
 PLANS = {
     "plan": {"TILES": 8, "BANDED": True},
     "runs": {"PRIORS": 1},
-    "extras": {"BANDED": True, "SKIP": True, "SINKS": True, "LOCAL": True, "PART": True},
+    "extras": {"BANDED": True, "SKIP": True, "SINKS": True, "LOCAL": True, "WITH_LSE": True},
 }
 
 
@@ -39,7 +39,7 @@ def constants(kind: str, head_dim: int, exact: bool, tile: Tile) -> dict:
     common = {"KEYS": tile.keys, "DIM": dim, "PADDED": dim != head_dim, "EXACT": exact, "SKIP": False, "LOCAL": False}
     if kind == "requests":
         return {**common, "ROWS": tile.rows}
-    plain = {"TILES": 1, "BANDED": False, "SINKS": False, "PRIORS": 0, "PART": False}
+    plain = {"TILES": 1, "BANDED": False, "SINKS": False, "PRIORS": 0, "WITH_LSE": False}
     return {**common, **plain, "ROWS": tile.rows // 4, "GROUP": 4, **PLANS[kind]}
 
 

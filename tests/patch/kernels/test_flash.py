@@ -1,9 +1,8 @@
 """The flash kernel on a CPU: everything but FlashAttention itself, which an honest plain function stands in for."""
 
-import itertools
-
 import pytest
 import torch
+from kernel_stand_ins import stand_in_for_flash, varlen
 from patch_cases import TILED, make_pattern, make_variant, random_heads
 from torch.nn.attention import varlen as torch_varlen
 
@@ -27,33 +26,9 @@ MORE = {
 }
 
 
-def stand_in(query, key, value, sequences, scaling, *, causal, window=-1):
-    """FlashAttention as it is documented: per sequence, the last query sees the last key; float32; NaN beyond."""
-    output, lse = torch.full_like(query, torch.nan), torch.full((query.shape[1], len(query)), torch.nan)
-    ends = sequences.query_ends.tolist(), sequences.key_ends.tolist()
-    assert all(low <= high for row in ends for low, high in itertools.pairwise(row))
-    assert len(ends[0]) == len(ends[1]) and ends[0][0] == ends[1][0] == 0 and ends[1][-1] == len(key)
-    group = query.shape[1] // key.shape[1]
-    for first, last, low, high in zip(ends[0], ends[0][1:], ends[1], ends[1][1:], strict=False):
-        if first == last:
-            continue
-        assert last - first <= sequences.most_queries and high - low <= sequences.most_keys
-        q, k = query[first:last].float(), key[low:high].float().repeat_interleave(group, 1)
-        scores = torch.einsum("qhd,khd->hqk", q, k) * scaling
-        row = torch.arange(high - low - (last - first), high - low)[:, None]
-        column = torch.arange(high - low)
-        if causal:
-            scores = scores.masked_fill((column > row) | ((window >= 0) & (row - column > window)), -torch.inf)
-        weights = scores.softmax(-1).nan_to_num(0.0)  # rows without keys
-        found = torch.einsum("hqk,khd->qhd", weights, value[low:high].float().repeat_interleave(group, 1))
-        output[first:last], lse[:, first:last] = found.to(output.dtype), scores.logsumexp(-1)
-    return output, lse
-
-
 @pytest.fixture
 def on_cpu(monkeypatch):
-    monkeypatch.setattr(flash, "varlen", stand_in)
-    monkeypatch.setattr(flash, "unavailable", lambda query: None)
+    stand_in_for_flash(monkeypatch)
 
 
 def variant_of(case, window=12):
@@ -152,12 +127,12 @@ def test_the_call_fits_the_function_flash_attn_has(monkeypatch):
         block_table=None,
     ):
         assert return_attn_probs and dropout_p == 0.0
-        return (*stand_in(q, k, v, sequences, softmax_scale, causal=causal, window=window_size[0]), None)
+        return (*varlen(q, k, v, sequences, softmax_scale, causal=causal, window=window_size[0]), None)
 
     monkeypatch.setattr(flash, "_call", lambda: (flash_attn_varlen_func, True))
     sequences = flash.window_sequences(1, 5, 9, torch.device("cpu"))
     query, key, value = torch.randn(5, 4, 16), torch.randn(9, 2, 16), torch.randn(9, 2, 16)
-    expected = stand_in(query, key, value, sequences, 0.5, causal=True, window=3)
+    expected = varlen(query, key, value, sequences, 0.5, causal=True, window=3)
     found = flash.varlen(query, key, value, sequences, 0.5, causal=True, window=3)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 

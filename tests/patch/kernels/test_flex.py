@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from kernel_stand_ins import seen_by_blocks, seen_by_mask_mod, stand_in_for_flex
 from patch_cases import TILED, Largest, make_pattern, make_variant, random_heads
 
 import sa_patch
 from sa_patch import kernels
 from sa_patch.kept import KEPT
 from sa_patch.kernels.flex import block_masks, requests
-from sa_patch.kernels.flex import kernel as flex
 from sa_patch.patterns import Band, Blocks, Pieces
 
 CPU = torch.device("cpu")
@@ -27,50 +27,9 @@ def small_blocks(monkeypatch):
     KEPT.forget()
 
 
-def block_lists(mask):
-    """Per block of queries: (partial, full) sets of blocks of keys, read as FlexAttention reads them."""
-    lists = []
-    for counts, indices in ((mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)):
-        assert counts.shape[:2] == indices.shape[:2] == (1, 1)
-        rows = [row[:count].tolist() for row, count in zip(indices[0, 0], counts[0, 0].tolist(), strict=True)]
-        assert all(len(set(row)) == len(row) for row in rows)
-        lists.append([set(row) for row in rows])
-    return list(zip(*lists, strict=True))
-
-
-def seen_by_mask_mod(mask):
-    """bool [q, k], what the function says of all pairs."""
-    query_len, length = mask.seq_lengths
-    query, key = torch.arange(query_len)[:, None], torch.arange(length)
-    zero = torch.zeros((), dtype=torch.int64)
-    return mask.mask_mod(zero, zero, query, key).expand(query_len, length)
-
-
-def seen_by_blocks(mask):
-    """bool [q, k], what compiled FlexAttention sees: full blocks whole, partial ones by the function, no others."""
-    shown, seen = seen_by_mask_mod(mask), torch.zeros(mask.seq_lengths, dtype=torch.bool)
-    for number, (partial, full) in enumerate(block_lists(mask)):
-        assert not partial & full
-        rows = slice(number * BLOCK, (number + 1) * BLOCK)
-        for block in partial | full:
-            columns = slice(block * BLOCK, (block + 1) * BLOCK)
-            seen[rows, columns] = True if block in full else shown[rows, columns]
-    return seen
-
-
-def stand_in(query, key, value, mask, scaling, *, part):
-    """FlexAttention as documented, in float32, seeing what its blocks and their function let through."""
-    seen, group = seen_by_blocks(mask), query.shape[1] // key.shape[1]
-    keys, values = (x.float().repeat_interleave(group, 1) for x in (key, value))
-    scores = (query.float() @ keys.transpose(-1, -2) * scaling).masked_fill(~seen, -torch.inf)
-    output = scores.softmax(-1).nan_to_num(0.0) @ values
-    return output.to(query.dtype), scores.logsumexp(-1) if part else None
-
-
 @pytest.fixture
 def on_cpu(monkeypatch):
-    monkeypatch.setattr(flex, "flexible", stand_in)
-    monkeypatch.setattr(flex, "unavailable", lambda device, merges: None)
+    stand_in_for_flex(monkeypatch)
 
 
 def check(case, length, query_len, heads=(4, 2), dtype=torch.float32, window=12, batch=2):
@@ -112,15 +71,15 @@ def test_blocks_hold_every_visible_pair_and_full_blocks_no_other(case, window, q
             continue
         blocked = block_masks.make_blocks(pattern, CPU, split=False)
         layout, mask = blocked.layout, blocked.mask()
-        place = slice(None) if layout.place is None else layout.place
+        slot = slice(None) if layout.slot is None else layout.slot
         keys = torch.arange(pattern.length) if layout.keys is None else layout.keys
-        seen = seen_by_blocks(mask)[place]
+        seen = seen_by_blocks(mask)[slot]
         real = layout.key_pos < pattern.length
         found = torch.zeros(pattern.query_len, pattern.length, dtype=torch.int64)
         found.index_add_(1, keys[real], seen[:, real].long())
         assert not seen[:, ~real].any()
         assert torch.equal(found, pattern.visible().long())  # 2 would be a pair counted twice
-        assert torch.equal(seen_by_mask_mod(mask)[place], seen)  # the lists leave nothing out that the function shows
+        assert torch.equal(seen_by_mask_mod(mask)[slot], seen)  # the lists leave nothing out that the function shows
 
 
 @pytest.mark.parametrize("case", ["swa", "sa", "sa-circular", "sa-bucket", "swa-sinks"])
