@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from arms import ARMS, variant_of
 from measure import Call, environment, host_seconds, limits, medians, peak_bytes, times
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -30,15 +31,6 @@ from sa_patch.kernels import KERNELS
 from sa_patch.kernels.dense import causal, fused
 from sa_patch.patterns import Blocks
 
-ARMS = {
-    "swa": ("swa", {}),
-    "sa": ("sa", {}),
-    "sa-bucket": ("sa", {"form": "bucket"}),
-    "sa-dyadic": ("sa", {"horizon": "dyadic"}),
-    "sa+swa": ("sa+swa", {}),
-    "moba": ("moba", {}),
-    "swa+sinks": ("swa", {"sinks": 4}),
-}
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 GPU_KERNELS = ["triton", "flash", "flex", "torch"]
 LONGEST_MASK = 16_384  # a dense mask of more is no way anybody takes
@@ -91,9 +83,8 @@ def arm_calls(args: argparse.Namespace, window: int, tensors: tuple[Tensor, ...]
 
     calls = {}
     for arm in args.arms:
-        mode, options = ARMS[arm]
         for kernel in args.kernels:
-            calls[f"{arm}/{kernel}"] = run(sa_patch.variant(mode, window, **options), kernel)
+            calls[f"{arm}/{kernel}"] = run(variant_of(arm, window), kernel)
     return calls
 
 
@@ -142,8 +133,7 @@ def compare(length: int, window: int, args: argparse.Namespace, rates: dict, tic
     first = medians(times(arms, 2, args.device, cpu_time=args.cpu_time, tick=tick))
     rows = {}
     for name, call in calls.items():
-        mode, options = ARMS.get(name.split("/")[0], ("full", {}))
-        pairs = sa_patch.variant(mode, window, **options).sparse_budget(length, 0).pairs
+        pairs = variant_of(name.split("/")[0], window).sparse_budget(length, 0).pairs
         floor = max(4 * pairs * args.heads * args.head_dim / rates["flops"], moved / rates["bytes"])
         rows[name] = {
             "ms": 1e3 * taken[name],

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from arms import ARMS, variant_of
 from measure import environment
 from torch import Tensor
 from tqdm import tqdm
@@ -24,16 +25,6 @@ import sa_patch
 from sa_patch.kernels import crossover
 from sa_patch.kernels.dense import causal
 
-ARMS = {
-    "swa": ("swa", {}),
-    "sa-bucket": ("sa", {"form": "bucket"}),
-    "sa": ("sa", {}),
-    "sa-dyadic": ("sa", {"horizon": "dyadic"}),
-    "moba": ("moba", {}),
-    "sa+swa": ("sa+swa", {}),
-    "swa+sinks": ("swa", {"sinks": 4}),
-    "moba+sinks": ("moba", {"sinks": 4}),
-}
 LONG_ENOUGH = 0.02  # seconds of calls per reading: shorter ones are repeated
 
 
@@ -66,9 +57,8 @@ def fastest(tensors: tuple[Tensor, ...], variant: sa_patch.Variant, rounds: int,
 
 
 def sweep(name: str, window: int, args: argparse.Namespace) -> dict:
-    mode, options = ARMS[name]
-    always = sa_patch.variant(mode, window, **options)
-    asking = sa_patch.variant(mode, window, dense_below="crossover", **options)
+    always = variant_of(name, window)
+    asking = variant_of(name, window, dense_below="crossover")
     layout = "merged" if always.sinks or always.local else always.layout
     limit = crossover(layout, window, torch.device("cpu"))
     clock = time.process_time if args.cpu_time else time.perf_counter

@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from arms import ARMS, variant_of
 from measure import environment, medians, times
 from tqdm import tqdm
 
@@ -23,7 +24,6 @@ CANDIDATES = {
     64: [*product([128], [64, 128], [8], [2, 3]), *product([64], [64, 128], [4], [2, 3])],
     128: [*product([128], [32, 64], [8], [2, 3, 4]), *product([64], [32, 64], [4], [2, 3])],
 }
-ARMS = {"sa": ("sa", {}), "sa-bucket": ("sa", {"form": "bucket"}), "swa": ("swa", {}), "moba": ("moba", {})}
 
 
 def arguments() -> argparse.Namespace:
@@ -46,8 +46,7 @@ def measured(args: argparse.Namespace, head_dim: int, tile: Tile) -> dict[str, f
     key, value = (torch.randn(1, args.kv_heads, args.length, head_dim, **shape) for _ in range(2))
     calls = {}
     for arm in args.arms:
-        mode, options = ARMS[arm]
-        variant = sa_patch.variant(mode, args.window, **options)
+        variant = variant_of(arm, args.window)
         calls[arm] = lambda variant=variant: sa_patch.attention(query, key, value, variant, kernel="triton")
     with patch("sa_patch.kernels.triton.kernel.tile_for", lambda head_dim, exact: tile):
         taken = medians(times(calls, args.rounds, "cuda"))

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 CELLS = ((2048, 128), (16_384, 128), (16_384, 512))
+# Retyped, because earlier commits have no table of names to read.
 ARMS = {"swa": ("swa", {}), "sa": ("sa", {}), "sa-bucket": ("sa", {"form": "bucket"}), "moba": ("moba", {})}
 SHAPE = (8, 2, 64)  # heads, kv heads, head_dim
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from sa_patch.kernels.base import refusal_without_code
 from sa_patch.kernels.merging import merge
 from sa_patch.kernels.pytorch.bands import band_part
 from sa_patch.kernels.pytorch.blocks import blocks_part
@@ -21,7 +20,8 @@ class Torch:
     masks = False
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
-        return refusal_without_code(pattern, Band, Blocks, Scattered)
+        known = isinstance(pattern, (Band, Blocks, Scattered))
+        return None if known else f"it has no code for {type(pattern).__name__} patterns"
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
         if isinstance(pattern, Scattered):
@@ -32,9 +32,12 @@ class Torch:
             pattern = replace(pattern, local=0) if pattern.local <= pattern.width else pattern
         split = pattern.sinks > 0 or pattern.local > 0
         if isinstance(pattern, Band):
-            parts = [band_part(query, key, value, pattern, scaling, split=split)]
+            own = band_part(query, key, value, pattern, scaling, split=split)
         else:
-            parts = [blocks_part(query, key, value, pattern, scaling, split=split)]
+            own = blocks_part(query, key, value, pattern, scaling, split=split)
+        if not split:
+            return own[0].to(query.dtype)
+        parts = [own]
         if pattern.sinks:
             parts.append(sinks_part(query, key, value, pattern.sinks, scaling))
         if pattern.local:

@@ -13,7 +13,9 @@ from sa_patch.randomness import permutation
 from sa_patch.variants.moba import select_blocks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-KERNELS = ("triton", "torch", "sdpa")
+KERNELS = [name for name in kernels.KERNELS if name != "reference"]
+# flex compiles for every case anew: fewer of them.
+COMPILED = ("swa-sinks", "sa", "sa-circular", "sa-bucket", "moba", "sa-sinks-local")
 LONG = ("swa", "swa-sinks", "sa", "sa-bucket", "sa-dyadic", "sa+swa", "moba", "moba-sinks-local-tail")
 
 
@@ -39,36 +41,32 @@ def check(name, case, shape, dtype, query_len=None, window=100):
     tensors = on_gpu(length, heads, kv_heads, head_dim, batch=1, dtype=dtype, query_len=query_len)
     group = sa_patch.geometry.Group(length, query_len or length, torch.device("cuda"))
     pattern = make_variant(case, window).sparse_pattern(group, 1, *tensors[:2])
-    if kernels.get(name).refusal(getattr(pattern, "pieces", (pattern,))[-1], *tensors):
-        pytest.skip(f"{name} refuses it")
-    found, allowed = errors(name, pattern, *tensors)
+    try:
+        found, allowed = errors(name, pattern, *tensors)
+    except NotImplementedError as refusal:
+        pytest.skip(str(refusal))
     assert found <= allowed
 
 
 # Few shapes of each: every kind of pattern, dtype and head_dim is compiled anew.
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.filterwarnings("ignore")  # what torch's own compiler says
+@pytest.mark.parametrize(
+    "name,case", [(name, case) for name in KERNELS for case in (COMPILED if name == "flex" else CASES)]
+)
 def test_kernel_equals_reference(name, case):
     check(name, case, (1000, 32, 8, 128), torch.bfloat16)
 
 
 @pytest.mark.parametrize("shape,dtype", [((257, 8, 2, 64), torch.float16), ((130, 5, 1, 80), torch.float32)], ids=str)
 @pytest.mark.parametrize("case", ["swa-sinks", "sa", "sa-bucket", "moba"])
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [name for name in KERNELS if name != "flex"])
 def test_kernel_equals_reference_at_other_sizes(name, case, shape, dtype):
     check(name, case, shape, dtype)
 
 
-@pytest.mark.filterwarnings("ignore")  # what torch's own compiler says
-@pytest.mark.parametrize("case", ["swa-sinks", "sa", "sa-circular", "sa-bucket", "moba", "sa-sinks-local"])
-def test_flex_equals_reference(case):
-    check("flex", case, (1000, 8, 2, 128), torch.bfloat16)
-
-
-@pytest.mark.parametrize("case", ["swa", "swa-sinks", "sa-bucket", "sa-dyadic-bucket", "moba", "moba-top3", "full"])
+@pytest.mark.parametrize("case", ["swa", "swa-sinks", "sa-bucket", "sa-dyadic-bucket", "moba", "moba-top3"])
 def test_flash_equals_reference(case):
-    for dtype in (torch.bfloat16, torch.float16):
-        check("flash", case, (1000, 8, 2, 128), dtype)
+    check("flash", case, (1000, 8, 2, 128), torch.float16)
     check("flash", case, (1000, 8, 2, 64), torch.bfloat16, query_len=300)
 
 
