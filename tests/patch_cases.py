@@ -4,40 +4,61 @@ import torch
 
 import sa_patch
 from sa_patch.geometry import Group
+from sa_patch.variants import VARIANTS, Option, Variant, modes, options_of
 
 CPU = torch.device("cpu")
+WINDOWS = (5, 12, 64, 100)  # a case must be possible at any window
 
-CASES = {
-    "swa": ("swa", {}),
+# Options that all variants share, and options together; those of one variant alone are tried without being named here.
+TOGETHER = {
     "swa-sinks": ("swa", {"sinks": 3}),
     "swa-local": ("swa", {"local": 4}),
-    "sa": ("sa", {}),
-    "sa-circular": ("sa", {"circular": True}),
     "sa-sinks-local": ("sa", {"sinks": 2, "local": 4}),
     "sa-circular-local": ("sa", {"circular": True, "local": 5}),
-    "sa-bucket": ("sa", {"form": "bucket"}),
     "sa-bucket-sinks-local": ("sa", {"form": "bucket", "sinks": 2, "local": 5}),
     "sa-tail": ("sa", {"dense_tail": 6}),
     "sa-nominal": ("sa", {"budget": "nominal", "sinks": 4, "local": 4}),
-    "sa+swa": ("sa+swa", {}),
     "sa+swa-bucket": ("sa+swa", {"form": "bucket", "sinks": 2}),
-    "sa-dyadic": ("sa", {"horizon": "dyadic"}),
-    "sa-dyadic-bucket": ("sa", {"horizon": "dyadic", "form": "bucket"}),
     "sa-dyadic-extras": ("sa", {"horizon": "dyadic", "sinks": 2, "local": 4, "dense_tail": 5}),
     "sa+swa-dyadic": ("sa+swa", {"horizon": "dyadic", "sinks": 2}),
     "sa+swa-dyadic-bucket": ("sa+swa", {"horizon": "dyadic", "form": "bucket"}),
-    "moba": ("moba", {}),
-    "moba-top1": ("moba", {"top_k": 1}),
-    "moba-top3": ("moba", {"top_k": 3}),
     "moba-sinks-local-tail": ("moba", {"sinks": 2, "local": 5, "dense_tail": 3}),
-    "random-keys": ("random-keys", {}),
     "random-keys-extras": ("random-keys", {"sinks": 2, "local": 4, "dense_tail": 5}),
     "random-keys-nominal": ("random-keys", {"budget": "nominal", "sinks": 2, "local": 3}),
-    "full": ("full", {}),
 }
 
+
+def tried(option: Option) -> list:
+    """Values of an option that are not its default."""
+    values = {"switch": [True, False], "integer": [1, 3], "amount": [2, 4], "layers": [(0,)]}.get(option.kind, [])
+    return [value for value in (*values, *option.words) if value != option.default]
+
+
+def possible(mode: str, options: dict) -> bool:
+    """Whether the variant takes these options at every window."""
+    try:
+        return all(sa_patch.variant(mode, window, **options) for window in WINDOWS)
+    except (ValueError, NotImplementedError):
+        return False
+
+
+def every_case() -> dict[str, tuple[str, dict]]:
+    """Every mode; every option of one variant alone, at values of its kind; what stands in TOGETHER, or, for a variant
+    that has no line there, sinks, a local window and a dense tail."""
+    found = {name: (mode.variant.name, dict(mode.fixed)) for name, mode in modes().items()} | TOGETHER
+    for name, variant in VARIANTS.items():
+        own = options_of(variant)[len(options_of(Variant)) :]
+        more = {f"{name}-{item.told.format(value)}": {item.name: value} for item in own for value in tried(item)}
+        if name not in {mode for mode, _ in TOGETHER.values()} and not variant.always_dense:
+            more[f"{name}-extras"] = {"sinks": 2, "local": 3, "dense_tail": 5}
+        fresh = {case: (name, options) for case, options in more.items() if possible(name, options)}
+        found = {**{case: value for case, value in fresh.items() if value not in found.values()}, **found}
+    return found
+
+
+CASES = every_case()
 # Those whose patterns are bands or blocks: kernels that gather tiles of keys run no others.
-TILED = [case for case in CASES if not case.startswith("random-keys")]
+TILED = [case for case, (mode, _) in CASES.items() if VARIANTS[mode].layout != "scattered"]
 
 
 def make_variant(case: str, window: int | float = 12, **changes) -> sa_patch.Variant:

@@ -96,8 +96,9 @@ def shape_file(path: str) -> Any:
     """The config in a file; classes of transformers only, no code that the file may name."""
     from transformers import AutoConfig
 
+    file = presets.shape_path(path)
     try:
-        values = json.loads(presets.shape_path(path).read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
         kind = values.pop("model_type")
         values.pop("auto_map", None)
         return AutoConfig.for_model(kind, **values)

@@ -74,6 +74,7 @@ def speed_settings(given: Mapping[str, Any]) -> SpeedSettings:
     own = {name: known[name].checked(value) for name, value in given.items() if name in known}
     asked = SpeedSettings(of, **own)
     if asked.shape is not None:
+        presets.shape_path(asked.shape)
         if "model" in given:
             raise SettingsError(
                 "model and shape were both given: --shape FILE is a model of its own, with random weights; drop one"

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from eval_helpers import save_tiny_model
 
+import sa_patch
 from sa_eval.cli import main
 
 # RULER's documents are made in a forked child; newer Pythons warn about forking a process that has threads.
@@ -104,6 +106,12 @@ def test_a_failure_is_told_by_the_exit_status(model, tmp_path, capsys):
         (["--sinks", "64", "--window", "32"], "cannot run"),
         (["--kernel", "cudnn"], "cudnn"),
         (["--config", "missing.yaml"], "cannot read the config"),
+        (["--windows", "64"], "unknown argument '--windows': did you mean --window?"),
+        (["--windows=64"], "unknown argument '--windows': did you mean --window?"),
+        (["--mode", "sa"], "unknown argument '--mode': did you mean --modes?"),
+        (["--length", "64"], "unknown argument '--length': did you mean --lengths?"),
+        (["--top_k", "4"], "unknown argument '--top_k': did you mean --top-k?"),
+        (["--window"], "argument --window: expected at least one argument"),
     ],
 )
 def test_bad_arguments_give_one_message_and_status_2(model, tmp_path, capsys, arguments, message):
@@ -111,6 +119,54 @@ def test_bad_arguments_give_one_message_and_status_2(model, tmp_path, capsys, ar
     assert main([*given, "--out", str(tmp_path / "run")]) == 2
     shown = capsys.readouterr().err
     assert message in shown and "Traceback" not in shown and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rnu"], "unknown command 'rnu': did you mean 'run'?"),
+        (["x"], "unknown command 'x': choose from run, resume, report, compare, speed, fidelity"),
+        (["speed", "--new-token", "4"], "unknown argument '--new-token': did you mean --new-tokens?"),
+        (["speed", "--shape", "qwen"], "neither a file nor the name of shipped shapes: qwen3-8b"),
+        (["fidelity", "--texts", "x"], "unknown argument '--texts': did you mean --text?"),
+        (["compare", "a"], "the following arguments are required: B"),
+    ],
+)
+def test_every_command_names_what_was_meant(capsys, arguments, message):
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("sa-eval: ") and message in shown and shown.count("\n") == 1
+
+
+def test_the_version_is_that_of_everything_that_counts(capsys):
+    assert main(["--version"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["sa_patch"] == sa_patch.__version__ and lines["torch"] == torch.__version__
+
+
+BARE = """\
+import sys
+EXTRA = ("yaml", "lm_eval", "scipy", "matplotlib", "tqdm", "accelerate", "jinja2", "nltk", "wonderwords")
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in EXTRA:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+import sa_patch
+from sa_eval.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--config", "smoke"], ["speed"], ["fidelity"], ["report", "x"], ["compare", "x", "y"], ["resume", "x"]],
+)
+def test_without_the_extra_a_command_says_which_is_missing(arguments, tmp_path):
+    command = [sys.executable, "-c", BARE, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.strip().endswith('pip install "sa-patch[eval]"')
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(model, tmp_path, capsys):
