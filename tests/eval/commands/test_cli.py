@@ -146,26 +146,18 @@ def test_the_version_is_that_of_everything_that_counts(capsys):
 
 BARE = """\
 import sys
-EXTRA = ("yaml", "lm_eval", "scipy", "matplotlib", "tqdm", "accelerate", "jinja2", "nltk", "wonderwords")
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in EXTRA:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Refuse())
-import sa_patch
+for name in ("yaml", "lm_eval", "scipy", "matplotlib", "tqdm", "accelerate", "jinja2", "nltk", "wonderwords"):
+    sys.modules[name] = None  # importing it says that there is no such module
 from sa_eval.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["--config", "smoke"], ["speed"], ["fidelity"], ["report", "x"], ["compare", "x", "y"], ["resume", "x"]],
-)
+@pytest.mark.parametrize("arguments", [[], ["speed"], ["compare", "x", "y"]])
 def test_without_the_extra_a_command_says_which_is_missing(arguments, tmp_path):
     command = [sys.executable, "-c", BARE, *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and done.returncode == 2, done.stderr
     assert done.stderr.strip().endswith('pip install "sa-patch[eval]"')
 
 
