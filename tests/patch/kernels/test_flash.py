@@ -13,7 +13,7 @@ from sa_patch.kernels.flash import kernel as flash
 
 ACCEPTED = [
     *("swa", "swa-sinks", "swa-local", "sa-bucket", "sa-dyadic-bucket"),
-    *("moba", "moba-top1", "moba-top3", "full"),
+    *("moba", "moba-block1", "moba-top1", "moba-top3", "full"),
 ]
 # Sinks and dense tails beside what has no local window.
 MORE = {
