@@ -7,12 +7,13 @@ from typing import Any
 
 from sa_eval import estimate
 from sa_eval.budgets import measured_budget
-from sa_eval.documents import ruler
+from sa_eval.documents import ruler, selection
 from sa_eval.loading import models, sources
 from sa_eval.settings.arm import Arm
 from sa_eval.settings.arms import Sweep, arms_from, sweep_of
 from sa_eval.settings.config import Settings, SettingsError
 from sa_eval.settings.published import published_for
+from sa_eval.tasks import TASKS
 
 MOST_LEFT_OUT = 40
 
@@ -23,15 +24,13 @@ def render(settings: Settings) -> str:
     Raises:
         SettingsError: when no arm but full could run on this model.
     """
-    from sa_eval.documents import prepare
-
     source = sources.find(settings.model)
-    prepare.check_tasks(settings)
+    selection.check_tasks(settings)
     arms = arms_from(settings)
     for arm in arms:
         arm.check()
     model = models.empty_model(source, settings)
-    prepare.check_lengths(settings, models.max_tokens(model))
+    selection.check_lengths(settings, models.max_tokens(model))
     device = models.pick_device(settings)
     shape = estimate.shape_of(model, models.pick_dtype(settings, device))
     usable, rows, refused = _measured(model, arms, settings)
@@ -104,10 +103,7 @@ def _left_out(sweep: Sweep, refused: list[tuple[Arm, str]]) -> Iterator[str]:
 
 def _documents(settings: Settings) -> tuple[list[str], list[tuple[int, int]]]:
     """Lines about the tasks, and (prompt tokens, new tokens) of every document whose length is known."""
-    from sa_eval.documents import offline
-    from sa_eval.tasks import TASKS
-
-    offline, other = offline.split_names(settings)
+    offline, other = selection.split_names(settings)
     lines, cost = [], []
     if offline:
         lines.append(_number_of(", ".join(offline), len(offline), settings))

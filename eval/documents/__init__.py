@@ -1,1 +1,3 @@
-"""The documents of a run, from the offline suite and from lm-eval."""
+"""The documents of a run: `selection` decides which tasks are asked, `offline`, `harness` and `ruler` load them,
+`prepared` holds them with their requests, `subset` hands some of them to lm-eval.
+"""

@@ -1,4 +1,4 @@
-"""Owns lm-eval's own tasks: finding them by name, loading them, and choosing the number that scores a document."""
+"""lm-eval's own tasks: finding them by name, loading them, and choosing the number that scores a document."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 
 from sa_eval.documents import ruler
-from sa_eval.documents.offline import PreparedTask, build_requests, offline_names, unknown_task
-from sa_eval.settings.config import Settings, SettingsError
+from sa_eval.documents.prepared import PreparedTask, build_requests
+from sa_eval.settings.config import Settings, SettingsError, nearest
+from sa_eval.tasks import OFFLINE, TASKS
 
 SCORE_METRICS = ("acc", "exact_match", "score", "acc_norm", "pass@1", "f1", "em")
 
@@ -48,7 +49,8 @@ def check_names(names: list[str]) -> None:
         if ruler.is_asked(name) or _is_file(name):
             continue
         if name not in task_manager().all_tasks:
-            raise unknown_task(name, [*task_manager().all_tasks, *ruler.GROUPS, *offline_names(), "offline"])
+            known = [*task_manager().all_tasks, *ruler.GROUPS, *TASKS, OFFLINE]
+            raise SettingsError(f"task {name!r} is not known: {nearest(name, known)}")
 
 
 def wanted(names: list[str], settings: Settings) -> list[Wanted]:

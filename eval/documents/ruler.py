@@ -1,4 +1,4 @@
-"""Owns RULER through lm-eval: one length per task instance, our seeds, the loaded tokenizer, a limit on its time.
+"""RULER through lm-eval: one length per task instance, our seeds, the loaded tokenizer, a limit on its time.
 
 What lm-eval's generators do by themselves: draw from the global generators (so task order changes the data), build 500
 documents whatever the limit, load the tokenizer with trust_remote_code=True, and retry forever inside a bare `except`
@@ -62,10 +62,11 @@ def load(name: str, length: int, settings: Settings, tokenizer: Any) -> Any:
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
+    wanted = settings.num_samples if isinstance(settings.num_samples, int) else None
+
     def documents() -> list[dict[str, Any]]:
         task = _build(name, length, settings.doc_seed, tokenizer)
-        rows = list(task.dataset["test"])
-        return rows if settings.num_samples == "all" else rows[: settings.num_samples]
+        return list(task.dataset["test"])[:wanted]
 
     if name in OFFLINE and name.startswith("niah"):
         with _no_nltk_download():  # millions of words are made on import: here, so that children have them
@@ -77,9 +78,9 @@ def load(name: str, length: int, settings: Settings, tokenizer: Any) -> Any:
         f"RULER's generator of {name} did not finish at {length} tokens in {seconds:.0f} s; it "
         "retries forever when a document cannot fit this tokenizer and length: ask for a longer length",
     )
-    if settings.num_samples != "all" and len(rows) < settings.num_samples:
+    if wanted is not None and len(rows) < wanted:
         raise ValueError(
-            f"RULER's generator of {name} made {len(rows)} of {settings.num_samples} documents at {length} tokens and "
+            f"RULER's generator of {name} made {len(rows)} of {wanted} documents at {length} tokens and "
             f"dropped the others: ask for a longer length, or fewer documents (it makes {MOST_DOCUMENTS} at most)"
         )
     if not all(row["outputs"] for row in rows):

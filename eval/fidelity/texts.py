@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sa_eval.lm import special_tokens
 from sa_eval.messages import one_line, shown
 from sa_eval.settings.values import SettingsError
 
@@ -95,10 +96,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 def opening(tokenizer: Any) -> list[int]:
     """What the tokenizer puts before every text (a begin-of-text token); every passage starts with it."""
-    plain = encode(tokenizer, "text")
-    marked = list(tokenizer("text")["input_ids"])
-    starts = (start for start in range(len(marked)) if marked[start : start + len(plain)] == plain)
-    return marked[: next(starts, 0)]
+    return special_tokens.around(tokenizer)[0]
 
 
 def cut(texts: Sequence[Text], tokenizer: Any, length: int, most: int | None) -> Cut:

@@ -1,12 +1,10 @@
-"""Owns how a model is asked: lm-eval's HFLM with true lengths, cheap scoring and no silent truncation.
+"""How a model is asked: lm-eval's HFLM with true lengths, cheap scoring and no silent truncation.
 
-Loglikelihood rows are batched by exact length, so there is no padding that a sparse pattern could count as tokens, and
-identical rows (one context, several one-token choices) run once. Only the scored positions get logits. Generation is
-left-padded and always carries its attention mask. Tokens are remembered across arms: every arm asks the same requests.
+Rows of log-likelihood requests are batched by exact length, so there is no padding that a sparse pattern could count as
+tokens, and identical rows (one context, several one-token choices) run once. Only the scored positions get logits.
+Generation is left-padded and always carries its attention mask. Tokens are remembered across arms, which all ask the
+same requests.
 """
-
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportIncompatibleMethodOverride=false
-# lm-eval's classes declare too little for a checker.
 
 from __future__ import annotations
 
@@ -14,33 +12,41 @@ import contextlib
 import json
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
-from transformers import StoppingCriteria, StoppingCriteriaList
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import StoppingCriteriaList
 
+from sa_eval.lm import special_tokens
+from sa_eval.lm.generation import StopStrings, Thinking, cut_at, generation_options
+from sa_eval.lm.stock import HFLM, Instance
 from sa_eval.loading import models
 
-DEFAULT_NEW_TOKENS = 256
+Pair = tuple[Sequence[int], Sequence[int]]  # tokens of a context, and of the continuation that is scored
 
 
-class TruncationError(ValueError):
+class RequestError(ValueError):
+    """A document cannot be asked as it is; asking something else would be another task."""
+
+
+class TruncationError(RequestError):
     """A document does not fit the model; scoring the rest of it would be another task."""
 
 
 class ExactRequests(HFLM):
     """HFLM, however its model came to be, for patches that must know every row's true length."""
 
-    def __init__(self, *arguments: Any, progress: Callable[[int], None] | None = None, **options: Any) -> None:
+    def __init__(self, *arguments: Any, progress: Callable[[int], object] | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._progress = progress or (lambda count: None)
         self._tokens: dict[Any, Any] = {}
+        self._end = special_tokens.around(self.tokenizer)[1]
+        self._thinking = None if self.think_end_token is None else Thinking(self.tokenizer, self.think_end_token)
 
     @contextlib.contextmanager
-    def smaller_batches(self, batch_size: int) -> Iterator[None]:
+    def batches_of(self, batch_size: int) -> Iterator[None]:
         """Ask with this batch size for a while."""
         before, self.batch_size_per_gpu = self.batch_size_per_gpu, batch_size
         try:
@@ -48,9 +54,66 @@ class ExactRequests(HFLM):
         finally:
             self.batch_size_per_gpu = before
 
-    def on_progress(self, progress: Callable[[int], None] | None) -> None:
+    def on_progress(self, progress: Callable[[int], object] | None) -> None:
         """Call `progress(n)` whenever n more requests are answered."""
         self._progress = progress or (lambda count: None)
+
+    # --- tokens --------------------------------------------------------------------------------------------------
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
+        """As lm-eval, but without the special tokens that some tokenizers put after every text."""
+        if add_special_tokens is None and self.prefix_token_id is None:
+            add_special_tokens = True  # lm-eval would look for the text of a begin-of-text token, which there is not
+        ids = super().tok_encode(string, add_special_tokens, **options)
+        if self._end and ids != self.tokenizer.encode(string, add_special_tokens=False):
+            return ids[: -len(self._end)]
+        return ids
+
+    def encoded_pair(self, request: Instance) -> tuple[array, array]:
+        """Token ids of context and continuation, split as lm-eval splits them.
+
+        Spaces at the end of the context belong to the continuation, so a context of spaces is an empty one, which is
+        the token that begins a text. A continuation without text has no tokens.
+        """
+        if request.args not in self._tokens:
+            context, continuation = request.args
+            if continuation and context.rstrip():
+                pair = self._encode_pair(context, continuation)
+            else:
+                text = context + continuation if continuation else ""
+                pair = self._encoded_start(request, text)
+            self._tokens[request.args] = (array("l", pair[0]), array("l", pair[1]))
+        return self._tokens[request.args]
+
+    def encoded_prompt(self, request: Instance) -> array:
+        """Token ids of what is generated from; an empty prompt is the token that begins a text."""
+        prompt = request.args[0]
+        if prompt not in self._tokens:
+            self._tokens[prompt] = array("l", self.tok_encode(prompt) or [self._first_token(request)])
+        return self._tokens[prompt]
+
+    def prompt_row(self, request: Instance) -> list[int]:
+        """The tokens whose prefill this request causes."""
+        if request.request_type == "generate_until":
+            return list(self.encoded_prompt(request))
+        if request.request_type == "loglikelihood":
+            context, continuation = self.encoded_pair(request)
+        else:
+            context, continuation = self._encoded_start(request, request.args[0])
+        return [*context, *continuation[:-1]]
+
+    def _encoded_start(self, request: Instance, text: str) -> Pair:
+        """A text from its beginning: the token that begins a text, which is not scored, and the text's own tokens."""
+        first, ids = self._first_token(request), self.tok_encode(text, add_special_tokens=False)
+        return [first], ids[1:] if ids[:1] == [first] else ids
+
+    def _first_token(self, request: Instance) -> int:
+        if self.prefix_token_id is None:
+            raise RequestError(
+                f"document {request.doc_id} of {request.task_name} begins with nothing, and the tokenizer has neither "
+                "a begin-of-text nor an end-of-text token to begin with: set bos_token in tokenizer_config.json"
+            )
+        return self.prefix_token_id
 
     # --- loglikelihood -------------------------------------------------------------------------------------------
 
@@ -58,27 +121,35 @@ class ExactRequests(HFLM):
         encoded = []
         for request in requests:
             context, continuation = self.encoded_pair(request)
+            if not continuation:
+                self._refuse_empty(request, f"choice {request.idx} ({request.args[1]!r})")
             self._refuse_truncation(request, len(context) + len(continuation) - 1, "prompt and continuation")
             encoded.append((request.args, context, continuation))
         return self._loglikelihood_tokens(encoded)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+        """Log-likelihood of whole texts, in windows of the model's length.
 
-    def encoded_pair(self, request: Instance) -> tuple[array, array]:
-        """Token ids of context and continuation, split as lm-eval splits them."""
-        if request.args not in self._tokens:
-            context, continuation = request.args
-            if context == "":
-                ids = self.tok_encode(continuation, add_special_tokens=False)
-                pair = ([self.prefix_token_id], ids) if ids[0] != self.prefix_token_id else (ids[:1], ids[1:])
-            else:
-                pair = self._encode_pair(context, continuation)
-            self._tokens[request.args] = (array("l", pair[0]), array("l", pair[1]))
-        return self._tokens[request.args]
+        Unlike lm-eval, which takes a begin-of-text token that the tokenizer puts before the text for a part of it and
+        scores it after another one, every token of the text is scored once and nothing else.
+        """
+        windows: list[tuple[None, Sequence[int], Sequence[int]]] = []
+        text_of: list[int] = []
+        for index, request in enumerate(requests):
+            (first,), ids = self._encoded_start(request, request.args[0])
+            if not ids:
+                self._refuse_empty(request, "its text")
+            found = get_rolling_token_windows(list(ids), first, self.max_length, context_len=1)
+            pairs = [make_disjoint_window(window) for window in found]
+            windows += [(None, *pair) for pair in pairs]
+            text_of += [index] * len(pairs)
+        sums = [0.0] * len(requests)
+        for index, (score, _) in zip(text_of, self._loglikelihood_tokens(windows), strict=True):
+            sums[index] += score
+        return sums
 
     def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
+        self, requests: Sequence[tuple[Any, Sequence[int], Sequence[int]]], **options: Any
     ) -> list[tuple[float, bool]]:
         answers: list[Any] = [None] * len(requests)
         for rows in self._batches_of_equal_length(requests):
@@ -90,7 +161,9 @@ class ExactRequests(HFLM):
                 self._progress(len(members))
         return answers
 
-    def _batches_of_equal_length(self, requests: list[Any]) -> Iterator[dict[tuple[int, ...], list[int]]]:
+    def _batches_of_equal_length(
+        self, requests: Sequence[tuple[Any, Sequence[int], Sequence[int]]]
+    ) -> Iterator[dict[tuple[int, ...], list[int]]]:
         """Batches {row of token ids: requests it answers}; all rows of a batch have one length, longest first."""
         by_length: dict[int, dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
         for idx, (_, context, continuation) in enumerate(requests):
@@ -103,7 +176,7 @@ class ExactRequests(HFLM):
 
     @torch.inference_mode()
     def scored_logits(self, rows: list[list[int]], keep: int) -> torch.Tensor:
-        """Log-probabilities of the last `keep` positions only: never length x vocabulary."""
+        """Log-probabilities [rows, keep, vocabulary] of the last positions only: never length x vocabulary."""
         input_ids = torch.tensor(rows, dtype=torch.long, device=self.device)
         logits = self.model(input_ids=input_ids, use_cache=False, logits_to_keep=keep).logits
         return torch.log_softmax(logits[:, -keep:].float(), dim=-1)
@@ -132,21 +205,19 @@ class ExactRequests(HFLM):
                 self._progress(len(batch))
         return answers
 
-    def encoded_prompt(self, request: Instance) -> array:
-        prompt = request.args[0]
-        if prompt not in self._tokens:
-            self._tokens[prompt] = array("l", self.tok_encode(prompt))
-        return self._tokens[prompt]
-
     @torch.inference_mode()
     def _generate_batch(self, prompts: list[array], options: dict[str, Any]) -> list[str]:
         ids, real = self._padded(prompts)
         width = ids.shape[1]
         stops = [stop for stop in options.pop("until") if stop]
-        criteria = StoppingCriteriaList([_StopStrings(self.tokenizer, stops, width)] if stops else [])
-        output = self._generate(ids, real, stopping_criteria=criteria, **options)
-        texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-        return [_cut(text, stops) for text in texts]
+        criteria = [StopStrings(self.tokenizer, stops, width, self._thinking)] if stops else []
+        output = self._generate(ids, real, stopping_criteria=StoppingCriteriaList(criteria), **options)
+        new = output[:, width:]
+        if self._thinking is None:
+            texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        else:
+            texts = [self._thinking.answer(row, skip_special_tokens=True) for row in new.tolist()]
+        return [cut_at(text, stops) for text in texts]
 
     @torch.inference_mode()
     def first_token_log_probs(self, prompts: list[array]) -> torch.Tensor:
@@ -175,10 +246,16 @@ class ExactRequests(HFLM):
 
     def _end_ids(self) -> list[int] | None:
         declared = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = set(declared if isinstance(declared, list) else [declared]) | {self.tokenizer.eos_token_id}
-        return sorted(ids - {None}) or None
+        ids = {*(declared if isinstance(declared, list) else [declared]), self.tokenizer.eos_token_id}
+        return sorted(token for token in ids if token is not None) or None
 
     # --- limits --------------------------------------------------------------------------------------------------
+
+    def _refuse_empty(self, request: Instance, what: str) -> None:
+        raise RequestError(
+            f"document {request.doc_id} of {request.task_name}: {what} has no tokens of its own, so there is nothing "
+            "to score: mend the data or the task's template, or leave the document out"
+        )
 
     def _refuse_truncation(self, request: Instance, tokens: int, what: str) -> None:
         limit = self._max_length
@@ -193,7 +270,7 @@ class ExactLM(ExactRequests):
     """`ExactRequests` to an already loaded model."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, batch_size: int = 16, progress: Callable[[int], None] | None = None
+        self, model: Any, tokenizer: Any, *, batch_size: int = 16, progress: Callable[[int], object] | None = None
     ) -> None:
         super().__init__(
             pretrained=model,
@@ -206,48 +283,13 @@ class ExactLM(ExactRequests):
         self._device = models.input_device(model)
 
 
-class _StopStrings(StoppingCriteria):
-    """Stops each row at its own stop string (lm-eval's criterion decodes once per stop string; this once per step)."""
+def _score(log_probs: torch.Tensor, continuation: Sequence[int]) -> tuple[float, bool]:
+    """Sum of the continuation's log-probabilities, and whether each token is the likeliest.
 
-    def __init__(self, tokenizer: Any, stops: list[str], prompt_len: int) -> None:
-        self.tokenizer, self.stops, self.prompt_len = tokenizer, stops, prompt_len
-        self.look_back = 2 + max(len(tokenizer.encode(stop, add_special_tokens=False)) for stop in stops)
-        self.done: torch.Tensor | None = None
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        new = input_ids[:, self.prompt_len :][:, -self.look_back :]
-        hits = [any(stop in text for stop in self.stops) for text in self.tokenizer.batch_decode(new)]
-        now = torch.tensor(hits, device=input_ids.device)
-        self.done = now if self.done is None else self.done | now
-        return self.done
-
-
-def generation_options(arguments: dict[str, Any]) -> dict[str, Any]:
-    """lm-eval's generation arguments as `generate` takes them: greedy unless the task asks to sample."""
-    options = dict(arguments)
-    lengths = [
-        options.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-    ]
-    until = options.pop("until", None) or []
-    temperature = float(options.pop("temperature", 0.0) or 0.0)
-    options["do_sample"] = bool(options.get("do_sample", temperature > 0))
-    if options["do_sample"] and temperature > 0:
-        options["temperature"] = temperature
-    return {
-        **options,
-        "until": [until] if isinstance(until, str) else list(until),
-        "max_new_tokens": int(next((value for value in lengths if value is not None), DEFAULT_NEW_TOKENS)),
-    }
-
-
-def _score(log_probs: torch.Tensor, continuation: Any) -> tuple[float, bool]:
+    Args:
+        log_probs: [positions, vocabulary]; the last ones predict the continuation.
+    """
     target = torch.tensor(list(continuation), dtype=torch.long, device=log_probs.device)
     positions = log_probs[-len(target) :]
     chosen = positions.gather(-1, target[:, None])
     return float(chosen.sum()), bool((positions.argmax(-1) == target).all())
-
-
-def _cut(text: str, stops: list[str]) -> str:
-    for stop in stops:
-        text = text.split(stop)[0]
-    return text

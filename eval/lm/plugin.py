@@ -1,11 +1,8 @@
-"""Owns lm-eval's model type `sa`: HFLM that loads as it always does, patches what it loaded, and asks exactly.
+"""lm-eval's model type `sa`: HFLM that loads as it always does, patches what it loaded, and asks exactly.
 
 `lm-eval --model sa --model_args pretrained=...,mode=sa,window=512,seed=1` with lm-eval's own tasks, flags and results.
 Arguments that would be ignored, or that would let one variant answer for another, are refused.
 """
-
-# pyright: reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
-# lm-eval's classes declare too little for a checker.
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ import inspect
 from typing import Any
 
 import torch
-from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import sa_patch
 from sa_eval.lm.exact import ExactRequests
+from sa_eval.lm.stock import HFLM
 from sa_eval.loading import models
 from sa_eval.messages import shown
 from sa_eval.settings.values import SettingsError, nearest
@@ -63,7 +60,7 @@ class SparseLM(ExactRequests):
         **options: Any,
     ) -> None:
         if not isinstance(pretrained, str):
-            raise SettingsError("pretrained must be a hub id or a folder; sa_eval.lm.ExactLM takes loaded models")
+            raise SettingsError("pretrained must be a hub id or a folder; sa_eval.lm.exact.ExactLM takes loaded models")
         self._mode, self._kernel = mode, kernel
         self._options, others = _split(options)
         self._variant = _variant(mode, self._options)
@@ -100,10 +97,7 @@ class SparseLM(ExactRequests):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         with self._bar("generate_until", requests, disable_tqdm):
-            texts = super().generate_until(requests)
-        if self.think_end_token:
-            texts = [text.split(self.think_end_token)[-1].lstrip() for text in texts]
-        return texts
+            return super().generate_until(requests)
 
     def _bar(self, what: str, requests: list[Any], hidden: bool) -> tqdm:
         bar = tqdm(total=len(requests), disable=hidden or self.rank != 0, desc=f"Running {what} requests")
@@ -149,5 +143,3 @@ def _refuse_ignored(others: dict[str, Any], batch_size: int | str) -> None:
         raise SettingsError(
             f"--batch_size {batch_size} is for --model hf: batches here hold documents of one length, give their number"
         )
-    if isinstance(others.get("think_end_token"), int):
-        raise SettingsError("think_end_token is a number: give the token's text")

@@ -50,7 +50,7 @@ def latency(
     prompts: dict[Any, list[int]] = {}
     for task in tasks:
         if any((arm.name, task.length) not in known for arm in arms):
-            prompts.setdefault(task.length, prompt_row(lm, task.task.instances[0]))
+            prompts.setdefault(task.length, lm.prompt_row(task.task.instances[0]))
     with progress.bar(len(prompts) * len(arms) * clock.REPEATS, "latency", unit="turn") as bar:
 
         def advance(name: str) -> None:
@@ -77,18 +77,8 @@ def batch_invariance(lm: Any, arms: Sequence[Any], tasks: Sequence[Any], directo
     known = {row["arm"]: row["status"] for row in directory.log("checks") if row["check"] == selftest.CHECK}
     if all(known.get(arm.name, "failed") != "failed" for arm in arms):
         return
-    rows = [prompt_row(lm, request) for task in tasks for request in task.task.instances]
+    rows = [lm.prompt_row(request) for task in tasks for request in task.task.instances]
     with progress.step("self-test of batches"):
         found = selftest.check(lm, arms, rows)
     directory.append("checks", *found)
     selftest.refuse(found)
-
-
-def prompt_row(lm: Any, request: Any) -> list[int]:
-    """The tokens whose prefill this request causes."""
-    if request.request_type == "generate_until":
-        return list(lm.encoded_prompt(request))
-    if request.request_type == "loglikelihood":
-        context, continuation = lm.encoded_pair(request)
-        return [*context, *continuation[:-1]]
-    return lm.tok_encode(request.args[0])

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sa_eval.documents import prepare
+from sa_eval.documents import selection
 from sa_eval.loading import model_files, models, sources
 from sa_eval.messages import one_line, shown
 from sa_eval.processes import interrupts, tensor_parallel
@@ -195,7 +195,7 @@ def _ranks(settings: Settings) -> Ranks:
 
 
 def _checked_arms(settings: Settings) -> list[Arm]:
-    prepare.check_tasks(settings)
+    selection.check_tasks(settings)
     arms = arms_from(settings)
     for arm in arms:
         arm.check()
@@ -209,7 +209,7 @@ def _loaded(settings: Settings, source: Any, ranks: Ranks, progress: Progress) -
     with model_files.code_kept_out(settings):
         with progress.step(f"loading {settings.model}"):
             loaded = models.load(source, placed)
-        prepare.check_lengths(settings, models.max_tokens(loaded.model))
+        selection.check_lengths(settings, models.max_tokens(loaded.model))
         yield loaded
 
 

@@ -59,7 +59,7 @@ def failed(task: Any, indices: Iterable[int], error: str) -> list[dict[str, Any]
 
 def documents(task: Any) -> list[dict[str, Any]]:
     """What every document asks, once per run: both ends of its longest prompt, and the answer that is expected."""
-    from sa_eval.documents.requests import requests_by_document
+    from sa_eval.documents.prepared import requests_by_document
 
     rows = []
     for index, asked in enumerate(requests_by_document(task.task)):

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from sa_eval.documents.requests import TaskPart, requests_by_document
+from sa_eval.documents.prepared import requests_by_document
+from sa_eval.documents.subset import TaskSubset
 from sa_eval.run import samples
 from sa_eval.run.chunks import Chunk
 
@@ -88,7 +89,7 @@ class Scorer:
         batch_size = self._lm.batch_size
         while True:
             try:
-                with self._lm.smaller_batches(batch_size):
+                with self._lm.batches_of(batch_size):
                     return self._asked(chunk, indices)
             except Exception as error:
                 if batch_size == 1 or not out_of_memory(error):
@@ -103,12 +104,12 @@ class Scorer:
         task = chunk.task
         requests = self._requests.get(task.key) or requests_by_document(task.task)
         self._requests[task.key] = requests
-        part = TaskPart(task.task, task.key, [requests[index] for index in indices])
+        subset = TaskSubset(task.task, task.key, [requests[index] for index in indices])
         _seed(task, indices[0])
-        with self._counted(part.num_answers, len(indices)):
+        with self._counted(subset.num_answers, len(indices)):
             result = evaluate(
                 lm=self._lm,
-                task_dict={task.key: part},
+                task_dict={task.key: subset},
                 bootstrap_iters=0,
                 log_samples=True,
                 confirm_run_unsafe_code=self._unsafe_code,

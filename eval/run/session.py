@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sa_eval import environment
-from sa_eval.documents import prepare
+from sa_eval.documents import selection
 from sa_eval.loading import models
 from sa_eval.processes.ranks import Crew, Ranks
 from sa_eval.progress import Progress
@@ -83,7 +83,7 @@ class Session:
         """Documents and what is done already; nothing is written but failures to build a task."""
         if self.earlier and self.ranks.main:
             resume.check_run(self.directory, self.earlier, self.settings, self.keys)
-        self.tasks = prepare.all_tasks(self.settings, self.lm, self.progress, self._task_failed)
+        self.tasks = selection.all_tasks(self.settings, self.lm, self.progress, self._task_failed)
         if self.earlier and self.ranks.main:
             resume.check_documents(self.directory, self.earlier, self.tasks)
             resume.check_records(self.directory, self.keys, self.arms, self.tasks)

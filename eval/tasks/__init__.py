@@ -9,7 +9,7 @@ from . import aggregation, retrieval, tracing
 from .base import CountTokens, Document, OfflineTask, Question, Request, Scene, TooShort
 from .cloze import cloze
 
-__all__ = ["TASKS", "Document", "OfflineTask", "Question", "Scene", "document", "scene"]
+__all__ = ["OFFLINE", "TASKS", "Document", "OfflineTask", "Question", "Scene", "document", "scene"]
 
 _ALL = (
     OfflineTask("needle_single", "retrieval", "generate", retrieval.SHORT_ANSWER, retrieval.needle_single),
@@ -23,6 +23,7 @@ _ALL = (
     OfflineTask("cloze", "cloze", "cloze", 1, cloze),
 )
 TASKS: dict[str, OfflineTask] = {task.name: task for task in _ALL}
+OFFLINE = "offline"  # stands for all of them under --tasks
 _LONGEST_SEARCH = 1 << 16
 
 

@@ -8,7 +8,7 @@ from run_helpers import contents
 
 from sa_eval import environment
 from sa_eval.cli import main
-from sa_eval.documents import offline
+from sa_eval.documents import prepared
 from sa_eval.records import keys
 from sa_eval.settings.arms import Arm
 
@@ -44,8 +44,8 @@ def change_settings(model, monkeypatch, out):
 
 
 def change_documents(model, monkeypatch, out):
-    honest = offline.document_hash
-    monkeypatch.setattr(offline, "document_hash", lambda requests, target: honest(requests, f"{target} "))
+    honest = prepared.document_hash
+    monkeypatch.setattr(prepared, "document_hash", lambda requests, target: honest(requests, f"{target} "))
 
 
 def change_a_record(model, monkeypatch, out):

@@ -11,8 +11,8 @@ from hostile_helpers import files_under
 from hypothesis import HealthCheck, example, given, settings, strategies
 
 from sa_eval.cli import main
-from sa_eval.documents import harness, prepare
-from sa_eval.documents.offline import PreparedTask
+from sa_eval.documents import harness, selection
+from sa_eval.documents.prepared import PreparedTask
 from sa_eval.loading import models
 from sa_eval.run import runner
 from sa_eval.settings.arms import arms_from
@@ -202,7 +202,7 @@ def test_two_tasks_of_one_name_are_told_apart_by_refusing_the_second(monkeypatch
     monkeypatch.setattr(harness, "prepare", lambda *arguments: [task])
     given, failed = settings_from({"tasks": "one.yaml,two.yaml"}), []
     quiet = runner.Progress(enabled=False)
-    tasks = prepare.all_tasks(given, None, quiet, lambda label, error: failed.append((label, str(error))))
+    tasks = selection.all_tasks(given, None, quiet, lambda label, error: failed.append((label, str(error))))
     assert tasks == [task] and [label for label, _ in failed] == ["two.yaml"]
     assert "another task is called same" in failed[0][1]
 

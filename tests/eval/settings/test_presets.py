@@ -11,7 +11,7 @@ from eval_helpers import save_tiny_model
 from sa_eval.cli import main
 from sa_eval.commands.run import build_parser, effective_settings
 from sa_eval.documents import harness, ruler
-from sa_eval.documents.offline import split_names
+from sa_eval.documents.selection import split_names
 from sa_eval.settings import presets
 from sa_eval.settings.arms import arms_from, left_out
 from sa_eval.settings.config import settings_from

@@ -1,7 +1,7 @@
-"""Owns handing some documents of a prepared task to lm-eval's `evaluate`, which scores them as it scores a whole task.
+"""Some documents of a prepared task, in the shape of a task that lm-eval's `evaluate` takes.
 
-lm-eval's own `samples=` walks through all documents, and processes them again, at every call. A part holds the requests
-that were built once; building, iterating and aggregating are answered here, everything else is the task's own.
+lm-eval's own `samples=` processes all documents again at every call. A subset holds the requests that were built once:
+it answers building, iterating and aggregating itself and leaves everything else to the task.
 """
 
 from __future__ import annotations
@@ -11,18 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lm_eval.api.instance import Instance
+from sa_eval.lm.stock import Instance
 
 
-def requests_by_document(task: Any) -> list[list[Instance]]:
-    """The requests of every document, by document index."""
-    found: dict[int, list[Instance]] = {}
-    for instance in task.instances:
-        found.setdefault(instance.doc_id, []).append(instance)
-    return [found[index] for index in range(len(found))]
-
-
-class TaskPart:
+class TaskSubset:
     """What `evaluate` needs of a task, for these documents only; they keep their numbers, `key` names the task."""
 
     def __init__(self, task: Any, key: str, documents: Sequence[Sequence[Instance]]) -> None:

@@ -1,6 +1,6 @@
-"""Owns the documents step of a run: which tasks were asked for, each built once; those that fail are reported.
+"""The documents step of a run: which tasks were asked for, each built once; those that fail are reported.
 
-Imports lm-eval only inside functions: it takes seconds.
+Imports lm-eval, which takes seconds, only where tasks are built or looked up.
 """
 
 from __future__ import annotations
@@ -11,15 +11,26 @@ from typing import Any
 from sa_eval.documents import ruler
 from sa_eval.progress import Progress
 from sa_eval.settings.config import Settings, SettingsError
+from sa_eval.tasks import OFFLINE, TASKS
 
 Build = Callable[[], list[Any]]
 
 
+def split_names(settings: Settings) -> tuple[list[str], list[str]]:
+    """The offline tasks and the lm-eval tasks that were asked for, in order and without repeats."""
+    offline: list[str] = []
+    other: list[str] = []
+    for name in settings.tasks:
+        for found in TASKS if name == OFFLINE else [name]:
+            group = offline if found in TASKS else other
+            if found not in group:
+                group.append(found)
+    return offline, other
+
+
 def check_tasks(settings: Settings) -> None:
     """Refuse unknown task names, and generated ones without a number, before anything is loaded or written."""
-    from sa_eval.documents import offline
-
-    offline, other = offline.split_names(settings)
+    offline, other = split_names(settings)
     if offline and settings.num_samples == "all":
         raise SettingsError(f"num_samples 'all' has no end for {offline[0]}, which is generated: give a number")
     if other:
@@ -30,9 +41,7 @@ def check_tasks(settings: Settings) -> None:
 
 def check_lengths(settings: Settings, limit: int | None) -> None:
     """Refuse lengths beyond the model's positions before documents of that length are made."""
-    from sa_eval.documents import offline
-
-    offline, other = offline.split_names(settings)
+    offline, other = split_names(settings)
     longest = max(settings.lengths)
     if limit is not None and longest > limit and (offline or any(map(ruler.is_asked, other))):
         raise SettingsError(
@@ -72,14 +81,12 @@ def _offline(settings: Settings, lm: Any) -> list[tuple[str, Build]]:
     def build(name: str, length: int) -> Build:
         return lambda: [offline.prepare_offline(name, length, settings, lm)]
 
-    names, _ = offline.split_names(settings)
+    names, _ = split_names(settings)
     return [(f"{name}@{length}", build(name, length)) for length in settings.lengths for name in names]
 
 
 def _lm_eval(settings: Settings, lm: Any) -> list[tuple[str, Build]]:
-    from sa_eval.documents import offline
-
-    _, names = offline.split_names(settings)
+    _, names = split_names(settings)
     if not names:
         return []
     from sa_eval.documents import harness
