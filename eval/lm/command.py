@@ -1,4 +1,4 @@
-"""Owns the command `sa-lm-eval`: lm-eval's own command line, with the model type `sa` in its registry.
+"""The command `sa-lm-eval`: lm-eval's own command line, with the model type `sa` in its registry.
 
 lm-eval versions that read the entry points `lm_eval.models` know the type without it.
 """
@@ -6,39 +6,70 @@ lm-eval versions that read the entry points `lm_eval.models` know the type witho
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from sa_eval.settings.values import SettingsError
 
 TARGET = "sa_eval.lm.plugin:SparseLM"
+ABOUT = """\
+sa-lm-eval is lm-eval's command line with one more model type, sa: a causal language model with an attention variant.
+
+  sa-lm-eval run --model sa --model_args pretrained=Qwen/Qwen3-0.6B,mode=sa,window=512,seed=1 --tasks lambada_openai
+
+  mode      {modes}
+  options   window, seed and the variant's own (sinks, dense_tail, decode, ...; docs/variants in the repository), kernel,
+            and whatever --model hf takes (dtype, peft, parallelize, ...)
+
+What follows is lm-eval's own help.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run lm-eval's command line on these arguments (the process's own when None).
 
     Returns:
-        The exit status: 0, or 2 for arguments that are refused.
+        The exit status: 0, or 2 for arguments that are refused, documents that cannot be asked, missing packages.
     """
-    from lm_eval.__main__ import cli_evaluate
-    from lm_eval.api.registry import model_registry
-
-    if "sa" not in model_registry:
-        model_registry.register("sa", target=TARGET)
     if arguments is not None:
         sys.argv = ["sa-lm-eval", *arguments]
     try:
-        _refuse_cache(sys.argv[1:])
-        cli_evaluate()
+        _run(sys.argv[1:])
     except SettingsError as error:
         print(f"sa-lm-eval: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _refuse_cache(arguments: Sequence[str]) -> None:
+def _run(arguments: Sequence[str]) -> None:
+    evaluate, plugin = _imported()
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(ABOUT.format(modes=", ".join(plugin.ARM_MODES)))
+    _refuse_cache(arguments, plugin.NO_CACHE)
+    try:
+        evaluate()
+    except plugin.RequestError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _imported() -> tuple[Callable[[], Any], Any]:
+    """lm-eval's command line, which takes seconds to import, with the model type registered; and the type's module."""
+    try:
+        from lm_eval.__main__ import cli_evaluate
+        from lm_eval.api.registry import model_registry
+
+        from sa_eval.lm import plugin
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f'the package {error.name} is missing, which evaluating needs: pip install "sa-patch[eval]"'
+        ) from error
+    if "sa" not in model_registry:
+        model_registry.register("sa", target=TARGET)
+    return cli_evaluate, plugin
+
+
+def _refuse_cache(arguments: Sequence[str], reason: str) -> None:
     """Before minutes are spent on loading; a cache that a configuration file asks for is refused after it."""
     names = [argument.split("=")[0] for argument in arguments]
     if "--use_cache" in names or "-c" in names:
-        from sa_eval.lm.plugin import NO_CACHE
-
-        raise SettingsError(NO_CACHE)
+        raise SettingsError(reason)

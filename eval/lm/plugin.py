@@ -15,12 +15,14 @@ from tqdm import tqdm
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import sa_patch
-from sa_eval.lm.exact import ExactRequests
+from sa_eval.lm.exact import ExactRequests, RequestError
 from sa_eval.lm.stock import HFLM
 from sa_eval.loading import models
 from sa_eval.messages import shown
 from sa_eval.settings.values import SettingsError, nearest
 from sa_patch.variants import all_options, make_variant, modes
+
+__all__ = ["ARM_MODES", "NO_CACHE", "RequestError", "SparseLM"]
 
 NO_CACHE = (
     "--use_cache keeps answers under the request alone, so another mode, window or seed would be given this one's: "

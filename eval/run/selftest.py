@@ -1,8 +1,9 @@
-"""Owns the self-test before scoring: a document's next-token distribution must not depend on the batch it is in.
+"""The self-test before scoring: a document's next-token distribution must not depend on the batch it is in.
 
 Padding that a pattern counts as tokens, or a mask that gets lost, changes scores without any error; here it stops the
 run. Both ways of asking are tested: left-padded rows with their mask, as in generation, and rows of one length without
-a mask, as in scoring by log-likelihood.
+a mask, as in scoring by log-likelihood. Arms that run the same code, because they differ in window, seeds or sizes
+alone, are tested once, with the narrowest window, which padding would disturb most.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ MOST_DOCUMENTS, MOST_TOKENS = 4, 4096
 SHORT = 16  # a start this short is beside so much padding that also the last token of a narrow window sees it
 FLOAT32_ALLOWED = 1e-3  # nats; rounding alone stays below 1e-4 in the models tested
 HALF_STEPS = 2  # roundings of a logit that half precision may always be apart
-UNPATCHED = 4  # an arm may differ this many times as much as the model without a patch; that one, as many roundings
+# The model without a patch may differ by UNPATCHED roundings, and an arm UNPATCHED times as much as that model does.
+UNPATCHED = 4
 LIKELY = 20  # the tokens compared: far down the distribution a log-probability is mostly rounding
 
 
@@ -48,28 +50,61 @@ def prompts_from(rows: Sequence[Sequence[int]], batch_size: int) -> list[array]:
 
 
 def check(lm: Any, arms: Sequence[Any], rows: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """One row of checks.jsonl per arm, with its first seed; the first arm is the model without a patch."""
+    """One row of checks.jsonl per arm; the first arm is the model without a patch.
+
+    The status is passed, failed, covered (another arm that runs the same code was tested) or skipped.
+    """
     if lm.batch_size == 1:
         return [_row(arm, "skipped", "every document runs alone (batch size 1)") for arm in arms]
     prompts = prompts_from(rows, lm.batch_size)
-    found, unpatched = [], 0.0
-    for arm in arms:
-        patch = None
-        try:
-            patch = arm.apply(lm.model, arm.seeds[0])
-            middle = _routes(lm.model) or (patch is not None and patch.budget(len(prompts[-1])).router_cost > 0)
-            finding = compare(lm, prompts, middle=middle)
-        except Exception as error:  # an arm that cannot run says so when it is scored
-            found.append(_row(arm, "skipped", f"{type(error).__name__}: {str(error)[:200]}"))
+    found: dict[str, dict[str, Any]] = {}
+    unpatched = 0.0
+    for alike in _same_code(arms):
+        for arm in alike:
+            row = found[arm.name] = _tested(lm, arm, prompts, unpatched)
+            if row["status"] != "skipped":  # an arm that cannot run says nothing about the others
+                break
+        tested = arm.name
+        if row["status"] == "skipped":
             continue
-        finally:
-            if patch is not None:
-                patch.restore()
-        allowed = max(finding.rounding, UNPATCHED * unpatched)
         if arm.window is None:
-            unpatched, allowed = finding.worst, UNPATCHED * finding.rounding
-        found.append(_judged(arm, finding, allowed, len(prompts), middle))
-    return found
+            unpatched = row["worst"]
+        text = f"runs the code of {tested}, which was tested: it differs in window, seeds or sizes alone"
+        found.update({arm.name: _row(arm, "covered", text) for arm in alike if arm.name not in found})
+    return [found[arm.name] for arm in arms]
+
+
+def _same_code(arms: Sequence[Any]) -> list[list[Any]]:
+    """The arms in groups that run the same code, the narrowest window first (a share of the prompt is a float)."""
+    groups: dict[Any, list[Any]] = {}
+    for arm in arms:
+        chosen = {**arm.options, "dense_tail": arm.dense_tail}
+        kinds = {name: value if isinstance(value, str) else bool(value) for name, value in chosen.items()}
+        kind = (arm.window is None, arm.mode, arm.kernel, *sorted((name, kind) for name, kind in kinds.items() if kind))
+        groups.setdefault(kind, []).append(arm)
+    return [
+        sorted(group, key=lambda arm: (isinstance(arm.window, float), arm.window or 0)) for group in groups.values()
+    ]
+
+
+def _tested(lm: Any, arm: Any, prompts: Sequence[array], unpatched: float) -> dict[str, Any]:
+    """The row of one arm, with its first seed.
+
+    Args:
+        unpatched: what alone and together differ by without a patch.
+    """
+    patch = None
+    try:
+        patch = arm.apply(lm.model, arm.seeds[0])
+        middle = _routes(lm.model) or (patch is not None and patch.budget(len(prompts[-1])).router_cost > 0)
+        finding = compare(lm, prompts, middle=middle)
+    except Exception as error:  # an arm that cannot run says so when it is scored
+        return _row(arm, "skipped", f"{type(error).__name__}: {str(error)[:200]}")
+    finally:
+        if patch is not None:
+            patch.restore()
+    allowed = max(finding.rounding, UNPATCHED * unpatched) if arm.window else UNPATCHED * finding.rounding
+    return _judged(arm, finding, allowed, len(prompts), middle)
 
 
 def refuse(found: Sequence[dict[str, Any]]) -> None:

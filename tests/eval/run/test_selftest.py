@@ -91,6 +91,46 @@ def test_rows_that_see_each_other_fail_without_padding_too(monkeypatch):
     assert found["status"] == "failed"
 
 
+def test_arms_that_run_the_same_code_are_tested_once_with_the_narrowest_window(monkeypatch):
+    asked = []
+    honest = Arm.apply
+    monkeypatch.setattr(Arm, "apply", lambda self, *given: asked.append(self.name) or honest(self, *given))
+    arms = [
+        Arm("full", "full", "full", None),
+        Arm("sa-w48", "sa", "sa", 48),
+        Arm("sa-w24", "sa", "sa", 24, seeds=(3, 4)),
+        Arm("sa-half", "sa", "sa", 0.5),
+        Arm("sa-w24-sinks8", "sa", "sa", 24, options={"sinks": 8}),
+        Arm("sa-w32-sinks4", "sa", "sa", 32, options={"sinks": 4}),
+        Arm("sa-bucket-w24", "sa", "sa", 24, options={"form": "bucket"}),
+        Arm("sa-w24-tail4", "sa", "sa", 24, dense_tail=4, options={"dense_tail": 4}),
+        Arm("sa-w24-reference", "sa", "sa", 24, kernel="reference"),
+        Arm("swa-w24", "swa", "swa", 24),
+    ]
+    found = {row["arm"]: row for row in selftest.check(lm(), arms, rows())}
+    assert [*found] == [arm.name for arm in arms]
+    tested = [name for name, row in found.items() if row["status"] == "passed"]
+    assert tested == [name for name in found if name not in ("sa-w48", "sa-half", "sa-w32-sinks4")]
+    assert sorted(asked) == sorted(tested)
+    assert all(found[name]["status"] == "covered" for name in ("sa-w48", "sa-half", "sa-w32-sinks4"))
+    assert "runs the code of sa-w24," in found["sa-w48"]["text"]
+    assert "runs the code of sa-w24-sinks8," in found["sa-w32-sinks4"]["text"]
+
+
+def test_an_arm_that_cannot_run_covers_no_other(monkeypatch):
+    honest = Arm.apply
+
+    def apply(self, *given):
+        if self.window == 8:
+            raise NotImplementedError("not that narrow")
+        return honest(self, *given)
+
+    monkeypatch.setattr(Arm, "apply", apply)
+    arms = [ARMS[0], *(Arm(f"swa-w{window}", "swa", "swa", window) for window in (8, 24, 48))]
+    found = {row["arm"]: row["status"] for row in selftest.check(lm(), arms, rows())}
+    assert found == {"full": "passed", "swa-w8": "skipped", "swa-w24": "passed", "swa-w48": "covered"}
+
+
 def test_alone_there_is_nothing_to_test():
     found = selftest.check(lm(batch_size=1), ARMS, rows())
     assert {row["status"] for row in found} == {"skipped"}
