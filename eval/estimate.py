@@ -52,7 +52,7 @@ def seconds(shape: Shape, cost: list[tuple[int, int]], settings: Settings, devic
     if not cost:
         return 0.0
     operations = sum(2 * shape.active * (prompt + new) for prompt, new in cost)
-    batch = min(models.pick_batch_size(settings, device), len(cost))
+    batch = min(models.pick_batch_size(settings, device, max(settings.lengths)), len(cost))
     steps = sum(new for _, new in cost) / batch
     return operations / (REACHED * _operations_per_second(device)) + steps * shape.layers * STEP_OVERHEAD_MS / 1000
 

@@ -45,7 +45,7 @@ def render(settings: Settings) -> str:
         *documents,
         f"{len(usable)} arms, {runs} passes (arms and seeds){_time(runs, shape, cost, settings, device)}",
         "",
-        *estimate.memory(shape, settings, models.pick_batch_size(settings, device)),
+        *estimate.memory(shape, settings, models.pick_batch_size(settings, device, max(settings.lengths))),
         *_published(settings),
     ]
     return "\n".join(lines)

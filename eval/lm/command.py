@@ -6,10 +6,12 @@ lm-eval versions that read the entry points `lm_eval.models` know the type witho
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sa_eval.settings.values import SettingsError
+from sa_patch.variants import all_options, modes
 
 TARGET = "sa_eval.lm.plugin:SparseLM"
 ABOUT = """\
@@ -18,8 +20,8 @@ sa-lm-eval is lm-eval's command line with one more model type, sa: a causal lang
   sa-lm-eval run --model sa --model_args pretrained=Qwen/Qwen3-0.6B,mode=sa,window=512,seed=1 --tasks lambada_openai
 
   mode      {modes}
-  options   window, seed and the variant's own (sinks, dense_tail, decode, ...; docs/variants in the repository), kernel,
-            and whatever --model hf takes (dtype, peft, parallelize, ...)
+  options   {options}
+  others    kernel, and whatever --model hf takes (dtype, peft, parallelize, ...)
 
 What follows is lm-eval's own help.
 """
@@ -44,12 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> None:
     evaluate, plugin = _imported()
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(ABOUT.format(modes=", ".join(plugin.ARM_MODES)))
+        print(ABOUT.format(modes=_listed(modes()), options=_listed(all_options())))
     _refuse_cache(arguments, plugin.NO_CACHE)
     try:
         evaluate()
     except plugin.RequestError as error:
         raise SettingsError(str(error)) from error
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Beside the words mode and options in the help."""
+    return textwrap.fill(", ".join(names), 106, subsequent_indent=" " * 12)
 
 
 def _imported() -> tuple[Callable[[], Any], Any]:

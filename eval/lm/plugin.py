@@ -20,9 +20,10 @@ from sa_eval.lm.stock import HFLM
 from sa_eval.loading import models
 from sa_eval.messages import shown
 from sa_eval.settings.values import SettingsError, nearest
+from sa_patch.signature import KernelName
 from sa_patch.variants import all_options, make_variant, modes
 
-__all__ = ["ARM_MODES", "NO_CACHE", "RequestError", "SparseLM"]
+__all__ = ["NO_CACHE", "RequestError", "SparseLM"]
 
 NO_CACHE = (
     "--use_cache keeps answers under the request alone, so another mode, window or seed would be given this one's: "
@@ -56,14 +57,14 @@ class SparseLM(ExactRequests):
         self,
         pretrained: str,
         mode: str | None = None,
-        kernel: str = "auto",
+        kernel: KernelName = "auto",
         batch_size: int | str = 1,
         device: str | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(pretrained, str):
             raise SettingsError("pretrained must be a hub id or a folder; sa_eval.lm.exact.ExactLM takes loaded models")
-        self._mode, self._kernel = mode, kernel
+        self._kernel: KernelName = kernel
         self._options, others = _split(options)
         self._variant = _variant(mode, self._options)
         _refuse_ignored(others, batch_size)

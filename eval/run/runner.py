@@ -125,7 +125,7 @@ def check_out(out: str | None) -> None:
 
 def score(session: Session) -> None:
     """This rank's share of what is missing, arm by arm."""
-    everything = chunks.plan(session.usable, session.tasks, session.lm.batch_size)
+    everything = chunks.plan(session.usable, session.tasks, session.batch_size)
     share = session.ranks.share(chunks.missing(everything, session.done))
     total = sum(len(chunk.indices) for chunk in everything)
     left = sum(len(chunk.indices) for chunk in share)

@@ -86,7 +86,7 @@ class Scorer:
 
     def _with_less_memory(self, chunk: Chunk, indices: Sequence[int], found: Scored) -> list[dict[str, Any]]:
         """Half the batch, and half of that, while memory runs out."""
-        batch_size = self._lm.batch_size
+        batch_size = chunk.batch_size
         while True:
             try:
                 with self._lm.batches_of(batch_size):

@@ -60,17 +60,17 @@ def check(lm: Any, arms: Sequence[Any], rows: Sequence[Sequence[int]]) -> list[d
     found: dict[str, dict[str, Any]] = {}
     unpatched = 0.0
     for alike in _same_code(arms):
+        tested = None
         for arm in alike:
+            if tested is not None:
+                text = f"runs the code of {tested}, which was tested: it differs in window, seeds or sizes alone"
+                found[arm.name] = _row(arm, "covered", text)
+                continue
             row = found[arm.name] = _tested(lm, arm, prompts, unpatched)
             if row["status"] != "skipped":  # an arm that cannot run says nothing about the others
-                break
-        tested = arm.name
-        if row["status"] == "skipped":
-            continue
-        if arm.window is None:
-            unpatched = row["worst"]
-        text = f"runs the code of {tested}, which was tested: it differs in window, seeds or sizes alone"
-        found.update({arm.name: _row(arm, "covered", text) for arm in alike if arm.name not in found})
+                tested = arm.name
+            if arm.window is None and tested is not None:
+                unpatched = row["worst"]
     return [found[arm.name] for arm in arms]
 
 

@@ -74,8 +74,7 @@ class Session:
         self.usable: list[Arm] = []
         self.done: set[views.Place] = set()
         with progress.quiet():
-            batch_size = models.pick_batch_size(settings, models.input_device(loaded.model))
-            self.lm = ExactLM(loaded.model, loaded.tokenizer, batch_size=batch_size)
+            self.lm = ExactLM(loaded.model, loaded.tokenizer, batch_size=self.batch_size(max(settings.lengths)))
 
     # --- before scoring ------------------------------------------------------------------------------------------
 
@@ -169,6 +168,10 @@ class Session:
         self.crew.check()
         if self._together is not None:
             self._together.check()
+
+    def batch_size(self, tokens: int) -> int:
+        """Documents per forward pass, where prompts have about so many tokens."""
+        return models.pick_batch_size(self.settings, models.input_device(self.loaded.model), tokens)
 
     def scorer(self, bar: Any) -> Any:
         from sa_eval.run.scoring import Scorer

@@ -5,7 +5,7 @@ import torch
 from lm_eval.api.instance import Instance
 
 from sa_eval.lm.plugin import SparseLM
-from sa_eval.loading import models
+from sa_eval.loading import sources
 
 SAID = {  # prompt: what the model says to it
     "one": "hmm. 7? no.\n</think>\n 8. and more",
@@ -39,7 +39,7 @@ class Script:
 
 def scripted(monkeypatch, end, mode="sa", batch_size=4):
     """The model type sa whose model says what is written above; the scripts that were followed are in the list."""
-    lm = SparseLM(models.find("qwen3-tiny").path, mode=mode, window=8, batch_size=batch_size, think_end_token=end)
+    lm = SparseLM(sources.find("qwen3-tiny").path, mode=mode, window=8, batch_size=batch_size, think_end_token=end)
     honest, scripts = lm._generate, []
 
     def generate(ids, real, **options):
