@@ -62,17 +62,24 @@ def _listed(names: Iterable[str]) -> str:
 def _imported() -> tuple[Callable[[], Any], Any]:
     """lm-eval's command line, which takes seconds to import, with the model type registered; and the type's module."""
     try:
-        from lm_eval.__main__ import cli_evaluate
-        from lm_eval.api.registry import model_registry
-
-        from sa_eval.lm import plugin
+        evaluate, registry, plugin = _parts()
     except ModuleNotFoundError as error:
+        name = (error.name or str(error)).partition(".")[0]
         raise SettingsError(
-            f'the package {error.name} is missing, which evaluating needs: pip install "sa-patch[eval]"'
+            f'the package {name} is missing, which evaluating needs: pip install "sa-patch[eval]"'
         ) from error
-    if "sa" not in model_registry:
-        model_registry.register("sa", target=TARGET)
-    return cli_evaluate, plugin
+    if "sa" not in registry:
+        registry.register("sa", target=TARGET)
+    return evaluate, plugin
+
+
+def _parts() -> tuple[Any, Any, Any]:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.registry import model_registry
+
+    from sa_eval.lm import plugin
+
+    return cli_evaluate, model_registry, plugin
 
 
 def _refuse_cache(arguments: Sequence[str], reason: str) -> None:

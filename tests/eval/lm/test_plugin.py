@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 from functools import partialmethod
 from importlib import metadata
 
@@ -199,6 +201,42 @@ def test_a_cache_of_answers_is_refused(tasks, capsys):
     manager = TaskManager(include_path=str(tasks))
     with pytest.raises(SettingsError, match="--use_cache keeps answers under the request alone"):
         simple_evaluate(sparse(mode="sa"), tasks=["local_text"], task_manager=manager, use_cache=str(tasks / "kept"))
+
+
+def test_the_help_names_the_model_type_its_modes_and_options(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "--model sa --model_args" in shown and "sa+swa" in shown and "dense_tail" in shown
+    assert "usage: " in shown  # lm-eval's own follows
+
+
+@pytest.mark.parametrize("package", ["lm_eval", "accelerate"])
+def test_a_missing_package_is_one_sentence_that_says_what_to_install(package, monkeypatch, capsys):
+    def missing():
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr(command, "_parts", missing)
+    assert command.main(["run", "--model", "sa"]) == 2
+    told = f'the package {package} is missing, which evaluating needs: pip install "sa-patch[eval]"'
+    assert capsys.readouterr().err == f"sa-lm-eval: {told}\n"
+
+
+def test_without_lm_eval_the_command_says_so_in_a_process_of_its_own():
+    """As from an installation without extras: nothing is imported before that needs one."""
+    code = "import sys; sys.modules['lm_eval'] = None; from sa_eval.lm.command import main; sys.exit(main(['ls']))"
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert 'pip install "sa-patch[eval]"' in ended.stderr.splitlines()[-1]
+
+
+def test_a_document_that_cannot_be_asked_ends_the_command_with_its_name(tasks, capsys):
+    rows = [{**ROWS[0], "choices": [" clever", ""]}, *ROWS[1:]]
+    (tasks / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = sources.find(TINY).path
+    asked = ["run", "--model", "sa", "--model_args", f"pretrained={path},mode=sa,window=12"]
+    assert command.main([*asked, "--tasks", "local_choice", "--include_path", str(tasks)]) == 2
+    assert "document 0 of local_choice: choice 1 ('') has no tokens" in capsys.readouterr().err
 
 
 def test_newer_versions_find_it_by_its_entry_point():
