@@ -1,4 +1,4 @@
-"""Owns the aggregation tasks: answers carried redundantly by words spread over the whole context."""
+"""The aggregation tasks: answers carried redundantly by words spread over the whole context."""
 
 from __future__ import annotations
 

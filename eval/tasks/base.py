@@ -1,4 +1,4 @@
-"""Owns the suite's data types: a document as the harness reads it, and the scene it is cut from."""
+"""The suite's data types: a document as the harness reads it, and the scene it is cut from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the cloze task: a last word that only a far sentence fixes, as in LAMBADA."""
+"""The cloze task: a last word that only a far sentence fixes, as in LAMBADA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns filling: sentences without meaning for any question, and laying evidence among them to an exact length."""
+"""Filling: sentences without meaning for any question, and laying evidence among them to an exact length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the retrieval tasks: numbers hidden under keys, in filler or among many other keys."""
+"""The retrieval tasks: numbers hidden under keys, in filler or among many other keys."""
 
 from __future__ import annotations
 

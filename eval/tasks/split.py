@@ -1,4 +1,4 @@
-"""Owns the held-out split: which pairs of words belong to training and which to evaluation."""
+"""The held-out split: which pairs of words belong to training and which to evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns variable tracking: a value reached through a chain of assignments."""
+"""Variable tracking: a value reached through a chain of assignments."""
 
 from __future__ import annotations
 

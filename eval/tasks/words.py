@@ -1,4 +1,4 @@
-"""Owns the words of the suite. Every list is disjoint from the others, so no key occurs in filler by accident."""
+"""The words of the suite. Every list is disjoint from the others, so no key occurs in filler by accident."""
 # ruff: noqa: SIM905  (word lists are easier to read and to edit as text)
 
 # Keys: single nouns, none contained in another (answers are found by substring).
