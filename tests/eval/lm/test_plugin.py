@@ -231,12 +231,12 @@ def test_without_lm_eval_the_command_says_so_in_a_process_of_its_own():
 
 
 def test_a_document_that_cannot_be_asked_ends_the_command_with_its_name(tasks, capsys):
-    rows = [{**ROWS[0], "choices": [" clever", ""]}, *ROWS[1:]]
+    rows = [*ROWS[:2], {**ROWS[2], "choices": [" clever", ""]}]  # lm-eval itself stumbles over one in the first
     (tasks / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = sources.find(TINY).path
     asked = ["run", "--model", "sa", "--model_args", f"pretrained={path},mode=sa,window=12"]
     assert command.main([*asked, "--tasks", "local_choice", "--include_path", str(tasks)]) == 2
-    assert "document 0 of local_choice: choice 1 ('') has no tokens" in capsys.readouterr().err
+    assert "document 2 of local_choice: choice 1 ('') has no tokens" in capsys.readouterr().err
 
 
 def test_newer_versions_find_it_by_its_entry_point():
