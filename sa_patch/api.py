@@ -15,6 +15,7 @@ from sa_patch.errors import unknown
 from sa_patch.forward import Layer, attend_sequences
 from sa_patch.geometry import Geometry
 from sa_patch.patch import CONFIG_VERSION, Patch, config_file
+from sa_patch.tracing import values_are_hidden
 from sa_patch.variants import make_variant, modes, show_options
 from sa_patch.variants.base import Variant
 
@@ -157,7 +158,7 @@ def attention(
     mask = None if attention_mask is None else attention_mask.to(device=query.device, dtype=torch.bool)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     place = layer_idx, num_layers or layer_idx + 1
-    if torch.compiler.is_compiling():
+    if values_are_hidden(query, mask):
         return trace_function(query, key, value, mask, variant, *place, kernel, factor)
     geometry = Geometry.build(query.shape[0], query.shape[2], key.shape[2], mask, query.device)
     return attend_sequences(query, key, value, geometry, Layer(variant, kernel, *place), factor)

@@ -45,7 +45,13 @@ def trace_layer(
         position_ids: [batch or 1, q], to refuse packed documents that transformers did not separate.
     """
     query, key, value = _cast(query, key, value)
-    codes, traced = _encoded(mask, query, key), layer.traced
+    codes = _encoded(mask, query, key)
+    if not torch.compiler.is_compiling():
+        # FakeTensorMode takes no tensor made outside it. What other tracers record does not count for the patch.
+        layer_idx = torch.full((), layer.layer_idx, dtype=torch.int64, device="cpu")
+        settings = layer_idx, layer.num_layers, layer.kernel, scaling, PROMPT if prompt else CALL
+        return _call(query, key, value, codes, position_ids, layer.variant, *settings)[0]
+    traced = layer.traced
     if traced.calls.device != query.device:  # the model was moved
         traced.calls = traced.calls.to(query.device)
     if query.shape[2] == 1 and key.shape[2] > 1 and layer.variant.decode == "full" and not prompt:
@@ -94,7 +100,7 @@ def _encoded(mask: Geometry | Tensor, query: Tensor, key: Tensor) -> Tensor | No
 def _cast(*tensors: Tensor) -> list[Tensor]:
     """To autocast's dtype, as `forward.attend_sequences` does: when the operator runs, autocast is no longer on."""
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # autocast doesn't know the meta device
         return list(tensors)
     return [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
 

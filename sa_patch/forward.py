@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from sa_patch import kernels
 from sa_patch.budget import LayerBudget
@@ -44,7 +45,8 @@ class Layer:
     @cached_property
     def traced(self) -> "Traced":
         """This layer's number and counters for compiled models."""
-        with torch.inference_mode(False):  # or nobody could write to it later
+        # Ordinary tensors, also under inference_mode and FakeTensorMode: later calls write to them.
+        with torch.inference_mode(False), unset_fake_temporarily():
             calls = torch.zeros(len(KINDS), dtype=torch.int64, device="cpu")
             return Traced(torch.tensor(self.layer_idx, device="cpu"), calls)
 

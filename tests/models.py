@@ -2,12 +2,16 @@
 
 import torch
 from transformers import (
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
@@ -29,12 +33,14 @@ SHAPE = {
     "initializer_range": 0.2,
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+UNCHUNKED = {"num_local_experts": 2, "intermediate_size_mlp": 64}  # for Llama 4 with full attention in every layer
 
 
 def make_model(kind: str = "qwen3", **changes):
     """A tiny model of an architecture, float32, in eval mode, the same at every call."""
     torch.manual_seed(0)
     shape = {**SHAPE, **changes}
+    full = ["full_attention"] * shape["num_hidden_layers"]
     no_head_dim = {name: value for name, value in shape.items() if name != "head_dim"}
     model = {
         "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**shape)),
@@ -42,5 +48,9 @@ def make_model(kind: str = "qwen3", **changes):
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**shape)),
         "mistral": lambda: MistralForCausalLM(MistralConfig(**{"sliding_window": None, **shape})),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**no_head_dim)),
+        "qwen2_moe": lambda: Qwen2MoeForCausalLM(
+            Qwen2MoeConfig(**{**EXPERTS, "shared_expert_intermediate_size": 32, **no_head_dim})
+        ),
+        "llama4_text": lambda: Llama4ForCausalLM(Llama4TextConfig(**{**UNCHUNKED, "layer_types": full, **shape})),
     }[kind]()
     return model.eval()

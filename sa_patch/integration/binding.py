@@ -14,7 +14,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from sa_patch.forward import Layer
 from sa_patch.integration.generation import OVERRIDES
 from sa_patch.integration.modules import attention_modules, device
-from sa_patch.integration.state import NAME, State, state
+from sa_patch.integration.state import NAME, UNPATCHED, State, state
 from sa_patch.kept import KEPT
 from sa_patch.kernels import crossover
 from sa_patch.variants.base import Variant
@@ -38,10 +38,7 @@ def bind(model: nn.Module, variant: Variant, kernel: str) -> State:
         crossover(variant.layout, 1, device(model))
         _check_measured_dtype(model)
     if state(model) is None and modules[0].__dict__["config"]._attn_implementation == NAME:
-        raise ValueError(
-            "the model's config says it is patched, but it carries no patch (it was built from a patched model's "
-            "config): set model.config._attn_implementation to 'sdpa' first"
-        )
+        raise ValueError(UNPATCHED)
     made = State(variant, kernel, tuple(Layer(variant, kernel, layer, count) for layer in range(count)))
     attach(model, made)
     return made

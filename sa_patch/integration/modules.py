@@ -5,7 +5,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 VERIFIED = ("qwen3", "qwen3_moe")
-TESTED = ("llama", "mistral", "qwen2")
+TESTED = ("llama", "mistral", "qwen2", "qwen2_moe")
 
 
 def attention_modules(model: nn.Module) -> list[nn.Module]:

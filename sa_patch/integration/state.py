@@ -12,6 +12,14 @@ from sa_patch.variants.base import Variant
 
 NAME = "sa_patch"  # of the attention implementation
 
+UNPATCHED = (
+    "this model's config names sa_patch as the attention implementation, but the model carries no patch: it was built "
+    "from a patched model's config, or the name was set by hand. Build it with "
+    "from_config(copy.deepcopy(config), attn_implementation='sdpa'); or, if it has a config of its own, call "
+    "model.set_attn_implementation('sdpa'); or restore the patch of the model whose config it shares. Then it is a "
+    "plain model that sa_patch.apply can patch"
+)
+
 
 @dataclass(eq=False)
 class State:

@@ -1,12 +1,13 @@
 """What can't be done is refused with a reason, and the model is as it was."""
 
+import copy
 import json
 
 import pytest
 import torch
 from models import make_model
 from torch import nn
-from transformers import DynamicCache, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, DynamicCache, T5Config, T5ForConditionalGeneration
 
 import sa_patch
 
@@ -180,10 +181,30 @@ def test_chunked_prefill_is_refused_even_when_the_last_chunk_is_one_token(qwen3,
         qwen3.generate(tokens, max_new_tokens=3, do_sample=False, prefill_chunk_size=chunk)
 
 
-def test_a_model_built_from_a_patched_config_is_refused(qwen3):
-    sa_patch.apply(qwen3, "sa", 12)
-    with pytest.raises(ValueError, match="says it is patched, but it carries no patch"):
-        sa_patch.apply(type(qwen3)(qwen3.config), "sa", 12)
+def test_a_model_built_from_a_patched_config_names_the_ways_out(qwen3, tokens):
+    def build(config, **kind):
+        model = AutoModelForCausalLM.from_config(config, **kind).eval()
+        model.load_state_dict(qwen3.state_dict())
+        return model
+
+    plain = logits(qwen3, tokens)
+    with sa_patch.apply(qwen3, "sa", 12):
+        sparse = logits(qwen3, tokens)
+        sharing = build(qwen3.config)
+        with pytest.raises(RuntimeError, match=r"carries no patch.*from_config\(copy.deepcopy\(config\), attn_impl"):
+            logits(sharing, tokens)
+        with pytest.raises(
+            ValueError, match=r"carries no patch.*restore the patch of the model whose config it shares"
+        ):
+            sa_patch.apply(sharing, "sa", 12)
+        alone = build(copy.deepcopy(qwen3.config))
+        alone.set_attn_implementation("sdpa")
+        models = [alone, build(copy.deepcopy(qwen3.config), attn_implementation="sdpa")]
+        assert torch.equal(logits(qwen3, tokens), sparse), "the patched model must still be patched"
+    for model in (*models, sharing):
+        assert torch.equal(logits(model, tokens), plain)
+        with sa_patch.apply(model, "sa", 12):
+            assert torch.equal(logits(model, tokens), sparse)
 
 
 def test_mode_and_window_beside_a_variant_are_refused(qwen3):
