@@ -20,7 +20,7 @@ from sa_patch.variants.base import CPU, Variant
 
 CONFIG_VERSION = 1
 CONFIG_NAME = "sa_patch.json"
-LENGTHS = (1024, 8192, 32768)  # what describe() tells about
+LENGTHS = (1024, 8192, 32768)  # what describe() tells about, as far as the model's positions reach
 PIECES = "a prompt in one call, in chunks, or after a cached prefix gives the same"
 
 
@@ -87,7 +87,8 @@ class Patch:
         """Write `config` as JSON; `sa_patch.load(model, path)` applies it.
 
         Args:
-            path: a file, or a folder (a checkpoint's), where it becomes sa_patch.json.
+            path: a file that ends in .json, or a folder (a checkpoint's), where it becomes sa_patch.json. Missing
+                folders are made.
 
         Raises:
             ValueError: for a variant of your own, which `load` would not know.
@@ -97,7 +98,9 @@ class Patch:
                 f"{type(self.variant).__name__} is no built-in variant, so its config can't be loaded by name: "
                 "keep the code that makes it, or add it to sa_patch.VARIANTS"
             )
-        config_file(path).write_text(json.dumps(self.config, indent=2) + "\n")
+        file = config_file(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(self.config, indent=2) + "\n")
 
     @property
     def calls(self) -> tuple[dict[str, int], ...]:
@@ -154,9 +157,11 @@ class Patch:
         if variant.dense_below and not variant.always_dense:
             facts.append(("short", self._short_line()))
         place = integration.device(model)
-        refused = {name: why for length in reversed(LENGTHS) for name, why in kernels.refusals(length, place).items()}
+        limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or LENGTHS[-1]
+        lengths = sorted({min(length, limit) for length in LENGTHS})
+        refused = {name: why for length in reversed(lengths) for name, why in kernels.refusals(length, place).items()}
         facts += [("refused", f"kernel {name}: {reason}") for name, reason in refused.items()]
-        facts += [("budget", self._budget_line(length)) for length in LENGTHS]
+        facts += [("budget", self._budget_line(length)) for length in lengths]
         reason = variant.whole_prompt_reason()
         facts.append(("pieces", f"the prompt must come in one call: {reason}" if reason else PIECES))
         if variant.caveat:
@@ -218,9 +223,9 @@ class Patch:
 
 
 def config_file(path: str | Path) -> Path:
-    """The config's file: itself, or sa_patch.json in a folder."""
+    """The config's file: a path that ends in .json, or sa_patch.json in the folder that any other path names."""
     path = Path(path)
-    return path / CONFIG_NAME if path.is_dir() else path
+    return path if path.suffix == ".json" and not path.is_dir() else path / CONFIG_NAME
 
 
 def _check_length(length: int) -> None:

@@ -10,4 +10,4 @@ mapfile -t lowest < <(sed -n 's/^dependencies = \[\(.*\)\]$/\1/p' pyproject.toml
 echo "${lowest[@]}"
 # Only what needs no extra package: the ecosystem's own pins may not admit versions this low.
 PYTHONPATH=. "$venv/bin/python" -m pytest tests/patch/*.py tests/patch/variants tests/patch/kernels \
-  tests/patch/integration/test_{model,refusals,one_answer,batches,caches,generation,shapes,execution,compiled}.py -p no:cacheprovider "${@:2}"
+  tests/patch/integration/test_{model,architectures,refusals,one_answer,batches,caches,generation,shapes,execution,compiled,traced}.py -p no:cacheprovider "${@:2}"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from models import make_model
 
 import sa_patch
 from sa_patch.variants import VARIANTS
@@ -28,7 +29,23 @@ def test_describe_says_what_runs(qwen3, tokens):
     assert "restored, not running" in patch.describe()
 
 
-def test_describe_shows_a_budget_that_misses_its_target(qwen3):
+@pytest.mark.parametrize("limit, lengths", [(512, ["512"]), (4096, ["1,024", "4,096"])])
+def test_the_budget_is_shown_at_lengths_the_model_has(limit, lengths):
+    text = sa_patch.apply(make_model(max_position_embeddings=limit), "sa", 12).describe()
+    shown = [line.split()[1] for line in text.splitlines() if line.startswith("budget")]
+    assert shown == lengths
+
+
+def test_saving_makes_the_folder(qwen3, tmp_path):
+    patch = sa_patch.apply(qwen3, "sa", 12)
+    for path, file in (("new/folder", "new/folder/sa_patch.json"), ("other/mine.json", "other/mine.json")):
+        patch.save(tmp_path / path)
+        assert (tmp_path / file).is_file()
+        assert sa_patch.load(qwen3, tmp_path / path).config == patch.config
+
+
+def test_describe_shows_a_budget_that_misses_its_target():
+    qwen3 = make_model(max_position_embeddings=4096)
     patch = sa_patch.apply(qwen3, "sa", 600, form="bucket")
     budget = patch.budget(1024)
     assert budget.off_target > 0.05
