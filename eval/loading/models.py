@@ -92,7 +92,7 @@ def _load_weights(source: Source, place: Place, settings: Settings, device: str,
     if settings.tp:
         options["distributed_config"] = tensor_split.plan(source.name, config)
     dtype = pick_dtype(settings, device)
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         place.path,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         trust_remote_code=settings.trust_remote_code,
@@ -102,6 +102,7 @@ def _load_weights(source: Source, place: Place, settings: Settings, device: str,
         output_loading_info=True,
         **options,
     )
+    model, report = loaded
     soundness.check_report(source.name, report, gguf=source.file is not None)
     return model
 

@@ -3,6 +3,8 @@
 import builtins
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import gguf_helpers
 import pytest
@@ -145,3 +147,18 @@ def test_the_missing_package_is_named(place, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_gguf)
     with pytest.raises(SettingsError, match=r"pip install 'sa-patch\[eval,gguf\]'"):
         gguf_file.read("tiny", place / "tiny.gguf")
+
+
+@pytest.mark.slow
+def test_a_published_gguf_file_gives_the_same_model_as_its_safetensors():
+    folder = Path(os.environ.get("SA_PATCH_SMOLLM2") or "nowhere")
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
+        pytest.skip("SA_PATCH_SMOLLM2 names no folder with a GGUF file: python scripts/get_smollm2.py FOLDER")
+    found, expected = loaded(files[0]), loaded(folder)
+    ids = torch.tensor([expected.tokenizer(TEXT)["input_ids"]])
+    assert found.tokenizer(TEXT)["input_ids"] == ids[0].tolist()
+    with torch.inference_mode():
+        assert torch.equal(found.model(input_ids=ids).logits, expected.model(input_ids=ids).logits)
+    quantization = found.identity.quantization
+    assert quantization is not None and quantization["Q4_1"] == 210
