@@ -1,4 +1,4 @@
-"""Owns the measured budget of an arm over the prompts it really saw (prefill; decode reads what `decode` says)."""
+"""The measured budget of an arm over the prompts it really saw (prefill; decode reads what `decode` says)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from sa_eval.records.types import MeasuredBudget
+
 MAX_LENGTHS = 16
 
 
-def measured_budget(patch: Any | None, prompt_tokens: Sequence[int]) -> dict[str, float | bool]:
+def measured_budget(patch: Any | None, prompt_tokens: Sequence[int]) -> MeasuredBudget:
     """keys per query and density over all queries of all prompts; `patch` None is full attention.
 
     Prompts of one length differ by a few tokens; beyond MAX_LENGTHS distinct lengths, quantiles stand for them.
@@ -28,13 +30,13 @@ def measured_budget(patch: Any | None, prompt_tokens: Sequence[int]) -> dict[str
             router += count * length * budget.router_cost
             exact = exact and budget.exact
             off_target = max(off_target, budget.off_target, key=abs)
-    return {
-        "keys_per_query": pairs / queries,
-        "density": pairs / possible,
-        "router_cost_per_query": router / queries,
-        "exact": exact,
-        "off_target": off_target,
-    }
+    return MeasuredBudget(
+        keys_per_query=pairs / queries,
+        density=pairs / possible,
+        router_cost_per_query=router / queries,
+        exact=exact,
+        off_target=off_target,
+    )
 
 
 def _few(counts: Counter[int]) -> dict[int, float]:

@@ -9,6 +9,7 @@ from typing import Any
 from sa_eval.loading import models
 from sa_eval.settings.config import Settings
 
+ROUGH = "within a factor of three"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 REACHED = 0.25  # share of a large matrix product's speed that small models reach end to end
 STEP_OVERHEAD_MS = 1.2  # per layer and generated token: Python and launches, whatever the batch
@@ -51,10 +52,15 @@ def seconds(shape: Shape, cost: list[tuple[int, int]], settings: Settings, devic
     """One pass over all documents: two operations per active parameter and token, and an overhead per decoding step."""
     if not cost:
         return 0.0
-    operations = sum(2 * shape.active * (prompt + new) for prompt, new in cost)
     batch = min(models.pick_batch_size(settings, device, max(settings.lengths)), len(cost))
     steps = sum(new for _, new in cost) / batch
-    return operations / (REACHED * _operations_per_second(device)) + steps * shape.layers * STEP_OVERHEAD_MS / 1000
+    return call_seconds(shape, sum(prompt + new for prompt, new in cost), steps, device)
+
+
+def call_seconds(shape: Shape, tokens: float, calls: float, device: str) -> float:
+    """So many tokens through the model in so many calls."""
+    operations = 2 * shape.active * tokens
+    return operations / (REACHED * _operations_per_second(device)) + calls * shape.layers * STEP_OVERHEAD_MS / 1000
 
 
 def _operations_per_second(device: str) -> float:

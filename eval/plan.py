@@ -133,7 +133,7 @@ def _time(runs: int, shape: estimate.Shape, cost: list[tuple[int, int]], setting
     if not cost:
         return ""
     seconds = runs * estimate.seconds(shape, cost, settings, device)
-    return f": about {estimate.duration(seconds)} on this machine, within a factor of three"
+    return f": about {estimate.duration(seconds)} on this machine, {estimate.ROUGH}"
 
 
 def _published(settings: Settings) -> Iterator[str]:

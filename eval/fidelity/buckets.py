@@ -1,4 +1,4 @@
-"""Owns buckets: positions and distances grouped by doubling, and how far back a token could be copied from.
+"""Buckets: positions and distances grouped by doubling, and how far back a token could be copied from.
 
 Pure numpy. The same bucket means the same tokens for every arm.
 """

@@ -1,4 +1,4 @@
-"""Owns the next-token distributions: the model's own head run on stored hidden states, a chunk of positions at a time.
+"""The next-token distributions: the model's own head run on stored hidden states, a chunk of positions at a time.
 
 [length, vocabulary] never exists: at 32K tokens and 152K words it would be 20 GB in float32. The model's own code does
 the work (scaling, softcapping, biases), so nothing here knows an architecture.

@@ -1,4 +1,4 @@
-"""Owns what is measured inside the layers: errors of the attention's output and of the residual stream, and how much of
+"""What is measured inside the layers: errors of the attention's output and of the residual stream, and how much of
 full attention's mass an arm keeps.
 
 Errors come twice. Isolated: the arm's attention on the queries, keys and values of the full model, so every layer
@@ -9,7 +9,7 @@ places only, drawn once per length, the same for every arm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +163,11 @@ def kept_mass(
             # [rows, keys], or [1, heads, rows, keys] where content decides
             seen = mean * visible if visible.dim() == 2 else (weights * visible[0]).mean(0)
             parts.append((_by_distance(seen, rows, count), whole))
-    return [tuple(torch.cat(side).cpu().double().numpy() for side in zip(*parts, strict=True)) for parts in found]
+    return [(_joined(seen for seen, _ in parts), _joined(whole for _, whole in parts)) for parts in found]
+
+
+def _joined(parts: Iterable[Tensor]) -> np.ndarray:
+    return torch.cat(list(parts)).cpu().double().numpy()
 
 
 def _weights(call: Call, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Owns the measurement of one arm at one length: passages read by the full model and by the patched one, side by side.
+"""The measurement of one arm at one length: passages read by the full model and by the patched one, side by side.
 
 Per passage one pass of the full model, shared by the arm's seeds, and one of the patched model per seed. What is kept
 are sums per bucket; no hidden state outlives its passage.
@@ -19,6 +19,7 @@ from sa_eval.fidelity.head import Head
 from sa_eval.fidelity.layer_errors import Attending, LayerSums, Watch
 from sa_eval.fidelity.probe import Probe
 from sa_eval.fidelity.texts import Cut, Passage
+from sa_eval.records.types import MeasuredBudget
 from sa_eval.settings.arm import Arm
 from sa_eval.settings.values import SettingsError
 
@@ -70,7 +71,7 @@ class ArmAtLength:
 
     arm: Arm
     cut: Cut
-    budget: dict[str, Any]
+    budget: MeasuredBudget
     tokens: tuple[tuple[TokenSums, ...], ...]
     layers: tuple[LayerSums, ...]
 
@@ -98,9 +99,10 @@ def measure(subject: Subject, arm: Arm, cut: Cut, advance: Callable[[str, int], 
     return ArmAtLength(arm, cut, budget, tuple(map(tuple, tokens)), layers)
 
 
-def _bind(subject: Subject, arm: Arm, cut: Cut) -> tuple[list[Attending], dict[str, Any]]:
+def _bind(subject: Subject, arm: Arm, cut: Cut) -> tuple[list[Attending], MeasuredBudget]:
     """How the arm attends with each of its seeds, and its budget on these passages."""
-    attending, budget = [], {}
+    attending: list[Attending] = []
+    budget: MeasuredBudget | None = None
     for seed in arm.seeds:
         patch = arm.apply(subject.model, seed)
         try:
@@ -110,6 +112,7 @@ def _bind(subject: Subject, arm: Arm, cut: Cut) -> tuple[list[Attending], dict[s
         finally:
             if patch is not None:
                 patch.restore()
+    assert budget is not None  # every arm has a seed
     return attending, budget
 
 

@@ -1,4 +1,4 @@
-"""Owns what is seen inside a model while it reads a passage: every attention call and every layer's output.
+"""What is seen inside a model while it reads a passage: every attention call and every layer's output.
 
 The model's attention function is wrapped for one pass and put back; what the model computes stays bit-identical. The
 only file of this package that touches transformers' internals.
@@ -87,7 +87,7 @@ class Probe:
         name = self.model.base_model.config._attn_implementation
         original = functions.get(name)
 
-        def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+        def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
             # Eager attention is no entry of the table: it is a function of the model's own file.
             function = original or sys.modules[type(module).__module__].eager_attention_forward
             output, weights = function(module, query, key, value, mask, **options)

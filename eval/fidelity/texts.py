@@ -1,4 +1,4 @@
-"""Owns the texts: reading the user's files, writing the bundled ones, and cutting both into passages of tokens.
+"""The texts: reading the user's files, writing the bundled ones, and cutting both into passages of tokens.
 
 A passage is what a model reads in one go. Nothing is cut off silently: every text says how many of its tokens are used.
 Imports no torch.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sa_eval.fidelity.types import TextRow
 from sa_eval.lm import special_tokens
 from sa_eval.messages import one_line, shown
 from sa_eval.settings.values import SettingsError
@@ -49,7 +50,7 @@ class Cut:
 
     length: int
     passages: tuple[Passage, ...]
-    texts: tuple[dict[str, Any], ...]  # {name, sha256, tokens, passages, tokens_used, tokens_left}
+    texts: tuple[TextRow, ...]
 
 
 def read(paths: Sequence[str]) -> list[Text]:
@@ -123,7 +124,7 @@ def cut(texts: Sequence[Text], tokenizer: Any, length: int, most: int | None) ->
         starts = [(turn * whole // taken) * size for turn in range(taken)]
         pieces = [ids[start : start + size] for start in starts]
         passages += [Passage(text.name, index, (*head, *piece)) for index, piece in enumerate(pieces)]
-        rows.append(_row(text.name, text.sha256, len(ids), [len(piece) for piece in pieces]))
+        rows.append(_row(length, text.name, text.sha256, len(ids), [len(piece) for piece in pieces]))
     return Cut(length, tuple(passages), tuple(rows))
 
 
@@ -151,7 +152,7 @@ def bundled(tokenizer: Any, length: int, count: int, seed: int, end: Sequence[in
         digest = hashlib.sha256("\n".join(tokenizer.decode(passage.ids) for passage in found).encode()).hexdigest()
         used = [len(passage.ids) for passage in found]
         passages += found
-        rows.append(_row(task, digest, sum(used), used))
+        rows.append(_row(length, task, digest, sum(used), used))
     if not passages:
         raise SettingsError(
             f"no document of the bundled texts fits into {length} tokens with this tokenizer: ask for a longer length, "
@@ -200,12 +201,13 @@ def _with_questions(
     return (tuple(ids), tuple(answers)) if any(answers) else None
 
 
-def _row(name: str, sha256: str, tokens: int, used: Sequence[int]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "sha256": sha256,
-        "tokens": tokens,
-        "passages": len(used),
-        "tokens_used": sum(used),
-        "tokens_left": tokens - sum(used),
-    }
+def _row(length: int, name: str, sha256: str, tokens: int, used: Sequence[int]) -> TextRow:
+    return TextRow(
+        length=length,
+        name=name,
+        sha256=sha256,
+        tokens=tokens,
+        passages=len(used),
+        tokens_used=sum(used),
+        tokens_left=tokens - sum(used),
+    )

@@ -31,6 +31,19 @@ def write(directory: RunDirectory) -> None:
 
 
 def render(results: dict[str, Any], records: list[dict[str, Any]], documents: list[document_list.Document]) -> str:
+    return fill(
+        question=f"What does sparse attention cost {results['model']['name']}?",
+        answer=results["answer"],
+        gates=[(state, title, [g for g in results["gates"] if g["status"] == state]) for state, title in STATES],
+        notes=results["notes"],
+        failures=len(results["failures"]),
+        facts=_facts(results),
+        sections=sections.sections(results, records, documents),
+    )
+
+
+def fill(**content: Any) -> str:
+    """The page with this content: question, answer, gates, notes, failures, facts, sections."""
     files = {name: resources.files("sa_eval.page").joinpath(name).read_text(encoding="utf-8") for name in FILES}
     environment = Environment(
         loader=DictLoader(files),
@@ -42,13 +55,7 @@ def render(results: dict[str, Any], records: list[dict[str, Any]], documents: li
     )
     script = files["report.js"]
     return environment.get_template("report.html").render(
-        question=f"What does sparse attention cost {results['model']['name']}?",
-        answer=results["answer"],
-        gates=[(state, title, [g for g in results["gates"] if g["status"] == state]) for state, title in STATES],
-        notes=results["notes"],
-        failures=len(results["failures"]),
-        facts=_facts(results),
-        sections=sections.sections(results, records, documents),
+        **content,
         css=Markup(files["report.css"]),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sa_eval.budgets import measured_budget
+from sa_eval.records.types import plain
 from sa_eval.run import selftest
 
 Refused = Callable[[Any, str | None, Exception], None]
@@ -65,7 +66,7 @@ def latency(
                 progress=advance,
                 refused=lambda arm, error: refused(arm, "latency", error),
             )
-            directory.append("speed", *measured)
+            directory.append("speed", *map(plain, measured))
 
 
 def batch_invariance(lm: Any, arms: Sequence[Any], tasks: Sequence[Any], directory: Any, progress: Any) -> None:

@@ -1,4 +1,4 @@
-"""Owns the timing of prompts and generated tokens, through the model's own `generate`, arms in turns; no sa_patch.
+"""The timing of prompts and generated tokens, through the model's own `generate`, arms in turns; no sa_patch.
 
 A turn takes every arm once: it is patched, warmed up by one untimed call of the same length, timed, and restored, so
 that a drifting machine hits all arms alike. Binding and restoring a patch are outside the clock, and the orders and
@@ -17,8 +17,10 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from transformers import GenerationConfig
 
 from sa_eval.loading import models
+from sa_eval.records.types import Speed
 from sa_eval.speed import memory
 
 REPEATS = 3
@@ -26,7 +28,7 @@ Clock = Callable[[], float]
 
 
 class Timed(Protocol):
-    """What is measured here: an arm (arms.py) or the floor (speed_floor.py)."""
+    """What is measured here: an arm or the floor (floor.py)."""
 
     @property
     def name(self) -> str: ...
@@ -82,7 +84,7 @@ def measure_prefill(
     clock: Clock = time.perf_counter,
     progress: Callable[[str], None] = lambda text: None,
     refused: Callable[[Any, Exception], None] = lambda arm, error: None,
-) -> list[dict[str, Any]]:
+) -> list[Speed]:
     """Time to first token, decoding rate and memory per arm and length.
 
     Args:
@@ -93,12 +95,9 @@ def measure_prefill(
         refused: gets an arm that failed, and why; it has no row then, and the others go on.
 
     Returns:
-        rows of: arm, length, prompt_tokens; prefill_ms (the median time to first token), repeats_ms, spread ((slowest -
-        fastest) / median), first_ms (first calls after binding); peak_gib (beyond what was held before; None where it
-        cannot be told); decode_tokens_per_s (all rows of the batch together; None without new_tokens),
-        decode_repeats; calls (what the layers did in one timed call, summed over them; None for unpatched models).
+        a row per arm and length, in that order within a length.
     """
-    rows = []
+    rows: list[Speed] = []
     for length, prompt in prompts.items():
         work = Work(prompt, new_tokens, batch_size, clock)
         taken = {arm.name: Taken() for arm in arms}
@@ -132,7 +131,8 @@ def _turn(model: Any, arm: Timed, work: Work, taken: Taken, *, first: bool) -> N
         else:
             reading = timed()
         taken.timed.append(reading)
-        taken.calls = None if before is None else dict(_calls(patch) - before)
+        after = _calls(patch)
+        taken.calls = None if before is None or after is None else dict(after - before)
         if first and not memory.is_free(device):
             _, peak = memory.with_peak(warm_up, device)
         taken.peaks += [] if peak is None else [peak]
@@ -146,8 +146,6 @@ def generate(model: Any, ids: torch.Tensor, new_tokens: int, clock: Clock) -> Re
 
     A token counts when it has reached the host, which is when a user sees it; nothing of it runs on the device then.
     """
-    from transformers import GenerationConfig
-
     count = 1 + new_tokens
     config = GenerationConfig(
         max_new_tokens=count, min_new_tokens=count, do_sample=False, num_beams=1, use_cache=True, pad_token_id=0
@@ -185,20 +183,20 @@ def _calls(patch: Any) -> Counter[str] | None:
     return total
 
 
-def _row(name: str, length: Any, work: Work, taken: Taken) -> dict[str, Any]:
+def _row(name: str, length: Any, work: Work, taken: Taken) -> Speed:
     times = [1000 * reading.first_s for reading in taken.timed]
     rates = [work.batch_size * work.new_tokens / reading.decode_s for reading in taken.timed if work.new_tokens]
     median = statistics.median(times)
-    return {
-        "arm": name,
-        "length": length,
-        "prompt_tokens": len(work.prompt),
-        "prefill_ms": median,
-        "repeats_ms": times,
-        "spread": (max(times) - min(times)) / median,
-        "first_ms": taken.first_ms,
-        "peak_gib": max(taken.peaks) / 2**30 if taken.peaks else None,
-        "decode_tokens_per_s": statistics.median(rates) if rates else None,
-        "decode_repeats": rates,
-        "calls": taken.calls,
-    }
+    return Speed(
+        arm=name,
+        length=length,
+        prompt_tokens=len(work.prompt),
+        prefill_ms=median,
+        repeats_ms=times,
+        spread=(max(times) - min(times)) / median,
+        first_ms=taken.first_ms,
+        peak_gib=max(taken.peaks) / 2**30 if taken.peaks else None,
+        decode_tokens_per_s=statistics.median(rates) if rates else None,
+        decode_repeats=rates,
+        calls=taken.calls,
+    )

@@ -1,4 +1,4 @@
-"""Owns the floor of every speed table: the same model with its attention removed. A measuring aid, not a method.
+"""The floor of every speed table: the same model with its attention removed. A measuring aid, not a method.
 
 Every token passes on its own value as if it saw itself only, and the output is written as attention writes it. All else
 runs: projections, position embedding, the cache, the feed-forward layers. No attention can be faster end to end.

@@ -1,4 +1,4 @@
-"""Owns what speed is measured on: a loaded model or one of its shape with random weights, and the prompt's tokens."""
+"""What speed is measured on: a loaded model or one of its shape with random weights, and the prompt's tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the peak memory of a call, as torch's allocators see it, beyond what was held before. Imports torch only.
+"""The peak memory of a call, as torch's allocators see it, beyond what was held before. Imports torch only.
 
 On CUDA the allocator keeps the figure itself, at no cost. On a CPU every allocation and release of torch's allocator is
 recorded by its profiler, scratch inside operators included, which slows the call: never time such a call. The resident
@@ -10,9 +10,10 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch.autograd import profiler
 
 Result = TypeVar("Result")
 _EVENT = "[memory]"  # the profiler's name for an allocation (positive) or a release (negative)
@@ -41,12 +42,11 @@ def with_peak(call: Callable[[], Result], device: torch.device) -> tuple[Result,
 
 
 def _on_cpu(call: Callable[[], Result]) -> tuple[Result, int]:
-    from torch.autograd import profiler
-
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it tells the terminal whenever it starts and stops
     with profiler.profile(use_cpu=True, profile_memory=True) as profile:
         result = call()
-    events = [event for event in profile.kineto_results.events() if event.name() == _EVENT]
+    recorded: Any = getattr(profile, "kineto_results")  # noqa: B009 - torch's types don't know its events
+    events = [event for event in recorded.events() if event.name() == _EVENT]
     now = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()

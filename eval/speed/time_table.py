@@ -1,0 +1,161 @@
+"""What `sa-eval speed` prints, and speed.csv, from the result only. No torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Sequence
+
+from sa_eval.records.types import FULL, plain
+from sa_eval.results.result_gates import Gate, complete, lines
+from sa_eval.speed.beside_full import FLOOR, LEAST_REPEATS, apart
+from sa_eval.speed.time_headline import sentences
+from sa_eval.speed.types import Row, SpeedResult
+
+WIDTH = 118
+SENTENCES = 5  # the page has all of them
+DASH = "\u2013"
+WIDE = 0.25  # repeats that scatter by more than this share of their median
+COLUMNS = (
+    *("arm", "label", "mode", "window", "decode", "length", "prompt_tokens", "batch_size"),
+    *("prefill_ms", "spread", "times_as_fast", "over_floor", "first_ms", "peak_gib"),
+    *("decode_tokens_per_s", "decode_times_as_fast", "error"),
+)
+HEADER = ("", "times as fast", "first token ms", "spread", "over none", "peak GiB", "tokens/s", "times as fast")
+NOTES = (
+    "first token: the model's own generate, from the call to the first token on the host; medians; each timed call "
+    "follows an untimed one of the same arm and length. times as fast: as full, above 1 is faster. over none: time "
+    "beyond the floor. peak: beyond the weights, cache included. tokens/s: after the first token, all rows.",
+    "none: the same model with its attention removed (each token passes on its own value). A floor, not a method.",
+)
+
+
+def table(result: SpeedResult) -> str:
+    """Text for a terminal: what it says, what it rests on, a block per length, what is slower, what failed."""
+    said = sentences(result)
+    hidden = len(said) - SENTENCES
+    blocks = ["\n".join(textwrap.fill(sentence, WIDTH, break_on_hyphens=False) for sentence in said[:SENTENCES])]
+    blocks += [f"... and {hidden} more arms: the report has them"] if hidden > 0 else []
+    blocks += [lines(gates(result), WIDTH), title(result), *(_block(result, length) for length in result.lengths)]
+    remarks = [*notes(result.rows), *NOTES, *result.notes]
+    blocks.append(
+        "\n".join(
+            textwrap.fill(note, WIDTH, initial_indent="  * ", subsequent_indent="    ", break_on_hyphens=False)
+            for note in remarks
+        )
+    )
+    return "\n\n".join(block for block in blocks if block)
+
+
+def gates(result: SpeedResult) -> list[Gate]:
+    """What the numbers rest on."""
+    return [complete(result, failed(result)), _repeats(result), _scatter(result)]
+
+
+def failed(result: SpeedResult) -> list[str]:
+    return [f"{row.arm} at {row.length:,}: {row.error}" for row in result.failures]
+
+
+def _repeats(result: SpeedResult) -> Gate:
+    least = min((len(row.repeats_ms) for row in result.rows), default=0)
+    if least < LEAST_REPEATS:
+        text = f"Fewer than {LEAST_REPEATS} repeats cannot tell two arms apart: ask for more (--repeats)."
+        return Gate("repeats", "warning", text)
+    return Gate("repeats", "passed", f"Every time is the median of {least} repeats or more.")
+
+
+def _scatter(result: SpeedResult) -> Gate:
+    wide = [f"{row.arm} at {row.tokens:,}: {100 * row.spread:.0f}\u00a0%" for row in result.rows if row.spread > WIDE]
+    if wide:
+        text = f"Repeats scatter by more than {100 * WIDE:.0f}\u00a0%: something else kept the machine busy."
+        return Gate("spread", "warning", text, wide)
+    return Gate("spread", "passed", f"All repeats lie within {100 * WIDE:.0f}\u00a0% of their median.")
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What the rows show that nobody should have to search for."""
+    return [*_slower(rows), *_late(rows)]
+
+
+def to_csv(result: SpeedResult) -> str:
+    """One line per arm and length, failed ones with their reason."""
+    arms = {arm.name: {**plain(arm), "decode": arm.options.get("decode")} for arm in result.arms}
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in [*result.rows, *result.failures]:
+        first = {"first_ms": row.first_ms[0]} if isinstance(row, Row) and row.first_ms else {}
+        writer.writerow({**arms[row.arm], "batch_size": result.settings["batch_size"], **plain(row), **first})
+    return stream.getvalue()
+
+
+def title(result: SpeedResult) -> str:
+    model, rows = result.model, result.settings["batch_size"]
+    weights = " (random weights)" if model["weights"] == "random" else ""
+    return f"{model['name']}{weights}, {model['dtype']}, {rows} row{'s' if rows > 1 else ''}, {result.machine}"
+
+
+def _block(result: SpeedResult, length: int) -> str:
+    errors = {row.arm for row in result.failures if row.length == length}
+    rows = result.at(length)
+    found: list[tuple[str, ...]] = [HEADER]
+    for arm in result.arms:
+        if arm.name in rows:
+            found.append((arm.name, *_fields(rows[arm.name])))
+        elif arm.name in errors:
+            found.append((arm.name, *[DASH] * 6, "failed"))
+    widths = [max(len(line[column]) for line in found) for column in range(len(HEADER))]
+    shown = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in found]
+    return "\n".join([f"{length:,} tokens", *shown])
+
+
+def _fields(row: Row) -> tuple[str, ...]:
+    return (
+        _shown(row.times_as_fast, ".2f"),
+        f"{row.prefill_ms:,.1f}",
+        f"{row.spread:.0%}",
+        _shown(row.over_floor, "+.0%"),
+        _shown(row.peak_gib, ".3g"),
+        _shown(row.decode_tokens_per_s, ",.1f"),
+        _shown(row.decode_times_as_fast, ".2f"),
+    )
+
+
+def _shown(value: float | None, form: str) -> str:
+    return DASH if value is None else f"{value:{form}}"
+
+
+def _slower(rows: Sequence[Row]) -> list[str]:
+    """What is slower than full, to its first token and after it; `~` where the repeats of both overlap."""
+    full = {row.length: row for row in rows if row.arm == FULL}
+    first: dict[str, list[str]] = {}
+    later: dict[str, list[str]] = {}
+    for row in rows:
+        base = full.get(row.length)
+        if base is None or row.arm in (FULL, FLOOR):
+            continue
+        if row.times_as_fast is not None and row.times_as_fast < 1:
+            unsure = "" if apart(row.repeats_ms, base.repeats_ms) else "~"
+            first.setdefault(row.arm, []).append(f"{unsure}{row.times_as_fast:.2f}x at {row.tokens:,}")
+        if row.decode_times_as_fast is not None and row.decode_times_as_fast < 1:
+            unsure = "" if apart(row.decode_repeats, base.decode_repeats) else "~"
+            later.setdefault(row.arm, []).append(f"{unsure}{row.decode_times_as_fast:.2f}x at {row.tokens:,}")
+    if not (first or later):
+        return ["Nothing is slower than full."] if full else []
+    mark = " (~: the repeats of both overlap)"
+    found = []
+    for where, slow in (("to the first token", first), ("after it", later)):
+        listed = "; ".join(f"{arm} {', '.join(places)}" for arm, places in slow.items())
+        found += [f"Slower than full {where}{mark}: {listed}."] if slow else []
+    return found
+
+
+def _late(rows: Sequence[Row], least: float = 1.5) -> list[str]:
+    """Where the very first call took clearly longer than those timed: compilation, orders, plans."""
+    late = [
+        f"{row.arm} at {row.tokens:,}: {row.first_ms[0]:,.0f} ms"
+        for row in rows
+        if row.first_ms and row.first_ms[0] > least * row.prefill_ms
+    ]
+    return [f"The first call of all took over {least} times as long: {', '.join(late)}."] if late else []
