@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sa_eval.commands import load
 from sa_eval.commands.parser import Parser
 from sa_eval.messages import one_line
 from sa_eval.settings.values import SettingsError
@@ -22,6 +23,8 @@ what it does
   Pairs the two runs' documents by hash (they have to be the same) and prints B minus A overall, per family and per
   task: 95 % interval, p-value, Holm's correction over everything printed, documents lost and won. Models, versions and
   machines may differ and are named. Nothing is loaded or evaluated.
+  Two folders of `sa-eval fidelity` (on the same passages) or of `sa-eval speed`: every arm and length that both have;
+  what is identical is one line.
 
 exit status
   0 done   2 the runs cannot be compared
@@ -34,19 +37,35 @@ def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse(arguments)
     if (namespace.arm_a is None) != (namespace.arm_b is None):
         raise SettingsError("--arm-a and --arm-b go together: one arm of each run")
-    from sa_eval.records import opening
-    from sa_eval.results import comparison
+    from sa_eval.records.result_folder import RUN, one_kind
 
-    sides = [comparison.Side.of(*opening.open_run(path)) for path in (namespace.a, namespace.b)]
     arms = (namespace.arm_a, namespace.arm_b) if namespace.arm_a else None
-    found = comparison.compare(*sides, arms)
-    print(render(found, namespace.documents))
+    kind = one_kind([namespace.a, namespace.b])
+    if kind != RUN:
+        text, found = _results(kind, namespace, arms)
+    else:
+        from sa_eval.records import opening
+        from sa_eval.results import comparison
+
+        sides = [comparison.Side.of(*opening.open_run(path)) for path in (namespace.a, namespace.b)]
+        found = comparison.compare(*sides, arms)
+        text = render(found, namespace.documents)
+    print(text)
     if namespace.json:
         try:
             Path(namespace.json).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"--json {namespace.json} cannot be written: {one_line(error)}") from error
     return 0
+
+
+def _results(kind: str, namespace: argparse.Namespace, arms: tuple[str, str] | None) -> tuple[str, dict[str, Any]]:
+    """Two results of fidelity or speed, as text and as plain values."""
+    if namespace.documents:
+        raise SettingsError(f"--documents names documents of runs; results of `sa-eval {kind}` have none")
+    text, rows, different = load(kind).compare((namespace.a, namespace.b), arms)
+    head = "\n".join([f"A  {namespace.a}", f"B  {namespace.b}", *_different(different)])
+    return f"{head}\n\n{text}", {"a": namespace.a, "b": namespace.b, "different": different, "rows": rows}
 
 
 def build_parser() -> Parser:

@@ -1,17 +1,28 @@
-"""`sa-eval fidelity`: its flags, and what it prints. Heavy imports wait until they are needed."""
+"""`sa-eval fidelity`: its flags, what it prints, and what resume, report and compare do with its results.
+
+Heavy imports wait inside functions, so that --help and bad arguments answer at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from sa_eval.commands.flags import add_flag, modes_text
 from sa_eval.commands.parser import Parser
 from sa_eval.messages import shown
+from sa_eval.processes import interrupts
 from sa_eval.settings.config import Settings, known_settings, option_settings, settings_from
 from sa_eval.settings.settings_file import read_yaml
 from sa_eval.settings.values import SettingsError
+
+if TYPE_CHECKING:
+    from sa_eval.fidelity.types import Fidelity
+    from sa_eval.progress import Progress
+    from sa_eval.records.directory import RunDirectory
 
 HELP = "compare every arm's next-token distribution with the full model's, on your own texts; no task needed"
 DESCRIPTION = """\
@@ -29,9 +40,9 @@ examples
 DETAILS = """\
 texts
   UTF-8 files, each a text of its own, cut into passages of --length tokens (a shorter text is one passage); what is
-  used and what is left out is printed. Without --text: documents of the offline suite, written for the length, with
-  questions and their answers. The bundled models know nothing else, and were trained on the answers alone: only these
-  are scored there.
+  used and what is left out is printed. Without --text, for the bundled models only: documents of the offline suite,
+  written for the length, with questions and their answers. These models know nothing else, and were trained on the
+  answers alone: only these are scored there. Any other model needs --text.
 
 what is measured, on the same tokens for every arm
   KL(full || arm) of the next-token distribution; how often both prefer the same token; perplexity, and the difference
@@ -48,12 +59,16 @@ cost
   of positions at a time, attention scores for a few queries; the rest grows with the length alone.
 
 what comes out (in --out, default runs/<time>-fidelity-<model>)
-  a table here, the largest loss first; fidelity.json (all numbers, settings, versions, hardware, text hashes),
-  rewritten after every arm, so Ctrl-C keeps those that are finished; fidelity.csv; pictures (PNG and SVG): kl by
-  position, kept mass by distance, layers
+  a headline and a table here, the largest loss first; report.html (self-contained); fidelity.json (all numbers,
+  settings, versions, hardware, text hashes); fidelity.csv; figures/ (PNG and SVG)
+
+what is lost when it stops
+  Nothing that was finished: fidelity.json is written before the first arm and after every arm and length.
+  `sa-eval resume DIR` measures what is missing or failed, `sa-eval report DIR` makes the page anew,
+  `sa-eval compare A B` sets two results on the same passages side by side.
 
 exit status
-  0 all went well   1 finished, but an arm failed   2 bad arguments   130 interrupted
+  0 all went well   1 finished, but an arm failed   2 refused (the message says what to do)   130, 143 interrupted
 """
 # Settings of a run that mean the same here, besides the variants' options.
 SHARED = (
@@ -74,21 +89,57 @@ def main(arguments: Sequence[str]) -> int:
 
     progress = Progress(verbose=namespace.verbose)
     with progress.quiet():
-        from sa_eval.fidelity import course, outputs, table
-    request = course.Request(tuple(namespace.text or ()), passages)
-    directory, results = course.run(settings, request, progress)
-    if results["cells"]:
-        with progress.step("pictures"):
-            outputs.write(directory, results)
-    print(f"\n{table.render(results)}\n\nresult: {directory.path}")
-    if results["interrupted"]:
-        return 130
-    return 1 if results["failures"] else 0
+        from sa_eval.fidelity import arm_by_arm
+        from sa_eval.fidelity.types import Request
+    with interrupts.sigterm_stops():
+        request = Request(files=list(namespace.text or ()), passages=passages)
+        return _finish(*arm_by_arm.run(settings, request, progress))
+
+
+def resume(path: str, progress: Progress) -> int:
+    """Measure what is missing in a folder of `sa-eval fidelity`."""
+    with progress.quiet():
+        from sa_eval.fidelity import arm_by_arm
+    return _finish(*arm_by_arm.resume(path, progress))
+
+
+def report(path: str) -> int:
+    """Table, CSV, pictures and page anew, from fidelity.json alone."""
+    from sa_eval.fidelity.types import Fidelity
+    from sa_eval.records.directory import RunDirectory
+    from sa_eval.records.result_folder import read_result
+
+    _finish(RunDirectory(Path(path)), read_result(path, "fidelity", Fidelity), 0)
+    return 0
+
+
+def compare(paths: tuple[str, str], arms: tuple[str, str] | None) -> tuple[str, list[dict[str, Any]], list[str]]:
+    """Two results as text, as rows, and what they differ in besides their numbers."""
+    from sa_eval.fidelity import loss_comparison
+    from sa_eval.fidelity.types import Fidelity
+    from sa_eval.records.result_folder import different, read_result
+    from sa_eval.records.types import plain
+
+    one, other = (read_result(path, "fidelity", Fidelity) for path in paths)
+    pairs = loss_comparison.compare(one, other, arms)
+    return loss_comparison.render(pairs), [plain(pair) for pair in pairs], different(one, other)
+
+
+def _finish(directory: RunDirectory, results: Fidelity, status: int) -> int:
+    """Table and page of what there is, whatever stopped it; returns the status."""
+    from sa_eval.fidelity import loss_page, loss_table
+
+    with interrupts.ignored() if status > 2 else contextlib.nullcontext():
+        loss_page.write(directory, results)
+        print(f"\n{loss_table.render(results)}\n\nreport: {directory.path / 'report.html'}\nresult: {directory.path}")
+    return status
 
 
 def build_parser() -> Parser:
     parser = Parser("sa-eval fidelity", f"{DESCRIPTION}\n{modes_text()}\n{EXAMPLES}", DETAILS)
-    parser.add_argument("--text", nargs="+", metavar="FILE", help="UTF-8 text files (default: the bundled texts)")
+    parser.add_argument(
+        "--text", nargs="+", metavar="FILE", help="UTF-8 text files (default: the bundled texts, for bundled models)"
+    )
     parser.add_argument(
         "--passages",
         metavar="N|all",
@@ -118,7 +169,7 @@ def settings_of(namespace: argparse.Namespace) -> Settings:
     return settings_from({**known, **flags})
 
 
-def _passages(text: str | None) -> int | str | None:
+def _passages(text: str | None) -> int | Literal["all"] | None:
     if text is None or text == "all":
         return text
     if not text.isdecimal() or int(text) < 1:

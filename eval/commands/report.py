@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sa_eval.commands import load
 from sa_eval.commands.parser import Parser
 from sa_eval.settings.values import SettingsError
 
@@ -20,6 +21,7 @@ what it does
   them: model, code, torch, transformers, lm_eval, dtype, kind of device, and every document. Whatever differs is named
   and refused. Other libraries and machines may differ: a gate of the report says so, and latencies are taken from one
   kind of machine only. An arm in two runs counts once if its records carry the same keys, and is refused otherwise.
+  A folder of `sa-eval fidelity` or `sa-eval speed`: its table, CSV, pictures and report.html are made anew.
 
 exit status
   0 done   2 refused
@@ -30,10 +32,18 @@ def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse(arguments)
     from sa_eval.page import report
     from sa_eval.records import opening
+    from sa_eval.records.result_folder import RUN, one_kind
     from sa_eval.results import merge, summary, table
 
     if len({Path(path).resolve() for path in namespace.directories}) < len(namespace.directories):
         raise SettingsError("one run is named twice: give every run directory once")
+    kind = one_kind(namespace.directories)
+    if kind != RUN:
+        if len(namespace.directories) > 1 or namespace.out is not None:
+            raise SettingsError(
+                f"results of `sa-eval {kind}` are not merged: name one folder; `sa-eval compare` sets two side by side"
+            )
+        return load(kind).report(namespace.directories[0])
     runs = [opening.open_run(path) for path in namespace.directories]
     if len(runs) > 1 and namespace.out is None:
         raise SettingsError("several runs are merged into a new directory: name it with --out")

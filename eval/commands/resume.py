@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sa_eval.commands import load
 from sa_eval.commands.parser import Parser
 from sa_eval.commands.run import finish, is_first_process
 from sa_eval.processes import interrupts
 
-HELP = "continue a run that was killed, interrupted or in which something failed"
+HELP = "continue a run, or a result of fidelity or speed, that was killed, interrupted or in which something failed"
 DETAILS = """\
 examples
   sa-eval resume runs/20260131-093000-qwen3-tiny
@@ -19,6 +20,8 @@ what it does
   could not be fetched. Model, code, versions, settings and documents must be what the records belong to: whatever
   differs is named and refused, and nothing is overwritten. It may run on another device of the same kind and in any
   number of processes.
+  A folder of `sa-eval fidelity` or `sa-eval speed` is continued likewise: arms and lengths that are measured are not
+  measured again. Texts, model, code, versions (and the machine of speed) must be the recorded ones.
 
 exit status
   as `sa-eval run`: 0 all went well, 1 something failed, 2 refused, 130 or 143 interrupted
@@ -28,8 +31,13 @@ exit status
 def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse(arguments)
     from sa_eval.progress import Progress
+    from sa_eval.records.result_folder import RUN, kind_of
 
     progress = Progress(verbose=namespace.verbose, enabled=is_first_process())
+    kind = kind_of(namespace.directory)
+    if kind != RUN:
+        with interrupts.sigterm_stops():
+            return load(kind).resume(namespace.directory, progress)
     with progress.quiet():
         from sa_eval.records import resume
         from sa_eval.run import runner

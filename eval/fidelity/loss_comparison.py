@@ -40,7 +40,7 @@ def compare(one: Fidelity, other: Fidelity, arms: tuple[str, str] | None = None)
         SettingsError: an arm is unknown, passages differ, or nothing is left.
     """
     cells = {(cell.arm, cell.length): cell for cell in other.cells}
-    check_arms(one, other, arms)
+    check_arms(arms, [arm.name for arm in one.arms], [arm.name for arm in other.arms])
     pairs = []
     for cell in one.cells:
         partner = cells.get((arms[1] if arms else cell.arm, cell.length))
@@ -100,7 +100,7 @@ def render(pairs: list[Pair]) -> str:
         blocks.append(aligned(rows))
         blocks.append(
             "KL(full || arm) in nats; B - A below 0: B is closer to its full model. In brackets the 95\u00a0%\n"
-            f"interval over passages, drawn in pairs (from {LEAST_PASSAGES} passages on). Same top-1: B minus A in points."
+            f"interval over passages, drawn in pairs ({LEAST_PASSAGES} passages at least). Same top-1: B - A in points."
         )
     return "\n\n".join(blocks)
 

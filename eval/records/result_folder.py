@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from sa_eval.messages import one_line, shown
 from sa_eval.records.directory import RunDirectory
@@ -24,13 +24,6 @@ RUN = "run"
 VERSION = 2  # of these files; the first release wrote 1
 COMPUTING = ("torch", "transformers")  # versions that can change a number
 MOST = 5
-
-
-class Named(Protocol):
-    """What all arms have."""
-
-    @property
-    def name(self) -> str: ...
 
 
 @dataclass(kw_only=True)
@@ -53,7 +46,6 @@ class Result:
     finished: str | None = None
     interrupted: bool = False
     notes: list[str] = field(default_factory=list)
-    arms: Sequence[Named] = ()
 
     @property
     def machine(self) -> str:
@@ -167,15 +159,14 @@ def check_continued(path: str, then: dict[str, Json], now: dict[str, Json]) -> N
 def different(one: Result, other: Result) -> list[str]:
     """What two results disagree in besides their numbers, in words."""
     settings = [{name: value for name, value in result.settings.items() if name != "out"} for result in (one, other)]
-    found = differences(*settings, "setting")
+    found = differences(settings[0], settings[1], "setting")
     for name in ("model", "versions", "hardware", "code"):
         found += differences(getattr(one, name), getattr(other, name), name)
     return found
 
 
-def check_arms(one: Result, other: Result, names: tuple[str, str] | None) -> None:
-    """Refuse the names of arms that the results don't have."""
-    for name, result in zip(names or (), (one, other), strict=False):
-        known = [arm.name for arm in result.arms]
-        if name not in known:
-            raise SettingsError(f"there is no arm {name!r}: {nearest(name, known)}")
+def check_arms(asked: tuple[str, str] | None, *known: Sequence[str]) -> None:
+    """Refuse names that are no arm of their result; `known` are the arms of the first and of the second."""
+    for name, names in zip(asked or (), known, strict=False):
+        if name not in names:
+            raise SettingsError(f"there is no arm {name!r}: {nearest(name, list(names))}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
+from sa_eval.records.result_folder import read_result
 from sa_eval.records.types import FULL, Speed
-from sa_eval.speed.types import Row
+from sa_eval.speed.types import Row, SpeedResult
 
 FLOOR = "none"
 LEAST_REPEATS = 4  # ranges of 4 and 4 repeats lie apart by chance once in 35 times, of 3 and 3 once in 10
@@ -29,6 +30,13 @@ def beside_full(rows: Sequence[Speed]) -> list[Row]:
             )
         )
     return found
+
+
+def read(path: str) -> SpeedResult:
+    """The result in a folder; how rows stand to full is computed anew, files of version 1 said it the other way."""
+    result = read_result(path, "speed", SpeedResult)
+    result.rows = beside_full(result.rows)
+    return result
 
 
 def apart(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -25,7 +25,7 @@ from sa_eval.settings.arm import Arm
 from sa_eval.settings.arms import arms_from
 from sa_eval.settings.config import SettingsError
 from sa_eval.speed import clock, measured_model
-from sa_eval.speed.beside_full import beside_full
+from sa_eval.speed.beside_full import beside_full, read
 from sa_eval.speed.floor import Floor
 from sa_eval.speed.settings import SpeedSettings, speed_settings
 from sa_eval.speed.types import Missing, SpeedResult, TimedArm
@@ -74,13 +74,6 @@ def resume(path: str, progress: Progress) -> tuple[RunDirectory, SpeedResult, in
         result.started, result.settings, result.rows = earlier.started, earlier.settings, kept
         progress.say(f"{len({row.length for row in kept})} of {len(result.lengths)} lengths are measured already")
         return directory, result, _fill(directory, asked, subject, arms, result, progress)
-
-
-def read(path: str) -> SpeedResult:
-    """The result in a folder; how rows stand to full is computed anew, files of version 1 said it the other way."""
-    result = result_folder.read_result(path, KIND, SpeedResult)
-    result.rows = beside_full(result.rows)
-    return result
 
 
 def _asked(recorded: Mapping[str, Any]) -> SpeedSettings:

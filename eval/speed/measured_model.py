@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from sa_eval import environment
 from sa_eval.loading import models, sources
 from sa_eval.messages import one_line, shown
 from sa_eval.settings import presets
 from sa_eval.settings.values import SettingsError
 from sa_eval.speed.settings import SpeedSettings
+from sa_eval.tasks import document
 
 SHAPE = (
     *("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -55,9 +59,6 @@ def _loaded(asked: SpeedSettings) -> Subject:
 
 
 def _random(asked: SpeedSettings) -> Subject:
-    import torch
-    from transformers import AutoModelForCausalLM
-
     settings = asked.of
     torch.set_num_threads(settings.threads or min(torch.get_num_threads(), environment.allowed_cpus()))
     device = models.pick_device(settings)
@@ -92,11 +93,9 @@ def _shape_of(asked: SpeedSettings) -> Any:
     return models.empty_model(sources.find(asked.of.model), asked.of).config
 
 
-def shape_file(path: str) -> Any:
+def shape_file(given: str) -> Any:
     """The config in a file; classes of transformers only, no code that the file may name."""
-    from transformers import AutoConfig
-
-    file = presets.shape_path(path)
+    file = presets.shape_path(given)
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         kind = values.pop("model_type")
@@ -104,15 +103,13 @@ def shape_file(path: str) -> Any:
         return AutoConfig.for_model(kind, **values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise SettingsError(
-            f"shape {shown(path)} cannot be used: {one_line(error)}; it must be the config.json of a causal language "
+            f"shape {shown(given)} cannot be used: {one_line(error)}; it must be the config.json of a causal language "
             f"model, or the name of a shipped shape: {', '.join(presets.shapes())}"
         ) from error
 
 
 def _text(tokenizer: Any, length: int) -> list[int]:
     """Tokens of the offline suite's documents, one after the other."""
-    from sa_eval.tasks import document
-
     tokens: list[int] = []
     index = 0
     while len(tokens) < length:

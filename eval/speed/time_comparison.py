@@ -47,7 +47,7 @@ def compare(one: SpeedResult, other: SpeedResult, arms: tuple[str, str] | None =
             raise SettingsError(
                 f"{name} is {one.settings[name]} in A and {other.settings[name]} in B: these times are of two things"
             )
-    check_arms(one, other, arms)
+    check_arms(arms, [arm.name for arm in one.arms], [arm.name for arm in other.arms])
     rows = {(row.arm, row.tokens): row for row in other.rows}
     pairs = []
     for row in one.rows:

@@ -48,7 +48,7 @@ def _sentence(rows: list[Row], full: dict[int | None, Row]) -> str:
         if at and word != verdict:
             parts.append(f"at {_lengths(at)} it is {WORDS[word]} ({_range(at)})")
         elif at:
-            parts.append(f"at {_lengths(at)} {_range(at)}")
+            parts.append(f"so it is at {_lengths(at)} ({_range(at)})")
     return "; ".join([start, *parts]) + "."
 
 
