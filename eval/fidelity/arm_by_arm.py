@@ -20,7 +20,7 @@ from sa_eval.loading import model_files, models
 from sa_eval.messages import one_line
 from sa_eval.processes import interrupts
 from sa_eval.progress import Bar, Progress
-from sa_eval.records import lock, result_folder
+from sa_eval.records import continued, lock, result_folder
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.keys import code_hash
 from sa_eval.records.types import ArmRow, plain
@@ -90,7 +90,7 @@ def resume(path: str, progress: Progress) -> tuple[RunDirectory, Fidelity, int]:
     settings, request = settings_from({**earlier.settings, "out": None}), earlier.request
     with lock.hold(directory.lock), _material(settings, request, progress) as material:
         results = head(settings, request, material)
-        result_folder.check_continued(path, _fixed(earlier), _fixed(results))
+        continued.check_continued(path, _fixed(earlier), _fixed(results))
         results.started, results.settings, results.cells = earlier.started, earlier.settings, list(earlier.cells)
         subject = measuring.Subject.of(material.loaded.model, material.cuts[0].passages[0])
         progress.say(f"{len(results.cells)} of {wanted} arms and lengths are measured already")
@@ -102,7 +102,7 @@ def _fixed(results: Fidelity) -> dict[str, Any]:
     arms = {arm.name: plain(arm) for arm in results.arms}
     rows = {f"{row.name} at {row.length}": plain(row) for row in results.texts}
     device = results.hardware["device"].partition(":")[0]
-    return {**result_folder.computing(results), "arm": arms, "text": rows, "device": device}
+    return {**continued.computing(results), "arm": arms, "text": rows, "device": device}
 
 
 @contextlib.contextmanager

@@ -15,15 +15,13 @@ from typing import TypeVar
 
 from sa_eval.messages import one_line, shown
 from sa_eval.records.directory import RunDirectory
-from sa_eval.records.keys import differences
-from sa_eval.records.types import Facts, Json, plain, read
+from sa_eval.records.opening import differences
+from sa_eval.records.types import Facts, plain, read
 from sa_eval.settings.values import SettingsError, nearest
 
 FILES = {"fidelity": "fidelity.json", "speed": "speed.json"}
 RUN = "run"
 VERSION = 2  # of these files; the first release wrote 1
-COMPUTING = ("torch", "transformers")  # versions that can change a number
-MOST = 5
 
 
 @dataclass(kw_only=True)
@@ -130,30 +128,6 @@ def create(kind: str, out: str | None, model: str) -> RunDirectory:
     except OSError as error:
         raise SettingsError(f"out {shown(str(path))} cannot be made: {one_line(error)}") from error
     return RunDirectory(path)
-
-
-def computing(result: Result) -> dict[str, Json]:
-    """What has to be as it was when a result is continued."""
-    versions = {name: result.versions.get(name) for name in COMPUTING}
-    return {"model": result.model, "versions": versions, "code": result.code}
-
-
-def check_continued(path: str, then: dict[str, Json], now: dict[str, Json]) -> None:
-    """Refuse to continue a result whose model, code, versions or texts are not the recorded ones, and name them.
-
-    Raises:
-        SettingsError: something differs, or an older version made the file.
-    """
-    found = differences(then, now)
-    if then.get("code") is None:
-        found = ["the file does not say which code made it: an older version did"]
-    if not found:
-        return
-    more = f" (and {len(found) - MOST} more)" if len(found) > MOST else ""
-    raise SettingsError(
-        f"{path} cannot be continued: {'; '.join(found[:MOST])}{more}. What it holds stays as it is; measure anew into "
-        "another folder (--out)"
-    )
 
 
 def different(one: Result, other: Result) -> list[str]:

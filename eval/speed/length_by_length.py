@@ -17,7 +17,7 @@ from sa_eval.loading import model_files, models
 from sa_eval.messages import one_line
 from sa_eval.processes import interrupts
 from sa_eval.progress import Progress
-from sa_eval.records import lock, result_folder
+from sa_eval.records import continued, lock, result_folder
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.keys import code_hash
 from sa_eval.records.types import plain
@@ -70,7 +70,7 @@ def resume(path: str, progress: Progress) -> tuple[RunDirectory, SpeedResult, in
     with lock.hold(directory.lock), model_files.code_kept_out(asked.of):
         arms, subject = _prepared(asked, progress)
         result = head(asked, subject, arms)
-        result_folder.check_continued(path, _fixed(earlier), _fixed(result))
+        continued.check_continued(path, _fixed(earlier), _fixed(result))
         result.started, result.settings, result.rows = earlier.started, earlier.settings, kept
         progress.say(f"{len({row.length for row in kept})} of {len(result.lengths)} lengths are measured already")
         return directory, result, _fill(directory, asked, subject, arms, result, progress)
@@ -86,7 +86,7 @@ def _asked(recorded: Mapping[str, Any]) -> SpeedSettings:
 def _fixed(result: SpeedResult) -> dict[str, Any]:
     """What has to be the same when a result is continued: the machine, too, whose times they are."""
     arms = {arm.name: plain(arm) for arm in result.arms}
-    return {**result_folder.computing(result), "arm": arms, "hardware": result.hardware}
+    return {**continued.computing(result), "arm": arms, "hardware": result.hardware}
 
 
 def _prepared(asked: SpeedSettings, progress: Progress) -> tuple[list[Arm | Floor], measured_model.Subject]:

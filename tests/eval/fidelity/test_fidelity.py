@@ -7,8 +7,9 @@ from models import make_model
 from transformers.models.gemma2 import Gemma2Config, Gemma2ForCausalLM
 
 import sa_patch
-from sa_eval.fidelity import buckets, layer_errors, measuring, summary, texts
+from sa_eval.fidelity import buckets, layer_errors, measuring, sums, texts
 from sa_eval.fidelity.head import AGREE, KL, NATS, NATS_FULL, Head, kl
+from sa_eval.records.types import plain
 from sa_eval.settings.arm import Arm
 from sa_eval.settings.values import SettingsError
 from sa_patch.geometry import Group
@@ -52,7 +53,8 @@ def measured(model, arm, *passages, chunk=None):
 
 
 def cell(model, arm, *passages, chunk=None):
-    return summary.summarise(measured(model, arm, *passages, chunk=chunk))
+    """As fidelity.json holds it."""
+    return plain(sums.summarise(measured(model, arm, *passages, chunk=chunk)))
 
 
 def logits(model, ids, arm=FULL, seed=0):
@@ -96,7 +98,7 @@ def test_the_full_arm_is_the_full_model_exactly(model):
     found = cell(model, FULL)
     overall = found["overall"]
     assert (overall["kl"], overall["agreement"], overall["nats"], overall["kept_mass"]) == (0.0, 1.0, 0.0, 1.0)
-    assert all(overall[name] == 0.0 for name in summary.ERRORS)
+    assert all(overall[name] == 0.0 for name in sums.ERRORS)
     assert all(row["kept_mass"] == 1.0 for row in found["mass_by_distance"])
 
 
@@ -113,7 +115,7 @@ def test_tokens_equal_a_brute_force_over_whole_logits(model, arm):
     found, ids = measured(model, arm), passage().ids
     full = logits(model, ids).log_softmax(-1)[:-1]
     follows = torch.tensor(ids[1:])[:, None]
-    for seed, (sums,) in zip(arm.seeds, found.tokens, strict=True):
+    for seed, (passage_sums,) in zip(arm.seeds, found.tokens, strict=True):
         sparse = logits(model, ids, arm, seed).log_softmax(-1)[:-1]
         count = len(ids) - 1
         expected = np.zeros(5)
@@ -121,7 +123,7 @@ def test_tokens_equal_a_brute_force_over_whole_logits(model, arm):
         expected[AGREE] = (full.argmax(-1) == sparse.argmax(-1)).sum()
         expected[NATS], expected[NATS_FULL] = (-one.gather(1, follows).sum() for one in (sparse, full))
         expected[measuring.COUNT] = count
-        np.testing.assert_allclose(sums.scored, expected, rtol=1e-5)
+        np.testing.assert_allclose(passage_sums.scored, expected, rtol=1e-5)
         assert expected[KL] / count > 0.01  # or it would prove nothing
 
 
@@ -175,7 +177,7 @@ def test_accumulated_errors_equal_a_brute_force_over_hidden_states(model):
 def test_a_window_over_the_whole_text_changes_nothing_but_rounding(tiny, mode):
     overall = cell(tiny, Arm(mode, mode, mode, 4 * LENGTH))["overall"]
     assert 0 <= overall["kl"] < 1e-9 and overall["agreement"] == 1.0 and overall["kept_mass"] == 1.0
-    assert all(overall[name] < 1e-5 for name in summary.ERRORS)
+    assert all(overall[name] < 1e-5 for name in sums.ERRORS)
 
 
 def test_kl_is_never_negative_and_takes_impossible_tokens():

@@ -15,6 +15,7 @@ from sa_eval.cli import main
 from sa_eval.progress import Progress
 from sa_eval.records import lock, resume
 from sa_eval.records.directory import RunDirectory
+from sa_eval.records.types import Speed
 from sa_eval.run import preparation, runner
 from sa_eval.settings.arms import Arm
 
@@ -154,7 +155,7 @@ def test_latency_is_measured_again_only_for_lengths_that_lack_an_arm(tmp_path, m
 
     def measure_prefill(model, arms, prompts, **given):
         asked.append((list(prompts), [arm.name for arm in arms]))
-        return [{"arm": arm.name, "length": length, "prefill_ms": 1.0} for arm in arms for length in prompts]
+        return [Speed(arm.name, length, length, 1.0, [1.0], 0.0, [1.0]) for arm in arms for length in prompts]
 
     monkeypatch.setattr("sa_eval.speed.clock.measure_prefill", measure_prefill)
     monkeypatch.setattr(preparation, "prompt_row", lambda lm, request: [1, 2])
