@@ -16,7 +16,7 @@ from typing import Any
 from sa_eval import environment, estimate
 from sa_eval.fidelity import buckets, layer_errors, measuring, passages, sums, texts
 from sa_eval.fidelity.types import ArmFailure, Fidelity, Request
-from sa_eval.loading import model_files, models
+from sa_eval.loading import model_files, models, sources
 from sa_eval.messages import one_line
 from sa_eval.processes import interrupts
 from sa_eval.progress import Bar, Progress
@@ -110,7 +110,7 @@ def _material(settings: Settings, request: Request, progress: Progress) -> Itera
     """Everything that is refused is refused here, the cheapest first."""
     given = texts.read(request.files)
     passages.check_language(settings, given)
-    source, arms = models.find(settings.model), arms_from(settings)
+    source, arms = sources.find(settings.model), arms_from(settings)
     for arm in arms:
         arm.check()
     with model_files.code_kept_out(settings):
@@ -217,7 +217,7 @@ def head(settings: Settings, request: Request, material: Material) -> Fidelity:
         started=environment.now(),
         settings=settings.to_dict(),
         request=request,
-        model=material.loaded.identity,
+        model=material.loaded.identity.to_dict(),
         versions=environment.versions(),
         hardware=environment.hardware(models.input_device(material.loaded.model)),
         code=code_hash(),

@@ -7,7 +7,7 @@ from typing import Final
 
 from sa_eval.fidelity import texts
 from sa_eval.fidelity.types import Request
-from sa_eval.loading import models
+from sa_eval.loading import models, sources
 from sa_eval.messages import shown
 from sa_eval.settings.config import Settings, SettingsError
 
@@ -24,7 +24,7 @@ ANSWERS_ONLY = (
 
 def check_language(settings: Settings, given: Sequence[texts.Text]) -> None:
     """The bundled texts are in a language that only the bundled models know."""
-    if not given and settings.model not in models.BUNDLED:
+    if not given and settings.model not in sources.BUNDLED:
         raise SettingsError(
             f"model {shown(settings.model)} needs texts of yours: give UTF-8 files with --text FILE ...; the bundled "
             "texts are in a synthetic language that only the bundled models know, and say nothing about this model"
@@ -47,7 +47,7 @@ def cut(
     if given:
         most = None if request.passages == ALL else request.passages or PASSAGES
         cuts = [texts.cut(given, loaded.tokenizer, length, most) for length in settings.lengths]
-        guessing = [GUESSING] if loaded.source.name in models.BUNDLED else []
+        guessing = [GUESSING] if loaded.source.name in sources.BUNDLED else []
         return cuts, [*guessing, *([ONE_TEXT] if len(given) == 1 else [])]
     if request.passages == ALL:
         raise SettingsError("passages `all` has no meaning for the bundled texts, which are generated: give a number")
