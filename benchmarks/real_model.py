@@ -24,7 +24,7 @@ from real_model_arms import WINDOWS, arms, read_counting
 from real_model_tasks import FILES, TASKS, run_task
 
 from sa_eval import environment
-from sa_eval.fidelity import buckets, measuring, summary, texts
+from sa_eval.fidelity import buckets, measuring, sums, texts
 from sa_eval.loading import models, sources
 from sa_eval.progress import Progress
 from sa_eval.settings.arm import Arm
@@ -149,22 +149,22 @@ class Reader:
 
     def measure(self, arm: Arm) -> dict[str, Any]:
         """KL, agreement and cost with intervals over passages, and the keys per query that were seen."""
-        sums, keys = [], []
+        found_sums, keys = [], []
         for passage, full in zip(self.cut.passages, self.full, strict=True):
             ids = torch.tensor([passage.ids])
             with torch.inference_mode():
                 states, seen = read_counting(self.subject, arm, ids)
                 found = self.subject.head.compare(full, states, ids)
-            sums.append(measuring.token_sums(found, passage, LENGTH).position)
+            found_sums.append(measuring.token_sums(found, passage, LENGTH).position)
             keys.append(seen)
         late = [
             bucket for bucket in range(buckets.num_position_buckets(LENGTH)) if buckets.position_range(bucket)[0] > LATE
         ]
-        per_passage = np.array(sums)[:, late].sum(1)
+        per_passage = np.array(found_sums)[:, late].sum(1)
         return {
-            **summary.metrics(per_passage.sum(0)),
-            "intervals": summary.intervals(per_passage),
-            "kl_all_positions": summary.metrics(np.array(sums).sum((0, 1)))["kl"],
+            **plain(sums.part_means(per_passage.sum(0))),
+            "intervals": plain(sums.intervals(per_passage)),
+            "kl_all_positions": sums.part_means(np.array(found_sums).sum((0, 1))).kl,
             "keys_per_query": float(np.mean(keys)),
             "density": float(np.mean(keys)) / ((LENGTH + 1) / 2),
         }
