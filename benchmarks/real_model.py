@@ -27,6 +27,7 @@ from sa_eval import environment
 from sa_eval.fidelity import buckets, measuring, sums, texts
 from sa_eval.loading import models, sources
 from sa_eval.progress import Progress
+from sa_eval.records.types import plain
 from sa_eval.settings.arm import Arm
 from sa_eval.settings.config import settings_from
 
