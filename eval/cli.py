@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from sa_eval import environment
 from sa_eval.commands import COMMANDS, load
+from sa_eval.errors import UserError
 from sa_eval.processes import interrupts
-from sa_eval.settings.values import SettingsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(given)
-    except SettingsError as error:
+    except UserError as error:
         rank = os.environ.get("RANK", "0")  # several processes: say which
         print(f"sa-eval{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
         return 2

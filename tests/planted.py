@@ -7,6 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from sa_eval.records.directory import RunDirectory
+from sa_eval.records.types import (
+    VERSION,
+    ArmRow,
+    ArmRun,
+    Budget,
+    Check,
+    Manifest,
+    Prompt,
+    Record,
+    SessionRow,
+    Speed,
+    TaskRow,
+)
 from sa_eval.settings.arms import arms_from
 from sa_eval.settings.config import settings_from
 
@@ -41,91 +54,83 @@ def planted_run(
     checked = settings_from({**given, **settings})
     directory = RunDirectory.create(str(path), "tiny")
     tasks = [
-        {
-            "name": name,
-            "length": length,
-            "family": family,
-            "output": "generate_until",
-            "documents": documents,
-            "hashes": [f"{name}{length}{index}" for index in range(documents)],
-        }
+        TaskRow(
+            name,
+            length,
+            family,
+            output="generate_until",
+            documents=documents,
+            hashes=[f"{name}{length}{index}" for index in range(documents)],
+        )
         for length in checked.lengths
         for name, family in families.items()
     ]
     arms = arms_from(checked)
-    directory.write_json("manifest.json", manifest(checked, arms, tasks, said))
+    directory.write_manifest(manifest(checked, arms, tasks, said))
     for task in tasks:
-        directory.append("documents", *(_document(task, index, said) for index in range(documents)))
+        directory.append(*(_prompt(task, index, said) for index in range(documents)))
     rng = np.random.default_rng(draw)
     for arm in arms:
         _measure(directory, arm, checked.lengths)
         for seed in arm.seeds:
             for task in tasks:
-                scores = rng.random(documents) < planted[arm.label][task["family"]]
+                scores = rng.random(documents) < planted[arm.label][task.family]
                 rows = [_record(arm, seed, task, index, float(score), said) for index, score in enumerate(scores)]
-                directory.append_records(arm.name, seed, rows)
-            ran = {"arm": arm.name, "seed": seed, "seconds": 1.0, "calls": None, "describe": arm.name}
-            directory.append("arm_runs", ran)
+                directory.append_records(rows)
+            directory.append(ArmRun(arm.name, seed, seconds=1.0, describe=arm.name))
     return directory
 
 
 def manifest(settings, arms, tasks, said):
+    started = "2026-01-01T00:00:00Z"
+    return Manifest(
+        schema=VERSION,
+        started=started,
+        settings=settings.to_dict(),
+        versions={"torch": "2", "said": said},
+        model={"name": "tiny <b>", "parameters": 10, "dtype": "float32"},
+        hardware=HARDWARE,
+        arms=[ArmRow(**arm.to_dict()) for arm in arms],
+        tasks=tasks,
+        sessions=[SessionRow(started, processes=1, hardware=HARDWARE)],
+    )
+
+
+def _about(task, index):
     return {
-        "schema": 1,
-        "started": "2026-01-01T00:00:00Z",
-        "settings": settings.to_dict(),
-        "versions": {"torch": "2", "said": said},
-        "model": {"name": "tiny <b>", "parameters": 10, "dtype": "float32"},
-        "hardware": HARDWARE,
-        "arms": [arm.to_dict() for arm in arms],
-        "left_out": [],
-        "tasks": tasks,
-        "sessions": [{"started": "2026-01-01T00:00:00Z", "processes": 1, "hardware": HARDWARE}],
-    }
-
-
-def key_of(task):
-    return f"{task['name']}@{task['length']}"
-
-
-def _place(task, index):
-    depth = (index + 0.5) / task["documents"] if task["family"] == "retrieval" else None
-    return {
+        "task": task.key,
         "index": index,
-        "hash": task["hashes"][index],
-        "prompt_tokens": task["length"] - 8,
-        "depth": depth,
+        "hash": task.hashes[index],
+        "prompt_tokens": task.length - 8,
+        "depth": (index + 0.5) / task.documents if task.family == "retrieval" else None,
         "expected": "a right answer",
     }
 
 
-def _document(task, index, said):
-    return {"task": key_of(task), **_place(task, index), "head": said[:240], "tail": (said * 480)[-480:]}
+def _prompt(task, index, said):
+    return Prompt(**_about(task, index), head=said[:240], tail=(said * 480)[-480:])
 
 
 def _record(arm, seed, task, index, score, said):
-    return {
-        "arm": arm.name,
-        "seed": seed,
-        "task": key_of(task),
-        "name": task["name"],
-        "length": task["length"],
-        **_place(task, index),
-        "score": score,
-        "metric": "score",
-        "metrics": {"score": score},
-        "output": f"{arm.name} seed {seed}: {said}",
-        "key": "key",
-    }
+    return Record(
+        arm=arm.name,
+        seed=seed,
+        name=task.name,
+        length=task.length,
+        **_about(task, index),
+        score=score,
+        metric="score",
+        metrics={"score": score},
+        output=f"{arm.name} seed {seed}: {said}",
+        key="key",
+    )
 
 
 def _measure(directory, arm, lengths):
     for length in lengths:
         keys = length / 2 if arm.window is None else 60.0
-        budget = {"keys_per_query": keys, "density": 2 * keys / length, "off_target": 0.0}
-        about = {"arm": arm.name, "length": length}
-        directory.append("budgets", {**about, **budget, "router_cost_per_query": 0.0, "exact": True})
+        directory.append(Budget(arm.name, length, keys_per_query=keys, density=2 * keys / length))
         prefill_ms = 10.0 if arm.window is None else 5.0
-        speed = {"prompt_tokens": length, "prefill_ms": prefill_ms, "repeats_ms": [prefill_ms] * 3}
-        directory.append("speed", {**about, **speed})
-    directory.append("checks", {"check": "batch invariance", "arm": arm.name, "status": "passed", "text": "equal"})
+        repeats = [prefill_ms] * 3
+        directory.append(Speed(arm.name, length, length, prefill_ms, repeats, spread=0.0, first_ms=[]))
+    directory.append(Check("batch invariance", arm.name, "passed", "equal"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import planted
 
 FAMILIES = {"needle_single": "retrieval", "majority_topic": "aggregation", "cloze": "cloze"}
@@ -20,14 +22,14 @@ def planted_run(path, accuracies=PLANTED, documents=40, keys=KEYS, families=FAMI
 
 def change(directory, **manifest):
     """Replace entries of the manifest."""
-    directory.write_json("manifest.json", {**directory.read_json("manifest.json"), **manifest})
+    directory.write_manifest(replace(directory.manifest(), **manifest))
 
 
 def change_records(directory, arm, changed, seed=0):
     """Every record of one arm and seed becomes changed(record); None drops it."""
-    rows = [record for record in directory.records() if (record["arm"], record["seed"]) == (arm, seed)]
+    rows = [record for record in directory.records() if (record.arm, record.seed) == (arm, seed)]
     (directory.path / "records" / f"{arm}.seed{seed}.jsonl").unlink()
-    directory.append_records(arm, seed, filter(None, map(changed, rows)))
+    directory.append_records(filter(None, map(changed, rows)))
 
 
 def keep_records(directory, arm, kept, seed=0):
@@ -37,5 +39,5 @@ def keep_records(directory, arm, kept, seed=0):
 
 def set_budget(directory, arm, length=512, **changes):
     """Measure an arm's budget anew."""
-    rows = [row for row in directory.log("budgets") if (row["arm"], row["length"]) == (arm, length)]
-    directory.append("budgets", {**rows[0], **changes})
+    row = next(row for row in directory.budgets() if (row.arm, row.length) == (arm, length))
+    directory.append(replace(row, **changes))

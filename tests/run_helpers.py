@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sa_eval.page import report
 from sa_eval.records.directory import RunDirectory
+from sa_eval.records.types import Budget, Check, Prompt
 from sa_eval.run import chunks
 
 CHOICES = ("--tasks", "majority_topic,cloze", "--lengths", "192", "--window", "24", "--modes", "swa,sa", "--seeds", "0")
@@ -109,7 +110,7 @@ def lines(out: Path) -> dict[str, int]:
 
 
 def by_place(out: Path):
-    return {(row["arm"], row["seed"], row["task"], row["index"]): row for row in RunDirectory(out).records()}
+    return {row.place: row for row in RunDirectory(out).records()}
 
 
 def assert_same_run(out: Path, wanted: Path) -> None:
@@ -118,9 +119,9 @@ def assert_same_run(out: Path, wanted: Path) -> None:
     assert found == by_place(wanted)
     assert sum(lines(out).values()) == len(found)
     directory = RunDirectory(out)
-    assert directory.read_json("manifest.json")["finished"] and directory.log("failures") == []
-    for log in ("budgets", "checks", "documents"):
-        assert directory.raw_log(log) == RunDirectory(wanted).raw_log(log)
+    assert directory.manifest().finished and directory.failures() == []
+    for kind in (Budget, Check, Prompt):
+        assert directory.written(kind) == RunDirectory(wanted).written(kind)
 
 
 def contents(folder):

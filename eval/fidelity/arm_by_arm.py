@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_eval import environment, estimate
+from sa_eval.errors import UserError
 from sa_eval.fidelity import buckets, layer_errors, measuring, passages, sums, texts
 from sa_eval.fidelity.types import ArmFailure, Fidelity, Request
 from sa_eval.loading import model_files, models, sources
@@ -180,7 +181,7 @@ def measure_arms(
             try:
                 with progress.quiet():
                     cell = sums.summarise(measuring.measure(subject, arm, cut, steps))
-            except SettingsError:  # no arm's fault
+            except UserError:  # no arm's fault
                 raise
             except Exception as error:  # refused by this model, out of memory
                 results.failures.append(ArmFailure(arm=arm.name, error=one_line(error), length=cut.length))

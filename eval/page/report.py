@@ -25,7 +25,7 @@ STATES = (("failed", "Failed"), ("warning", "Warning"), ("passed", "Passed"))
 def write(directory: RunDirectory) -> None:
     """Render report.html and figures/ next to the records."""
     results, records = directory.read_json("results.json"), list(directory.records())
-    documents = document_list.differing(results, records, directory.log("documents"))
+    documents = document_list.differing(results, records, directory.prompts())
     directory.write_text("report.html", render(results, records, documents))
     figures.write(directory.path / "figures", results, records, documents)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from sa_eval.errors import UserError
 from sa_eval.records import lock
 from sa_eval.records.directory import RunDirectory
 from sa_eval.settings.values import SettingsError
@@ -50,7 +51,7 @@ class Ranks:
         return items[self.rank :: self.world]
 
     def from_main(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns on the main rank, on every rank; its SettingsError ends all of them."""
+        """What `make` returns on the main rank, on every rank; its UserError ends all of them."""
         if self.world == 1:
             return make()
         from accelerate.utils import broadcast_object_list
@@ -59,14 +60,14 @@ class Ranks:
         if self.main:
             try:
                 box = [("made", make())]
-            except SettingsError as caught:
+            except UserError as caught:
                 error, box = caught, [("refused", str(caught))]
         broadcast_object_list(box, from_process=0)
         kind, content = box[0]  # type: ignore[misc]
         if error is not None:
             raise error
         if kind == "refused":
-            raise SettingsError(content)
+            raise UserError(content)
         return content
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sa_eval.records.keys import differences
+from sa_eval.records.opening import THEN_AND_NOW, differences
 from sa_eval.records.result_folder import Result
 from sa_eval.records.types import Json
 from sa_eval.settings.values import SettingsError
@@ -23,7 +23,7 @@ def check_continued(path: str, then: dict[str, Json], now: dict[str, Json]) -> N
     Raises:
         SettingsError: something differs, or an older version made the file.
     """
-    found = differences(then, now)
+    found = differences(then, now, words=THEN_AND_NOW)
     if then.get("code") is None:
         found = ["the file does not say which code made it: an older version did"]
     if not found:

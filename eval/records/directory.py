@@ -1,10 +1,10 @@
-"""Owns the run directory: what is written where, appended and flushed to disk. Imports no torch, no lm-eval.
+"""The run directory: which file holds what. Imports no torch, no lm-eval.
 
 config.yaml                     effective settings
-manifest.json                   model, versions, hardware, arms, tasks and document hashes, sessions
-records/<arm>.seed<k>.jsonl     one line per document
-documents.jsonl                 one line per document, whatever the arm: what was asked
-budgets.jsonl speed.jsonl checks.jsonl arm_runs.jsonl failures.jsonl
+manifest.json                   Manifest: model, versions, hardware, arms, tasks and document hashes, sessions
+records/<arm>.seed<k>.jsonl     one Record per document
+documents.jsonl                 one Prompt per document, whatever the arm
+budgets.jsonl speed.jsonl checks.jsonl arm_runs.jsonl failures.jsonl      Budget, Speed, Check, ArmRun, Failure
 run.lock ranks/                 who works here now
 results.json summary.csv report.html   computed from the files above
 
@@ -19,15 +19,26 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sa_eval.records import jsonl, views
+from sa_eval.messages import one_line
+from sa_eval.records import jsonl, types, views
+from sa_eval.records.types import ArmRun, Budget, Check, Failure, Manifest, Prompt, Record, Speed
 from sa_eval.settings.values import SettingsError
 
-LOGS = (*views.SAME, "arm_runs", "failures")
-RECORD_TYPES = {"arm": str, "seed": int, "task": str, "index": int, "hash": str, "score": (int, float)}
+Row = TypeVar("Row", Budget, Speed, Check, Prompt, ArmRun, Failure)
+LOGS = {
+    Budget: "budgets",
+    Speed: "speed",
+    Check: "checks",
+    Prompt: "documents",
+    ArmRun: "arm_runs",
+    Failure: "failures",
+}
+MANIFEST = "manifest.json"
 LOCK = "run.lock"
 
 
@@ -69,7 +80,7 @@ class RunDirectory:
         """Replace a whole file in one step: a reader never sees half of it."""
         target = self.path / name
         partial = target.with_name(target.name + ".partial")
-        with jsonl.told(target):
+        with jsonl.writing(target):
             try:
                 with partial.open("w", encoding="utf-8", errors="backslashreplace") as stream:
                     stream.write(text)
@@ -83,18 +94,19 @@ class RunDirectory:
             jsonl.sync_folder(target.parent)
 
     def write_json(self, name: str, content: Any) -> None:
-        self.write_text(name, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+        self.write_text(name, json.dumps(content, indent=1, ensure_ascii=False, default=_json) + "\n")
 
-    def append_records(self, arm: str, seed: int, rows: Iterable[dict[str, Any]]) -> None:
-        """All rows in one write, on the disk when this returns."""
-        jsonl.append(self.path / "records" / f"{arm}.seed{seed}{self._suffix}", rows)
+    def append_records(self, rows: Iterable[Record]) -> None:
+        """All rows of one arm and seed in one write, on the disk when this returns."""
+        for (arm, seed), members in groupby(rows, key=lambda row: (row.arm, row.seed)):
+            jsonl.append(self.path / "records" / f"{arm}.seed{seed}{self._suffix}", members)
 
-    def append(self, log: str, *rows: dict[str, Any]) -> None:
-        if log not in LOGS:
-            raise ValueError(f"no log named {log!r}: {LOGS}")
-        jsonl.append(self.path / f"{log}{self._suffix}", rows)
+    def append(self, *rows: Row) -> None:
+        """Rows of one kind, in one write."""
+        if rows:
+            jsonl.append(self.path / f"{LOGS[type(rows[0])]}{self._suffix}", rows)
 
-    def records(self) -> Iterator[dict[str, Any]]:
+    def records(self) -> Iterator[Record]:
         """One record per arm, seed, task and document: a score before a failure, then the one written last.
 
         Raises:
@@ -102,33 +114,66 @@ class RunDirectory:
         """
         files = sorted((self.path / "records").glob("*.jsonl"), key=lambda file: (_group(file), file.name))
         for _, members in groupby(files, key=_group):
-            yield from views.winning(row for file in members for row in jsonl.read(file, RECORD_TYPES))
+            yield from views.winning(row for file in members for row in jsonl.read(file, Record))
 
-    def log(self, name: str) -> list[dict[str, Any]]:
-        """What a log says now: rows that a later one replaced, and failures that were mended, are left out."""
-        rows = self.raw_log(name)
-        if name == "arm_runs":
-            return views.arm_runs(rows)
-        if name != "failures":
-            return views.last(name, rows)
-        about_documents = any(row.get("documents") is not None for row in rows)
-        failed = {views.place_of(row) for row in self.records() if "error" in row} if about_documents else set()
-        return views.standing_failures(rows, self._last_session(), failed)
+    def budgets(self) -> list[Budget]:
+        return views.last(self.written(Budget))
 
-    def raw_log(self, name: str) -> list[dict[str, Any]]:
-        """Every row of a log, from all processes."""
+    def speed(self) -> list[Speed]:
+        return views.last(self.written(Speed))
+
+    def checks(self) -> list[Check]:
+        return views.last(self.written(Check))
+
+    def prompts(self) -> list[Prompt]:
+        return views.last(self.written(Prompt))
+
+    def arm_runs(self) -> list[ArmRun]:
+        """One row per arm and seed, summed over all that took part."""
+        return views.arm_runs(self.written(ArmRun))
+
+    def failures(self) -> list[Failure]:
+        """Those that were not mended since."""
+        rows = self.written(Failure)
+        about_documents = any(row.documents is not None for row in rows)
+        failed = {row.place for row in self.records() if row.error is not None} if about_documents else set()
+        sessions = self.manifest().sessions if self.has(MANIFEST) else []
+        return views.standing_failures(rows, len(sessions) or None, failed)
+
+    def written(self, kind: type[Row]) -> list[Row]:
+        """Every row of a log, from all processes and sessions."""
+        name = LOGS[kind]
         files = [self.path / f"{name}.jsonl", *sorted(self.path.glob(f"{name}.rank*.jsonl"))]
-        return [row for file in files for row in jsonl.read(file)]
+        return [row for file in files for row in jsonl.read(file, kind)]
+
+    def manifest(self) -> Manifest:
+        """What the run says about itself.
+
+        Raises:
+            StorageError: manifest.json is missing, damaged, or of a later version of this program.
+        """
+        try:
+            text = (self.path / MANIFEST).read_bytes()
+            version = types.read(types.Version, text).schema
+            if version <= types.VERSION:
+                return types.read(Manifest, text)
+        except (OSError, ValueError) as error:
+            raise jsonl.StorageError(
+                f"{self.path} cannot be read: {MANIFEST} is damaged ({one_line(error)})"
+            ) from error
+        raise jsonl.StorageError(
+            f"{self.path} was written by a later sa_eval: its files are of version {version}, this one reads up to "
+            f"version {types.VERSION}; upgrade: pip install --upgrade 'sa-patch[eval]'"
+        )
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        self.write_json(MANIFEST, manifest)
 
     def has(self, name: str) -> bool:
         return (self.path / name).exists()
 
     def read_json(self, name: str) -> Any:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
-
-    def _last_session(self) -> int | None:
-        sessions = self.read_json("manifest.json").get("sessions") if self.has("manifest.json") else None
-        return len(sessions) if sessions else None
 
 
 def _group(file: Path) -> str:
@@ -138,9 +183,13 @@ def _group(file: Path) -> str:
 
 def _finished(path: Path) -> bool:
     try:
-        return bool(json.loads((path / "manifest.json").read_text(encoding="utf-8")).get("finished"))
-    except (OSError, ValueError):
+        return bool(RunDirectory(path).manifest().finished)
+    except jsonl.StorageError:
         return False
+
+
+def _json(value: Any) -> Any:
+    return types.plain(value) if is_dataclass(value) else str(value)
 
 
 def _fresh(parent: Path, name: str) -> Path:

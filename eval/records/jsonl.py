@@ -1,4 +1,4 @@
-"""Owns files of one JSON object per line: appended in one write, flushed to disk, read with damage told by line.
+"""Files of one JSON object per line: appended in one write and flushed to disk; a damaged line is named by its number.
 
 A line counts when its newline is there. What a killed process left behind it (a torn last line) is passed over when
 reading and cut off before the next append; a damaged line anywhere else is an error, never skipped. Imports no torch.
@@ -10,22 +10,23 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sa_eval.settings.values import SettingsError
+from sa_eval.errors import UserError
+from sa_eval.records import types
 
-Types = Mapping[str, type | tuple[type, ...]]
+Row = TypeVar("Row")
 BLOCK_BYTES = 1 << 16
 
 
-class StorageError(SettingsError):
+class StorageError(UserError):
     """A file of a run directory that cannot be written or read; nothing else can go on, so no arm is blamed for it."""
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """What the operating system refuses becomes one message: the file, the reason, the way on."""
     try:
         yield
@@ -38,17 +39,17 @@ def told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """All rows in one write, on the disk when this returns; a write that fails leaves the file as it was.
+def append(path: Path, rows: Iterable[Any]) -> None:
+    """All rows (dataclasses) in one write, on the disk when this returns; a write that fails leaves the file as it was.
 
     Raises:
         StorageError: the disk is full, the file cannot be written.
     """
-    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    text = "".join(json.dumps(types.plain(row), ensure_ascii=False, default=str) + "\n" for row in rows)
     if not text:
         return
     data = text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes \udXXX, which is JSON too
-    with told(path):
+    with writing(path):
         new = not path.exists()
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -59,8 +60,8 @@ def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             sync_folder(path.parent)
 
 
-def read(path: Path, needed: Types | None = None) -> Iterator[dict[str, Any]]:
-    """Every finished line as a dict with the keys `needed`, of these types; a file that is not there holds none.
+def read(path: Path, kind: type[Row]) -> Iterator[Row]:
+    """Every finished line as an object of this kind; a file that is not there holds none.
 
     Raises:
         StorageError: a line is damaged; says which.
@@ -70,7 +71,7 @@ def read(path: Path, needed: Types | None = None) -> Iterator[dict[str, Any]]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if line.endswith(b"\n"):
-                yield _parsed(path, number, line, needed or {})
+                yield _parsed(path, number, line, kind)
 
 
 def sync_folder(folder: Path) -> None:
@@ -109,23 +110,14 @@ def _cut_torn_line(handle: int) -> int:
     return end
 
 
-def _parsed(path: Path, number: int, line: bytes, needed: Types) -> dict[str, Any]:
+def _parsed(path: Path, number: int, line: bytes, kind: type[Row]) -> Row:
     try:
-        row = json.loads(line)
-        if not isinstance(row, dict):
-            raise ValueError(f"it holds a {type(row).__name__}, not an object")
-        missing = [key for key in needed if key not in row]
-        if missing:
-            raise ValueError(f"it has no {missing[0]!r}")
-        odd = [key for key, kind in needed.items() if not isinstance(row[key], kind)]
-        if odd:
-            raise ValueError(f"its {odd[0]!r} is {row[odd[0]]!r}")
+        return types.read(kind, line)
     except ValueError as error:
         raise StorageError(
             f"{path}, line {number} is damaged ({str(error)[:120]}), so this run's records cannot be trusted: delete "
             f"that line (sed -i {number}d {path}), and `sa-eval resume {_run_of(path)}` does what it held again"
         ) from error
-    return row
 
 
 def _run_of(path: Path) -> Path:

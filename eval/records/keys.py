@@ -1,4 +1,4 @@
-"""Owns what a record's key is made of: everything that decides a score, so that only equals are ever put together.
+"""A record's key: a hash of everything that decides its score, so that only equals are ever put together.
 
 Two records belong to one run when model, arm, seed, task, document, code, versions and dtype are the same; machines,
 batch sizes and the number of processes may differ. Imports no torch.
@@ -75,18 +75,6 @@ def contents_hash(files: Iterable[Path], folder: Path) -> str:
     for file in files:
         digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:KEY_CHARACTERS]
-
-
-def differences(recorded: Any, now: Any, name: str = "") -> list[str]:
-    """What is not as it was, in words: `versions torch: 2.12 then, 2.13 now`."""
-    if recorded == now:
-        return []
-    if isinstance(recorded, dict) and isinstance(now, dict):
-        found = []
-        for key in dict.fromkeys([*recorded, *now]):
-            found += differences(recorded.get(key), now.get(key), f"{name} {key}".strip())
-        return found
-    return [f"{name}: {recorded} then, {now} now"]
 
 
 def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:

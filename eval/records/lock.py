@@ -1,4 +1,4 @@
-"""Owns who works in a run directory: a lock that the kernel holds for a process and drops however the process ends.
+"""Who works in a run directory: a lock that the kernel holds for a process and drops however the process ends.
 
 The file says who holds it; only the lock on it counts, so a killed holder leaves nothing to clean up. Imports no torch.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sa_eval import environment
-from sa_eval.settings.values import SettingsError
+from sa_eval.records.jsonl import StorageError
 
 _held: set[int] = set()
 
@@ -35,7 +35,7 @@ def hold(path: Path) -> Iterator[None]:
     """Hold the lock on this file.
 
     Raises:
-        SettingsError: another process holds it (and which), or the file system knows no locks.
+        StorageError: another process holds it (and which), or the file system knows no locks.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -69,12 +69,12 @@ def _take(handle: int, path: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise SettingsError(
+        raise StorageError(
             f"{path.parent} is in use by {_holder(handle)}: two runs never share a directory; wait for that process or "
             "end it, then `sa-eval resume` continues"
         ) from None
     except OSError as error:
-        raise SettingsError(
+        raise StorageError(
             f"{path.parent} is on a file system without locks ({error.strerror}), where two runs could mix: put the "
             "run directory on another disk (--out)"
         ) from error

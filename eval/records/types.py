@@ -6,6 +6,7 @@ JSON becomes these objects in `read`, and nothing else reads a run's JSON; they 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -19,6 +20,7 @@ FULL = "full"  # the arm of the model's own attention, in every run
 Json = Any  # a value as JSON holds it; recursive types cost more than they tell
 Facts = dict[str, Json]  # named facts that are shown and compared, never computed with
 Kind = TypeVar("Kind")
+Place = tuple[str, int, str, int]  # arm, seed, task, index
 
 
 class Mapped:
@@ -71,6 +73,11 @@ class Record(Mapped):
     prompt_tokens: int | None = None
     key: str | None = None
     error: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """Which document under which arm and seed this is about: a run holds one answer to each."""
+        return self.arm, self.seed, self.task, self.index
 
 
 @dataclass(frozen=True)
@@ -235,6 +242,13 @@ class Merged(Mapped):
 
 
 @dataclass(frozen=True)
+class Version:
+    """Which version of these types a manifest was written with: read before anything else of it."""
+
+    schema: int = 1
+
+
+@dataclass(frozen=True)
 class Manifest(Mapped):
     """Everything about a run but its answers. `settings` are plain values, as `Settings.to_dict` gives them."""
 
@@ -277,8 +291,19 @@ def read(kind: type[Kind], text: str | bytes) -> Kind:
     try:
         return cast(Kind, _adapter(kind).validate_json(text, strict=True))
     except ValidationError as error:
+        whole = _whole_characters(text) if error.errors()[0]["type"] == "json_invalid" else None
+        if whole is not None and whole != text:
+            return read(kind, whole)
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         if first["type"] == "missing":
             raise ValueError(f"it has no {where!r}") from error
         raise ValueError(f"{where + ': ' if where else ''}{first['msg'][0].lower()}{first['msg'][1:]}") from error
+
+
+def _whole_characters(text: str | bytes) -> bytes | None:
+    """The same JSON without halves of surrogate pairs, which Python writes and no strict reader takes."""
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace")
+    except ValueError:
+        return None

@@ -1,4 +1,4 @@
-"""Owns how the append-only logs of a run are read when several processes and sessions wrote them. Imports no torch.
+"""What the append-only files of a run say, when several processes and sessions wrote them. Imports no torch.
 
 A session is one start of a run: the first is `run`, every further one a `resume`.
 """
@@ -7,95 +7,85 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
+from typing import TypeVar
 
-Row = dict[str, Any]
-# log -> what makes two rows the same one; the one written last counts.
-SAME = {
-    "budgets": ("arm", "length"),
-    "speed": ("arm", "length"),
-    "checks": ("check", "arm"),
-    "documents": ("task", "index"),
-}
-Place = tuple[Any, Any, Any, Any]
+from sa_eval.records.types import ArmRun, Budget, Check, Failure, Place, Prompt, Record, Speed
+
+Measured = TypeVar("Measured", Budget, Speed, Check, Prompt)
+Calls = list[dict[str, int]]
+# What makes two rows the same one; the one written last counts.
+SAME = {Budget: ("arm", "length"), Speed: ("arm", "length"), Check: ("check", "arm"), Prompt: ("task", "index")}
 
 
-def place_of(record: Row) -> Place:
-    """Which document under which arm a record is about."""
-    return record["arm"], record["seed"], record["task"], record["index"]
-
-
-def winning(records: Iterable[Row]) -> list[Row]:
+def winning(records: Iterable[Record]) -> list[Record]:
     """One record per place: a score before a failure, then the one written last."""
-    found: dict[Place, Row] = {}
+    found: dict[Place, Record] = {}
     for record in records:
-        place = place_of(record)
-        if "error" not in record or "error" in found.get(place, record):
-            found[place] = record
+        if record.error is None or found.get(record.place, record).error is not None:
+            found[record.place] = record
     return list(found.values())
 
 
-def last(name: str, rows: Iterable[Row]) -> list[Row]:
-    """One row per thing a log is about."""
-    return list({tuple(row.get(key) for key in SAME[name]): row for row in rows}.values())
+def last(rows: Iterable[Measured]) -> list[Measured]:
+    """One row per thing that was measured or asked."""
+    return list({tuple(getattr(row, name) for name in SAME[type(row)]): row for row in rows}.values())
 
 
-def arm_runs(rows: Iterable[Row]) -> list[Row]:
+def arm_runs(rows: Iterable[ArmRun]) -> list[ArmRun]:
     """One row per arm and seed: seconds and calls summed over the chunks, processes and sessions that took part."""
-    found: dict[Any, Row] = {}
+    found: dict[tuple[str, int], ArmRun] = {}
     for row in rows:
-        before = found.get((row["arm"], row["seed"]))
-        found[row["arm"], row["seed"]] = row if before is None else _joined(before, row)
-    return [_told(row) for row in found.values()]
+        before = found.get((row.arm, row.seed))
+        found[row.arm, row.seed] = row if before is None else _joined(before, row)
+    return [_with_calls(row) for row in found.values()]
 
 
-def _joined(one: Row, other: Row) -> Row:
-    calls = other["calls"]
-    if one["calls"] is not None and calls is not None:
-        calls = [
-            {key: first.get(key, 0) + second.get(key, 0) for key in {**first, **second}}
-            for first, second in zip(one["calls"], calls, strict=True)
-        ]
-    return {
-        **other,
-        "seconds": round(one["seconds"] + other["seconds"], 3),
-        "calls": calls,
-        "describe": other["describe"] or one["describe"],
-        "notes": list(dict.fromkeys([*one.get("notes", []), *other.get("notes", [])])),
-    }
+def _joined(one: ArmRun, other: ArmRun) -> ArmRun:
+    return replace(
+        other,
+        seconds=round(one.seconds + other.seconds, 3),
+        calls=other.calls if one.calls is None or other.calls is None else _summed(one.calls, other.calls),
+        describe=other.describe or one.describe,
+        notes=list(dict.fromkeys([*one.notes, *other.notes])),
+    )
 
 
-def _told(row: Row) -> Row:
-    """What the arm did, in words, at the end of what it is."""
-    if not row["calls"]:
+def _summed(one: Calls, other: Calls) -> Calls:
+    return [
+        {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}
+        for first, second in zip(one, other, strict=True)
+    ]
+
+
+def _with_calls(row: ArmRun) -> ArmRun:
+    """The calls of all layers together as the last line of the description."""
+    if not row.calls:
         return row
     total: Counter[str] = Counter()
-    for layer in row["calls"]:
+    for layer in row.calls:
         total.update(layer)
     calls = ", ".join(f"{name} {count}" for name, count in total.items())
-    return {**row, "describe": f"{row['describe']}\n{'calls':<10} {calls} (over all layers)"}
+    return replace(row, describe=f"{row.describe}\n{'calls':<10} {calls} (over all layers)")
 
 
-def standing_failures(rows: Iterable[Row], session: int | None, failed: set[Place]) -> list[Row]:
-    """The failures that nobody mended since, alike ones as one row.
+def standing_failures(rows: Iterable[Failure], session: int | None, failed: set[Place]) -> list[Failure]:
+    """The failures that no later answer or session mended, alike ones as one row.
 
     Args:
         session: the last session; every session tries again what is not about single documents.
         failed: places whose record is an error.
     """
-    found: dict[Any, Row] = {}
+    found: dict[tuple[str | None, int | None, str | None, str], Failure] = {}
     for row in rows:
-        indices = row.get("documents")
-        if indices is not None:
-            left = [idx for idx in indices if (row["arm"], row["seed"], row["task"], idx) in failed]
+        alike = row.arm, row.seed, row.task, row.error
+        if row.documents is not None:
+            left = {index for index in row.documents if (row.arm, row.seed, row.task, index) in failed}
             if not left:
                 continue
-            row = {**row, "documents": left}
-        elif None not in (session, row.get("session")) and row["session"] != session:
+            before = found.get(alike)
+            row = replace(row, documents=sorted(left.union((before and before.documents) or ())))
+        elif None not in (session, row.session) and row.session != session:
             continue
-        alike = tuple(row.get(key) for key in ("arm", "seed", "task", "error"))
-        before = found.get(alike)
-        if before is not None and indices is not None:
-            row = {**row, "documents": sorted({*before.get("documents", []), *row["documents"]})}
         found[alike] = row
     return list(found.values())

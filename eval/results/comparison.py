@@ -14,6 +14,7 @@ from typing import Any
 
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.opening import differences
+from sa_eval.records.types import ArmRow, Manifest, plain
 from sa_eval.results import stats
 from sa_eval.results.cells import adjusted, difference
 from sa_eval.results.scores import Answers, Scores, Task, collect, scopes, task_key
@@ -28,14 +29,14 @@ class Side:
     """One of the two runs."""
 
     directory: RunDirectory
-    manifest: dict[str, Any]
+    manifest: Manifest
     scores: Scores
 
     @classmethod
-    def of(cls, directory: RunDirectory, manifest: dict[str, Any]) -> Side:
+    def of(cls, directory: RunDirectory, manifest: Manifest) -> Side:
         return cls(directory, manifest, collect(directory, manifest))
 
-    def arm(self, name: str) -> dict[str, Any]:
+    def arm(self, name: str) -> ArmRow:
         arms = {arm["name"]: arm for arm in self.manifest["arms"]}
         if name not in arms:
             raise SettingsError(f"{self.directory.path} has no arm {name!r}: {nearest(name, list(arms))}")
@@ -59,7 +60,7 @@ def compare(one: Side, other: Side, arms: tuple[str, str] | None = None) -> dict
         scores = _joined(one, other, partners, (first, second))
         rows += _rows(scores, first, second)
         documents[f"{first} / {second}"] = _documents(scores)
-        different[f"{first} / {second}"] = differences({**pair[0], "name": ""}, {**pair[1], "name": ""})
+        different[f"{first} / {second}"] = differences(*({**plain(arm), "name": ""} for arm in pair))
     if not rows:
         choices = [", ".join(side.scores.arms) or "none" for side in (one, other)]
         raise SettingsError(
@@ -68,7 +69,7 @@ def compare(one: Side, other: Side, arms: tuple[str, str] | None = None) -> dict
         )
     found, tests = adjusted(rows)
     about = [differences(one.manifest[name], other.manifest[name], name) for name in ABOUT]
-    about.append(differences(*(side.manifest.get("keys", {}).get("code") for side in (one, other)), "code"))
+    about.append(differences(*((side.manifest.keys or {}).get("code") for side in (one, other)), "code"))
     return {
         "a": str(one.directory.path),
         "b": str(other.directory.path),

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.opening import differences
-from sa_eval.records.views import SAME, Row, place_of
+from sa_eval.records.types import VERSION, ArmRow, Manifest, Merged, Record, Speed, plain
+from sa_eval.records.views import SAME, last
 from sa_eval.results.scores import collect, task_key
 from sa_eval.settings.values import SettingsError
 
-Run = tuple[RunDirectory, dict[str, Any]]
+Row = dict[str, Any]
+Run = tuple[RunDirectory, Manifest]
 MOST = 5
 NOT_THE_MACHINE = ("threads", "device")  # of a manifest's hardware
 
@@ -38,14 +41,14 @@ def merge(runs: Sequence[Run], out: str) -> RunDirectory:
     for directory, manifest in runs:
         collect(directory, manifest)  # documents are what the manifest says
     merged = RunDirectory.create(out, first[1]["model"]["name"])
-    for (arm, seed), rows in records.items():
-        merged.append_records(arm, seed, rows)
+    for rows in records.values():
+        merged.append_records(rows)
     _merge_logs(runs, merged)
-    merged.write_json("manifest.json", _manifest(runs, arms, notes))
+    merged.write_manifest(_manifest(runs, arms, notes))
     return merged
 
 
-def _manifest(runs: Sequence[Run], arms: list[Row], notes: list[str]) -> Row:
+def _manifest(runs: Sequence[Run], arms: list[ArmRow], notes: list[str]) -> Manifest:
     manifests = [manifest for _, manifest in runs]
     parts = ("started", "finished", "settings", "versions", "hardware")
     about = [
@@ -53,18 +56,22 @@ def _manifest(runs: Sequence[Run], arms: list[Row], notes: list[str]) -> Row:
         for directory, manifest in runs
     ]
     finished = [manifest.get("finished") for manifest in manifests]
-    whole = {"finished": max(text for text in finished if text)} if all(finished) else {}
-    joined = {name: [row for one in manifests for row in one.get(name, ())] for name in ("left_out", "sessions")}
-    kept = {name: value for name, value in manifests[0].items() if name != "finished"}
-    started = min(manifest["started"] for manifest in manifests)
-    merged = {"runs": about, "differences": notes}
-    return {**kept, **joined, "started": started, "arms": arms, "merged": merged, **whole}
+    return replace(
+        manifests[0],
+        schema=VERSION,
+        left_out=[row for one in manifests for row in one.left_out],
+        sessions=[row for one in manifests for row in one.sessions],
+        started=min(one.started for one in manifests),
+        arms=arms,
+        merged=Merged(about, notes),
+        finished=max(text for text in finished if text) if all(finished) else None,
+    )
 
 
 def _check_alike(first: Run, other: Run) -> None:
     (one, here), (two, there) = first, other
-    if "keys" not in here or "keys" not in there:
-        old = one if "keys" not in here else two
+    if None in (here.keys, there.keys):
+        old = one if here.keys is None else two
         raise SettingsError(f"{old.path} cannot be merged: its records have no keys, an older version made them")
     found = differences(here["keys"], there["keys"])
     tasks = [{task_key(task): task["hashes"] for task in manifest["tasks"]} for manifest in (here, there)]
@@ -91,33 +98,33 @@ def _unimportant(first: Run, other: Run) -> list[str]:
     return [f"{directory.path.name}: {text}" for text in found]
 
 
-def _machine(manifest: Row) -> Row:
+def _machine(manifest: Manifest) -> Row:
     return {name: value for name, value in manifest["hardware"].items() if name not in NOT_THE_MACHINE}
 
 
-def _arms(runs: Sequence[Run]) -> list[Row]:
+def _arms(runs: Sequence[Run]) -> list[ArmRow]:
     """Every arm once, with the seeds of all runs; full first."""
-    found: dict[str, Row] = {}
+    found: dict[str, ArmRow] = {}
     for directory, manifest in runs:
         for arm in manifest["arms"]:
             known = found.setdefault(arm["name"], arm)
-            same = differences({**known, "seeds": None}, {**arm, "seeds": None})
+            same = differences(*({**plain(one), "seeds": None} for one in (known, arm)))
             if same:
                 raise SettingsError(
                     f"{directory.path} has another arm called {arm['name']} than an earlier run ({'; '.join(same)}): "
                     "two arms of one name cannot be merged"
                 )
-            found[arm["name"]] = {**known, "seeds": sorted({*known["seeds"], *arm["seeds"]})}
+            found[arm.name] = replace(known, seeds=sorted({*known.seeds, *arm.seeds}))
     return sorted(found.values(), key=lambda arm: arm["mode"] != "full")
 
 
-def _records(runs: Sequence[Run]) -> tuple[dict[tuple[str, int], list[Row]], list[str]]:
+def _records(runs: Sequence[Run]) -> tuple[dict[tuple[str, int], list[Record]], list[str]]:
     """Records by arm and seed, each place once; and where equal keys have unequal scores."""
-    found: dict[Any, Row] = {}
+    found: dict[Any, Record] = {}
     unequal: dict[tuple[str, str], int] = defaultdict(int)
     for directory, _ in runs:
         for record in directory.records():
-            place = place_of(record)
+            place = record.place
             known = found.setdefault(place, record)
             if known is record:
                 continue
@@ -130,7 +137,7 @@ def _records(runs: Sequence[Run]) -> tuple[dict[tuple[str, int], list[Row]], lis
                 found[place] = record
             elif known["score"] != record["score"] and "error" not in record:
                 unequal[directory.path.name, record["arm"]] += 1
-    grouped: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    grouped: dict[tuple[str, int], list[Record]] = defaultdict(list)
     for record in found.values():
         grouped[record["arm"], record["seed"]].append(record)
     return grouped, [
@@ -141,17 +148,16 @@ def _records(runs: Sequence[Run]) -> tuple[dict[tuple[str, int], list[Row]], lis
 
 def _merge_logs(runs: Sequence[Run], merged: RunDirectory) -> None:
     """Rows about one thing once, from the first run that has them; latencies from one kind of machine only."""
-    for name, keys in SAME.items():
-        rows: dict[Any, Row] = {}
+    for kind, keys in SAME.items():
+        rows: dict[Any, Any] = {}
         for directory, manifest in runs:
-            if name != "speed" or _machine(manifest) == _machine(runs[0][1]):
-                for row in directory.log(name):
+            if kind is not Speed or _machine(manifest) == _machine(runs[0][1]):
+                for row in last(directory.written(kind)):
                     rows.setdefault(tuple(row.get(key) for key in keys), row)
-        merged.append(name, *rows.values())
+        merged.append(*rows.values())
     about_arms: dict[Any, Row] = {}
     for directory, _ in runs:
-        for row in directory.log("arm_runs"):
+        for row in directory.arm_runs():
             about_arms.setdefault((row["arm"], row["seed"]), row)
-        failures = ({**row, "session": None} for row in directory.log("failures"))  # sessions are counted anew
-        merged.append("failures", *failures)
-    merged.append("arm_runs", *about_arms.values())
+        merged.append(*(replace(row, session=None) for row in directory.failures()))  # sessions are counted anew
+    merged.append(*about_arms.values())

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from sa_eval.errors import UserError
 from sa_eval.records.directory import RunDirectory
 from sa_eval.results.stats import Stratum
-from sa_eval.settings.values import SettingsError
 
 FAMILIES = ("retrieval", "aggregation", "tracing", "cloze")
 FULL = "full"
@@ -25,7 +25,7 @@ ENOUGH = 0.5  # the share of a task's documents from which on a task is shown
 Task = dict[str, Any]
 
 
-class HashMismatch(SettingsError):
+class HashMismatch(UserError):
     """Two arms saw different documents: their scores cannot be compared."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sa_eval.records.directory import RunDirectory
+from sa_eval.records.types import Manifest, plain
 from sa_eval.results import answer, cells, gates
 from sa_eval.results.scores import FULL, HashMismatch, collect, task_key
 from sa_eval.settings.published import published_for
@@ -54,27 +55,27 @@ def summarise(directory: RunDirectory) -> dict[str, Any]:
     Raises:
         HashMismatch: records of other documents than the manifest lists.
     """
-    manifest = directory.read_json("manifest.json")
+    manifest = directory.manifest()
     results = results_of(directory, manifest)
     directory.write_json("results.json", results)
     directory.write_text("summary.csv", to_csv(results))
     return results
 
 
-def results_of(directory: RunDirectory, manifest: dict[str, Any]) -> dict[str, Any]:
+def results_of(directory: RunDirectory, manifest: Manifest) -> dict[str, Any]:
     """What results.json holds: the manifest, the logs, estimates and tests, gates, the answer in words."""
     scores = collect(directory, manifest)
     finished = {row["arm"]: True for row in scores.answered}
     for row in scores.answered:
         finished[row["arm"]] &= row["answered"] == row["wanted"]
     results: dict[str, Any] = {
-        **manifest,
+        **{name: value for name, value in plain(manifest).items() if value is not None},
         "failures": [
-            {key: row.get(key) for key in ("arm", "seed", "task", "error")} for row in directory.log("failures")
+            {key: getattr(row, key) for key in ("arm", "seed", "task", "error")} for row in directory.failures()
         ],
-        "arm_runs": directory.log("arm_runs"),
-        "budgets": directory.log("budgets"),
-        "checks": directory.log("checks"),
+        "arm_runs": list(map(plain, directory.arm_runs())),
+        "budgets": list(map(plain, directory.budgets())),
+        "checks": list(map(plain, directory.checks())),
         "speed": _speed(directory),
         "published": _published(manifest),
         "answered": scores.answered,
@@ -88,18 +89,18 @@ def results_of(directory: RunDirectory, manifest: dict[str, Any]) -> dict[str, A
     return results
 
 
-def _published(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+def _published(manifest: Manifest) -> list[dict[str, Any]]:
     model = manifest["model"]
     return published_for(manifest["settings"], model.get("hub_id") or model["name"])
 
 
 def _speed(directory: RunDirectory) -> list[dict[str, Any]]:
-    rows = directory.log("speed")
+    rows = directory.speed()
     full = {row["length"]: row["prefill_ms"] for row in rows if row["arm"] == FULL}
     return [
         {
             **dict.fromkeys(LATENCY),
-            **row,
+            **plain(row),
             "prefill_ratio": row["prefill_ms"] / full[row["length"]] if row["length"] in full else None,
         }
         for row in rows

@@ -6,10 +6,11 @@ What an earlier session measured is kept; only what is missing is measured again
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sa_eval.budgets import measured_budget
-from sa_eval.records.types import plain
+from sa_eval.records.types import Budget, Check
 from sa_eval.run import selftest
 
 Refused = Callable[[Any, str | None, Exception], None]
@@ -20,14 +21,14 @@ def budgets(model: Any, arms: Sequence[Any], tasks: Sequence[Any], directory: An
     by_length: dict[int | None, list[int]] = {}
     for task in tasks:
         by_length.setdefault(task.length, []).extend(task.prompt_tokens)
-    known = {(row["arm"], row["length"]): row for row in directory.log("budgets")}
+    known = {(row.arm, row.length): row for row in directory.budgets()}
     usable = []
     for arm in arms:
         try:
             patch = arm.apply(model, arm.seeds[0])
             try:
                 found = [
-                    {"arm": arm.name, "length": length, **measured_budget(patch, prompt_tokens)}
+                    Budget(arm.name, length, **asdict(measured_budget(patch, prompt_tokens)))
                     for length, prompt_tokens in by_length.items()
                 ]
             finally:
@@ -36,7 +37,7 @@ def budgets(model: Any, arms: Sequence[Any], tasks: Sequence[Any], directory: An
         except Exception as error:
             refused(arm, None, error)
             continue
-        directory.append("budgets", *(row for row in found if known.get((arm.name, row["length"])) != row))
+        directory.append(*(row for row in found if known.get((arm.name, row.length)) != row))
         usable.append(arm)
     return usable
 
@@ -47,7 +48,7 @@ def latency(
     """Prefill latency of one prompt per length; a length is measured for all arms in turns, or not at all."""
     from sa_eval.speed import clock
 
-    known = {(row["arm"], row["length"]) for row in directory.log("speed")}
+    known = {(row.arm, row.length) for row in directory.speed()}
     prompts: dict[Any, list[int]] = {}
     for task in tasks:
         if any((arm.name, task.length) not in known for arm in arms):
@@ -66,7 +67,7 @@ def latency(
                 progress=advance,
                 refused=lambda arm, error: refused(arm, "latency", error),
             )
-            directory.append("speed", *map(plain, measured))
+            directory.append(*measured)
 
 
 def batch_invariance(lm: Any, arms: Sequence[Any], tasks: Sequence[Any], directory: Any, progress: Any) -> None:
@@ -75,11 +76,11 @@ def batch_invariance(lm: Any, arms: Sequence[Any], tasks: Sequence[Any], directo
     Raises:
         SettingsError: an arm's answers depend on the batch.
     """
-    known = {row["arm"]: row["status"] for row in directory.log("checks") if row["check"] == selftest.CHECK}
+    known = {row.arm: row.status for row in directory.checks() if row.check == selftest.CHECK}
     if all(known.get(arm.name, "failed") != "failed" for arm in arms):
         return
     rows = [lm.prompt_row(request) for task in tasks for request in task.task.instances]
     with progress.step("self-test of batches"):
         found = selftest.check(lm, arms, rows)
-    directory.append("checks", *found)
+    directory.append(*(Check(**row) for row in found))
     selftest.refuse(found)

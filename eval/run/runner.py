@@ -1,4 +1,4 @@
-"""Owns the course of a run: load once, prepare the documents once, then apply, score and restore arm by arm.
+"""The course of a run: load once, prepare the documents once, then apply, score and restore arm by arm.
 
 Every start is a session on one run directory: the first one makes it, `resume` continues it, and both go the same way.
 A task or an arm that fails is recorded and the others go on. Everything is appended to the directory as it happens;
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from sa_eval.documents import selection
+from sa_eval.errors import UserError
 from sa_eval.loading import model_files, models, sources
 from sa_eval.messages import one_line, shown
 from sa_eval.processes import interrupts, tensor_parallel
 from sa_eval.processes.ranks import Crew, RankLost, Ranks, find
 from sa_eval.progress import Progress
 from sa_eval.records import lock, resume
-from sa_eval.records.directory import RunDirectory
+from sa_eval.records.directory import MANIFEST, RunDirectory
 from sa_eval.run import chunks
 from sa_eval.run.chunks import Chunk
 from sa_eval.run.session import ArmWork, Session
@@ -104,7 +105,7 @@ def run_loaded(
             if session.ranks.main:
                 _wait_for_others(session)
         except KeyboardInterrupt as stop:
-            if not directory.has("manifest.json"):
+            if not directory.has(MANIFEST):
                 raise
             return _stopped(session, "interrupted by the user", interrupts.status(stop))
         except RankLost as stop:
@@ -154,7 +155,7 @@ def score_arm(session: Session, scorer: Any, arm: Arm, seed: int, members: Seque
             scored = scorer.score(chunk)
             if scored.failures:  # a process that is lost is no document's failure
                 session.check()
-            session.record(chunk, scored, work.since_last_time())
+            session.record(chunk, scored, work.since_last_time(arm, seed, scored.notes))
     finally:
         if patch is not None:
             patch.restore()
@@ -175,7 +176,7 @@ def _wait_for_others(session: Session) -> None:
 def _stopped(session: Session, reason: str, status: int) -> Outcome:
     """What is finished is reported by the main rank; the others just end."""
     if session.ranks.main:
-        with contextlib.suppress(SettingsError):  # a full disk must not hide why it stopped
+        with contextlib.suppress(UserError):  # a full disk must not hide why it stopped
             session.record_stop(reason)
         session.progress.say(
             f"{reason}: reporting what is finished; `sa-eval resume {session.directory.path}` continues"
@@ -229,7 +230,7 @@ def _locked(path: str, ranks: Ranks) -> Iterator[None]:
 def _out_errors(out: str | None) -> Iterator[None]:
     try:
         yield
-    except SettingsError:
+    except UserError:
         raise
     except (OSError, ValueError) as error:
         raise SettingsError(f"out {shown(out or 'runs')} cannot be made: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Owns the per-document rows: what lm-eval's samples become, what a failed document leaves instead, what was asked."""
+"""The per-document rows: what lm-eval's samples become, what a failed document leaves instead, what was asked."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from sa_eval.records.types import Prompt, Record
+from sa_eval.run.chunks import Chunk
+
 HEAD_CHARACTERS, TAIL_CHARACTERS = 240, 480
 
 
-def scored(task: Any, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def scored(chunk: Chunk, samples: list[dict[str, Any]]) -> list[Record]:
     """Per-document records; the first filter's metrics give the score, other filters' are kept beside them."""
     from sa_eval.documents.harness import score_of
 
     by_document: dict[int, list[dict[str, Any]]] = {}
     for sample in samples:
         by_document.setdefault(sample["doc_id"], []).append(sample)
+    task = chunk.task
     rows, better = [], task.task.higher_is_better()
     for index, (first, *others) in sorted(by_document.items()):
         metrics = _numbers(first, "")
@@ -23,41 +27,41 @@ def scored(task: Any, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for other in others:
             metrics.update(_numbers(other, f",{other['filter']}"))
         rows.append(
-            {
-                "index": index,
-                "hash": task.hashes[index],
-                "score": score,
-                "metric": metric,
-                "metrics": {name: value for name, value in metrics.items() if value != -1 and math.isfinite(value)},
-                "output": _output(first),
-                "expected": str(first["target"]),
-                "depth": task.depths[index],
-                "prompt_tokens": task.prompt_tokens[index],
-            }
+            _record(
+                chunk,
+                index,
+                score=score,
+                metric=metric,
+                metrics={name: value for name, value in metrics.items() if value != -1 and math.isfinite(value)},
+                output=_output(first),
+                expected=str(first["target"]),
+            )
         )
     return rows
 
 
-def failed(task: Any, indices: Iterable[int], error: str) -> list[dict[str, Any]]:
+def failed(chunk: Chunk, indices: Iterable[int], error: str) -> list[Record]:
     """A failed document counts as wrong and says why; it is never dropped."""
-    return [
-        {
-            "index": index,
-            "hash": task.hashes[index],
-            "score": 0.0,
-            "metric": None,
-            "metrics": {},
-            "output": None,
-            "expected": None,
-            "depth": task.depths[index],
-            "prompt_tokens": task.prompt_tokens[index],
-            "error": error,
-        }
-        for index in indices
-    ]
+    return [_record(chunk, index, score=0.0, error=error) for index in indices]
 
 
-def documents(task: Any) -> list[dict[str, Any]]:
+def _record(chunk: Chunk, index: int, **answer: Any) -> Record:
+    task = chunk.task
+    return Record(
+        arm=chunk.arm.name,
+        seed=chunk.seed,
+        task=task.key,
+        name=task.name,
+        length=task.length,
+        index=index,
+        hash=task.hashes[index],
+        depth=task.depths[index],
+        prompt_tokens=task.prompt_tokens[index],
+        **answer,
+    )
+
+
+def prompts(task: Any) -> list[Prompt]:
     """What every document asks, once per run: both ends of its longest prompt, and the answer that is expected."""
     from sa_eval.documents.prepared import requests_by_document
 
@@ -65,16 +69,16 @@ def documents(task: Any) -> list[dict[str, Any]]:
     for index, asked in enumerate(requests_by_document(task.task)):
         prompt = max((str(request.args[0]) for request in asked), key=len)
         rows.append(
-            {
-                "task": task.key,
-                "index": index,
-                "hash": task.hashes[index],
-                "prompt_tokens": task.prompt_tokens[index],
-                "depth": task.depths[index],
-                "expected": str(task.task.doc_to_target(asked[0].doc)),
-                "head": prompt[:HEAD_CHARACTERS],
-                "tail": prompt[-TAIL_CHARACTERS:],
-            }
+            Prompt(
+                task=task.key,
+                index=index,
+                hash=task.hashes[index],
+                prompt_tokens=task.prompt_tokens[index],
+                depth=task.depths[index],
+                expected=str(task.task.doc_to_target(asked[0].doc)),
+                head=prompt[:HEAD_CHARACTERS],
+                tail=prompt[-TAIL_CHARACTERS:],
+            )
         )
     return rows
 

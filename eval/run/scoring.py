@@ -1,4 +1,4 @@
-"""Owns scoring a chunk: lm-eval asks and scores, memory that runs out makes batches smaller, failures stay with their
+"""Scoring a chunk: lm-eval asks and scores, memory that runs out makes batches smaller, failures stay with their
 documents. Writes nothing.
 """
 
@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,29 +15,19 @@ import torch
 
 from sa_eval.documents.prepared import requests_by_document
 from sa_eval.documents.subset import TaskSubset
+from sa_eval.records.types import Record
 from sa_eval.run import samples
 from sa_eval.run.chunks import Chunk
+from sa_eval.run.trouble import DocumentsFailed, Trouble, trouble_of
 
 
 @dataclass
 class Scored:
     """What came of a chunk."""
 
-    records: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)  # error, traceback, documents
+    records: list[Record] = field(default_factory=list)
+    failures: list[DocumentsFailed] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """An error without what it holds."""
-
-    message: str
-    traceback: str
-
-
-def trouble_of(error: BaseException) -> Trouble:
-    return Trouble(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
 
 class Scorer:
@@ -61,16 +50,15 @@ class Scorer:
         trouble = self._tried(chunk, chunk.indices, found)
         if trouble is None:
             return found
-        by_error: dict[str, tuple[Trouble, list[int]]] = {}
+        by_error: dict[str, DocumentsFailed] = {}
         for index in chunk.indices:
             if len(chunk.indices) > 1:
                 trouble = self._tried(chunk, [index], found)
             if trouble is not None:
-                found.records += samples.failed(chunk.task, [index], trouble.message)
+                found.records += samples.failed(chunk, [index], trouble.message)
                 self._bar.advance(1)
-                by_error.setdefault(trouble.message, (trouble, []))[1].append(index)
-        for message, (first, indices) in by_error.items():
-            found.failures.append({"error": message, "traceback": first.traceback, "documents": indices})
+                by_error.setdefault(trouble.message, DocumentsFailed(trouble, [])).documents.append(index)
+        found.failures += by_error.values()
         return found
 
     def _tried(self, chunk: Chunk, indices: Sequence[int], found: Scored) -> Trouble | None:
@@ -84,7 +72,7 @@ class Scorer:
             _free_memory()
         return trouble
 
-    def _with_less_memory(self, chunk: Chunk, indices: Sequence[int], found: Scored) -> list[dict[str, Any]]:
+    def _with_less_memory(self, chunk: Chunk, indices: Sequence[int], found: Scored) -> list[Record]:
         """Half the batch, and half of that, while memory runs out."""
         batch_size = chunk.batch_size
         while True:
@@ -98,7 +86,7 @@ class Scorer:
             batch_size //= 2
             found.notes.append(f"{chunk.task.key}: out of memory, so batches of {batch_size}")
 
-    def _asked(self, chunk: Chunk, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def _asked(self, chunk: Chunk, indices: Sequence[int]) -> list[Record]:
         from lm_eval.evaluator import evaluate
 
         task = chunk.task
@@ -114,7 +102,7 @@ class Scorer:
                 log_samples=True,
                 confirm_run_unsafe_code=self._unsafe_code,
             )
-        return samples.scored(task, result["samples"][task.key])
+        return samples.scored(chunk, result["samples"][task.key])
 
     @contextlib.contextmanager
     def _counted(self, answers: int, documents: int) -> Iterator[None]:

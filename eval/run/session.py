@@ -1,11 +1,11 @@
-"""Owns what one session shares between its steps, and what it writes: manifest, documents, records, failures."""
+"""What one session shares between its steps, and what it writes: manifest, documents, records, failures."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sa_eval import environment
@@ -13,11 +13,14 @@ from sa_eval.documents import selection
 from sa_eval.loading import models
 from sa_eval.processes.ranks import Crew, Ranks
 from sa_eval.progress import Progress
-from sa_eval.records import resume, views
-from sa_eval.records.directory import RunDirectory
-from sa_eval.records.keys import Keys, differences, parts_of
+from sa_eval.records import resume, types
+from sa_eval.records.directory import MANIFEST, RunDirectory
+from sa_eval.records.keys import Keys, parts_of
+from sa_eval.records.opening import differences
+from sa_eval.records.types import ArmRow, ArmRun, Failure, Manifest, Place, SessionRow, TaskRow
 from sa_eval.run import preparation, samples
 from sa_eval.run.chunks import Chunk
+from sa_eval.run.trouble import DocumentsFailed, Trouble, trouble_of
 from sa_eval.settings.arms import Arm, left_out
 from sa_eval.settings.config import Settings, SettingsError
 
@@ -32,13 +35,13 @@ class ArmWork:
         text = "the model's own attention, not patched" if patch is None else patch.describe()
         self._describe: str | None = "\n".join(line for line in text.splitlines() if not line.startswith("calls "))
 
-    def since_last_time(self) -> dict[str, Any]:
-        now, calls = time.perf_counter(), _calls(self._patch)
-        row = {"seconds": round(now - self._time, 3), "calls": None, "describe": self._describe}
+    def since_last_time(self, arm: Arm, seed: int, notes: list[str]) -> ArmRun:
+        now, calls, done = time.perf_counter(), _calls(self._patch), None
         if calls is not None:
-            row["calls"] = [
+            done = [
                 {kind: new[kind] - old[kind] for kind in new} for new, old in zip(calls, self._calls or (), strict=True)
             ]
+        row = ArmRun(arm.name, seed, round(now - self._time, 3), done, self._describe, notes)
         self._time, self._calls, self._describe = now, calls, None
         return row
 
@@ -64,15 +67,15 @@ class Session:
 
         self.settings, self.loaded, self.arms = settings, loaded, arms
         self.directory, self.progress, self.ranks = directory, progress, ranks
-        self.earlier = directory.read_json("manifest.json") if directory.has("manifest.json") else None
-        self.sessions = list(self.earlier.get("sessions", [])) if self.earlier else []
+        self.earlier = directory.manifest() if directory.has(MANIFEST) else None
+        self.sessions = self.earlier.sessions if self.earlier else []
         self.crew = Crew(ranks, directory, len(self.sessions) + 1)
         self._together = together
         self.keys = Keys(parts_of(loaded))
         self.started = environment.now()
         self.tasks: list[Any] = []
         self.usable: list[Arm] = []
-        self.done: set[views.Place] = set()
+        self.done: set[Place] = set()
         with progress.quiet():
             self.lm = ExactLM(loaded.model, loaded.tokenizer, batch_size=self.batch_size(max(settings.lengths)))
 
@@ -84,9 +87,10 @@ class Session:
             resume.check_run(self.directory, self.earlier, self.settings, self.keys)
         self.tasks = selection.all_tasks(self.settings, self.lm, self.progress, self._task_failed)
         if self.earlier and self.ranks.main:
-            resume.check_documents(self.directory, self.earlier, self.tasks)
-            resume.check_records(self.directory, self.keys, self.arms, self.tasks)
-        self.done = {views.place_of(record) for record in self.directory.records() if "error" not in record}
+            rows = [_row(task) for task in self.tasks]
+            resume.check_documents(self.directory, self.earlier, rows)
+            resume.check_records(self.directory, self.keys, self.arms, rows)
+        self.done = {record.place for record in self.directory.records() if record.error is None}
 
     def start(self) -> bool:
         """The main rank writes and measures, all of them then know what is to be scored; False: nothing is.
@@ -129,32 +133,32 @@ class Session:
 
     def _write_manifest(self, finished: str | None = None) -> None:
         device = models.input_device(self.loaded.model)
-        now = {"started": self.started, "processes": self.ranks.world, "hardware": environment.hardware(device)}
-        manifest = {
-            "schema": 1,
-            "started": self.earlier["started"] if self.earlier else self.started,
-            "settings": self.settings.to_dict(),
-            "model": self.loaded.identity.to_dict(),
-            "versions": environment.versions(),
-            "hardware": environment.hardware(device),
-            "arms": [arm.to_dict() for arm in self.arms],
-            "left_out": left_out(self.settings),
-            "tasks": resume.merged_tasks(self.earlier, self.tasks),
-            "keys": self.keys.parts,
-            "sessions": [*self.sessions, now],
-        }
-        self.directory.write_json("manifest.json", {**manifest, "finished": finished} if finished else manifest)
+        hardware = environment.hardware(device)
+        manifest = Manifest(
+            schema=types.VERSION,
+            started=self.earlier.started if self.earlier else self.started,
+            settings=self.settings.to_dict(),
+            model=self.loaded.identity.to_dict(),
+            versions=environment.versions(),
+            hardware=hardware,
+            arms=[ArmRow(**arm.to_dict()) for arm in self.arms],
+            left_out=[ArmRow(**row) for row in left_out(self.settings)],
+            tasks=resume.merged_tasks(self.earlier, [_row(task) for task in self.tasks]),
+            keys=self.keys.parts,
+            sessions=[*self.sessions, SessionRow(self.started, self.ranks.world, hardware)],
+            finished=finished,
+        )
+        self.directory.write_manifest(manifest)
 
     def _measure(self) -> None:
         if not self.tasks:
             raise SettingsError(
                 f"no task could be prepared; the reasons are in {self.directory.path / 'failures.jsonl'}: "
-                f"{self.directory.log('failures')[0]['error']}"
+                f"{self.directory.failures()[0].error}"
             )
-        known = {(row["task"], row["index"]) for row in self.directory.log("documents")}
+        known = {(row.task, row.index) for row in self.directory.prompts()}
         for task in self.tasks:
-            asked = samples.documents(task)
-            self.directory.append("documents", *(row for row in asked if (task.key, row["index"]) not in known))
+            self.directory.append(*(row for row in samples.prompts(task) if (task.key, row.index) not in known))
         model, directory = self.loaded.model, self.directory
         self.usable = preparation.budgets(model, self.arms, self.tasks, directory, self._arm_failed)
         if self.settings.speed:
@@ -178,42 +182,32 @@ class Session:
 
         return Scorer(self.lm, bar, unsafe_code=self.settings.confirm_unsafe_code)
 
-    def record(self, chunk: Chunk, scored: Any, work: dict[str, Any] | None = None) -> None:
+    def record(self, chunk: Chunk, scored: Any, work: ArmRun | None = None) -> None:
         """Records last: one never stands without the work it took, nor a failed document without its reason."""
-        if work:
-            about = {"arm": chunk.arm.name, "seed": chunk.seed}
-            self.directory.append("arm_runs", {**about, **work, "notes": scored.notes})
-        for failure in scored.failures:
-            self._fail(chunk.arm, chunk.task.key, seed=chunk.seed, **failure)
+        if work is not None:
+            self.directory.append(work)
         task, arm, seed = chunk.task, chunk.arm, chunk.seed
-        about = {"arm": arm.name, "seed": seed, "task": task.key, "name": task.name, "length": task.length}
-        self.directory.append_records(
-            arm.name,
-            seed,
-            ({**about, **row, "key": self.keys.of(arm, seed, task.key, row["hash"])} for row in scored.records),
-        )
+        for failed in scored.failures:
+            self._fail(arm, task.key, failed.trouble, seed, failed.documents)
+        rows = [replace(row, key=self.keys.of(arm, seed, task.key, row.hash)) for row in scored.records]
+        self.directory.append_records(rows)
 
     def record_unasked(self, arm: Arm, seed: int, members: Sequence[Chunk], error: Exception) -> None:
         """The documents of an arm that could not be applied: they count as wrong."""
-        from sa_eval.run.scoring import Scored, trouble_of
+        from sa_eval.run.scoring import Scored
 
         trouble = trouble_of(error)
         for chunk in members:
-            failure = {"error": trouble.message, "traceback": trouble.traceback, "documents": list(chunk.indices)}
-            self.record(chunk, Scored(samples.failed(chunk.task, chunk.indices, trouble.message), [failure]))
+            failed = DocumentsFailed(trouble, list(chunk.indices))
+            self.record(chunk, Scored(samples.failed(chunk, chunk.indices, trouble.message), [failed]))
 
     def record_stop(self, reason: str) -> None:
         """Why this session ended before its end."""
-        place = {"arm": None, "seed": None, "task": None, "session": self.crew.session}
-        self.directory.append("failures", {**place, "error": reason})
+        self.directory.append(Failure(None, None, None, reason, self.crew.session))
 
     def record_failure(self, arm: Arm | None, task: str | None, error: Exception | str) -> None:
         """A failure that is not about single documents."""
-        if isinstance(error, str):
-            self._fail(arm, task, error=error)
-        else:
-            text = "".join(traceback.format_exception(error))
-            self._fail(arm, task, error=f"{type(error).__name__}: {error}", traceback=text)
+        self._fail(arm, task, Trouble(error) if isinstance(error, str) else trouble_of(error))
 
     def finish(self) -> None:
         """Everything was tried; the manifest says so."""
@@ -227,9 +221,19 @@ class Session:
     def _arm_failed(self, arm: Arm, task: str | None, error: Exception) -> None:
         self.record_failure(arm, task, error)
 
-    def _fail(self, arm: Arm | None, task: str | None, *, seed: int | None = None, **about: Any) -> None:
-        name = arm.name if arm else None
-        place = {"arm": name, "seed": seed, "task": task, "session": self.crew.session}
-        self.directory.append("failures", {**place, **about})
-        where = " · ".join(part for part in (name, task) if part)
-        self.progress.say(f"failed: {where + ': ' if where else ''}{about['error'].splitlines()[0][:WORDS_SHOWN]}")
+    def _fail(
+        self,
+        arm: Arm | None,
+        task: str | None,
+        trouble: Trouble,
+        seed: int | None = None,
+        documents: list[int] | None = None,
+    ) -> None:
+        name, session = arm.name if arm else None, self.crew.session
+        self.directory.append(Failure(name, seed, task, trouble.message, session, trouble.traceback, documents))
+        where = " · ".join(text for text in (name, task) if text)
+        self.progress.say(f"failed: {where + ': ' if where else ''}{trouble.message.splitlines()[0][:WORDS_SHOWN]}")
+
+
+def _row(task: Any) -> TaskRow:
+    return TaskRow(**task.to_dict())

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from sa_eval.errors import UserError
 from sa_eval.messages import shown
 
 LARGEST = 2**31 - 1  # no tensor here is longer; beyond it torch fails in places that say nothing
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError, ValueError):
     """A setting that cannot be used; the message says what was asked, what was found and what to do."""
 
 

@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from planted_runs import KEYS, PLANTED, change, change_records, keep_records, planted_run
 
 from sa_eval.cli import main
+from sa_eval.errors import UserError
 from sa_eval.records.opening import open_run
+from sa_eval.records.types import Failure
 from sa_eval.results import merge, summary
-from sa_eval.settings.values import SettingsError
 
 PASSES = (("full", 0), ("swa-w64", 0), ("sa-w64", 0), ("sa-w64", 1))
 
@@ -76,7 +78,8 @@ def test_files_need_no_torch(run):
 
 
 @pytest.mark.parametrize(
-    ("manifest", "said"), [(None, "holds no run"), ("{", "damaged"), ("[]", "lacks started"), ("{}", "lacks started")]
+    ("manifest", "said"),
+    [(None, "holds no run"), ("{", "damaged"), ("[]", "should be an object"), ("{}", "has no 'started'")],
 )
 def test_what_is_no_run_is_said(tmp_path, capsys, manifest, said):
     if manifest is not None:
@@ -87,7 +90,7 @@ def test_what_is_no_run_is_said(tmp_path, capsys, manifest, said):
 def test_records_of_other_documents_are_refused_in_one_line(run, capsys):
     directory = run("one")
     row = next(iter(directory.records()))
-    directory.append_records(row["arm"], row["seed"], [{**row, "hash": "x"}])
+    directory.append_records([replace(row, hash="x")])
     assert "saw another document" in refused(capsys, "report", path(directory))
 
 
@@ -161,23 +164,22 @@ def test_runs_that_differ_in_what_decides_scores_are_not_merged(run, tmp_path, c
 
 def test_records_without_keys_are_not_merged(run, tmp_path, capsys):
     one, two = run("one"), run("two", window=128)
-    manifest = two.read_json("manifest.json")
-    two.write_json("manifest.json", {name: value for name, value in manifest.items() if name != "keys"})
+    change(two, keys=None)
     error = refused(capsys, "report", path(one), path(two), "--out", str(tmp_path / "merged"))
     assert "have no keys" in error and "two" in error
 
 
 def test_an_arm_made_twice_under_other_conditions_is_refused(run, tmp_path, capsys):
     one, two = run("one"), run("two")
-    change_records(two, "sa-w64", lambda row: {**row, "key": "another"}, seed=1)
+    change_records(two, "sa-w64", lambda row: replace(row, key="another"), seed=1)
     error = refused(capsys, "report", path(one), path(two), "--out", str(tmp_path / "merged"))
     assert "holds sa-w64 (seed 1) again" in error and not (tmp_path / "merged").exists()
 
 
 def test_two_arms_of_one_name_are_refused(run, tmp_path, capsys):
     one, two = run("one"), run("two")
-    arms = two.read_json("manifest.json")["arms"]
-    change(two, arms=[{**arm, "options": {**arm["options"], "sinks": 4}} for arm in arms])
+    arms = two.manifest().arms
+    change(two, arms=[replace(arm, options={**arm.options, "sinks": 4}) for arm in arms])
     error = refused(capsys, "report", path(one), path(two), "--out", str(tmp_path / "merged"))
     assert "another arm called full" in error and "sinks" in error
 
@@ -194,9 +196,8 @@ def test_a_document_that_failed_in_one_run_counts_from_the_other(run, tmp_path):
     one, two = run("one"), run("two")
     broken = next(row for row in one.records() if row["arm"] == "full")
     keep_records(one, "full", lambda row: row["index"] != broken["index"] or row["task"] != broken["task"])
-    one.append_records("full", 0, [{**broken, "score": 0.0, "error": "RuntimeError: no"}])
-    failure = {"arm": "full", "seed": 0, "task": broken["task"], "error": "RuntimeError: no"}
-    one.append("failures", {**failure, "documents": [broken["index"]]})
+    one.append_records([replace(broken, score=0.0, error="RuntimeError: no")])
+    one.append(Failure("full", 0, broken.task, "RuntimeError: no", documents=[broken.index]))
     assert summary.summarise(one)["answered"][0]["failed"] == 1
     results = merged_results(tmp_path, one, two)
     assert results["answered"][0]["failed"] == 0 and results["failures"] == []
@@ -243,11 +244,10 @@ def test_differences_are_those_of_the_records_and_cells(run, tmp_path):
 
 def test_documents_are_paired_by_hash_not_by_place(run, tmp_path):
     one, two = run("one"), run("two")
-    tasks, order = two.read_json("manifest.json")["tasks"], list(range(39, -1, -1))
-    for task in tasks:
-        task["hashes"] = [task["hashes"][place] for place in order]
+    order = list(range(39, -1, -1))
+    tasks = [replace(task, hashes=[task.hashes[index] for index in order]) for task in two.manifest().tasks]
     for arm, seed in PASSES:
-        change_records(two, arm, lambda row: {**row, "index": order[row["index"]]}, seed)
+        change_records(two, arm, lambda row: replace(row, index=order[row.index]), seed)
     change(two, tasks=tasks)
     found = compared(tmp_path, path(one), path(two))
     assert all(row["difference"] == 0 and row["won"] == row["lost"] == 0 for row in found["rows"])
@@ -333,11 +333,9 @@ def test_too_few_documents_in_common_are_no_comparison(run, capsys):
 def test_copies_of_a_document_are_paired_in_order(run, tmp_path):
     directories = [run("one"), run("two")]  # the same scores
     for directory in directories:
-        tasks = directory.read_json("manifest.json")["tasks"]
-        for task in tasks:
-            task["hashes"] = ["same"] * 10
+        tasks = [replace(task, hashes=["same"] * 10) for task in directory.manifest().tasks]
         for arm, seed in PASSES:
-            change_records(directory, arm, lambda row: {**row, "hash": "same"} if row["index"] < 10 else None, seed)
+            change_records(directory, arm, lambda row: replace(row, hash="same") if row["index"] < 10 else None, seed)
         change(directory, tasks=tasks)
     found = compared(tmp_path, *map(path, directories))
     assert all(row["difference"] == 0 and row["won"] == 0 for row in found["rows"])
@@ -350,5 +348,5 @@ def test_a_file_that_cannot_be_written_is_said(run, tmp_path, capsys):
 
 
 def test_opening_is_one_message(tmp_path):
-    with pytest.raises(SettingsError, match=r"holds no run: it has no manifest\.json"):
+    with pytest.raises(UserError, match=r"holds no run: it has no manifest\.json"):
         open_run(str(tmp_path / "nothing"))

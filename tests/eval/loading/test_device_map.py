@@ -23,7 +23,7 @@ def records(model, folder, **given):
     }
     runner.run(settings_from({**settings, **given}), Progress(enabled=False))
     directory = RunDirectory(folder)
-    assert directory.log("failures") == []
+    assert directory.failures() == []
     return {(row["arm"], row["task"], row["index"]): row for row in directory.records()}
 
 

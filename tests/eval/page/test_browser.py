@@ -7,6 +7,7 @@ import pytest
 from planted import PLANTED, planted_run
 
 from sa_eval.page import report
+from sa_eval.records.types import Failure
 from sa_eval.results import summary
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -51,7 +52,7 @@ CONTRASTS = """() => {
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     directory = planted_run(tmp_path_factory.mktemp("browser") / "run", documents=12, said=HOSTILE)
-    directory.append("failures", {"arm": "sa-w64", "seed": 0, "task": None, "error": HOSTILE})
+    directory.append(Failure("sa-w64", 0, None, HOSTILE))
     results = summary.summarise(directory)
     results["gates"].append({"gate": "a gate", "status": "warning", "text": HOSTILE, "where": list("abcdefgh")})
     results["cells"][0]["accuracy"] += 0.0004  # no two alike in the first column to be sorted

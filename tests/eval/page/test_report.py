@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+from dataclasses import replace
 from importlib import resources
 from xml.etree import ElementTree
 
@@ -14,6 +15,7 @@ import pytest
 from planted import FAMILIES, PLANTED, planted_run
 
 from sa_eval.page import document_list, report
+from sa_eval.records.types import Failure, Merged
 from sa_eval.results import summary
 
 HOSTILE = (
@@ -29,7 +31,7 @@ def read(directory):
 def rendered(directory):
     """Results and page without the figures' files, which take as long again."""
     results, records = summary.summarise(directory), list(directory.records())
-    documents = document_list.differing(results, records, directory.log("documents"))
+    documents = document_list.differing(results, records, directory.prompts())
     return results, report.render(results, records, documents)
 
 
@@ -60,10 +62,10 @@ def run(tmp_path_factory):
 def hostile(tmp_path_factory):
     """Everything that comes from outside is hostile: prompts, answers, errors, names."""
     directory = planted_run(tmp_path_factory.mktemp("hostile") / "run", documents=4, lengths="512", said=HOSTILE)
-    manifest = directory.read_json("manifest.json")
-    manifest["model"]["name"] = manifest["hardware"]["cpu"] = HOSTILE
-    directory.write_json("manifest.json", manifest)
-    directory.append("failures", {"arm": "sa-w64", "seed": 0, "task": HOSTILE, "error": HOSTILE})
+    manifest = directory.manifest()
+    manifest.model["name"] = manifest.hardware["cpu"] = HOSTILE
+    directory.write_manifest(manifest)
+    directory.append(Failure("sa-w64", 0, HOSTILE, HOSTILE))
     results = summary.summarise(directory)
     for status in ("failed", "warning"):
         results["gates"].append({"gate": HOSTILE, "status": status, "text": HOSTILE, "where": [HOSTILE]})
@@ -325,7 +327,7 @@ def test_a_failed_document_says_so_and_an_unfinished_arm_is_not_compared(tmp_pat
     directory = planted_run(tmp_path / "run", documents=4, lengths="512")
     (directory.path / "records" / "moba-w64.seed0.jsonl").unlink()
     record = next(record for record in directory.records() if record["arm"] == "swa-w64")
-    directory.append_records("swa-w64", 0, [{**record, "score": 0.0, "output": None}])
+    directory.append_records([replace(record, score=0.0, output=None)])
     results, page = rendered(directory)
     assert results["unfinished"] == ["moba-w64"]
     _, rows, _ = tables(page)["Accuracy by arm, 512 tokens: %, 95 % intervals"]
@@ -345,11 +347,11 @@ def test_a_run_without_answers_still_gets_a_page(tmp_path):
 
 def test_a_merged_report_shows_the_settings_of_every_run(tmp_path):
     directory = planted_run(tmp_path / "run", documents=4, lengths="512")
-    manifest = directory.read_json("manifest.json")
-    about = {key: manifest[key] for key in ("started", "settings", "versions", "hardware")}
+    manifest = directory.manifest()
+    about = {key: getattr(manifest, key) for key in ("started", "settings", "versions", "hardware")}
     other = {**about, "directory": "windows-256", "settings": {**about["settings"], "window": [256]}}
-    merged = {"runs": [{**about, "directory": "windows-64"}, other], "differences": []}
-    directory.write_json("manifest.json", {**manifest, "merged": merged})
+    merged = Merged([{**about, "directory": "windows-64"}, other], differences=[])
+    directory.write_manifest(replace(manifest, merged=merged))
     text = lxml.html.fromstring(rendered(directory)[1]).xpath("string(//section[@aria-labelledby='setup'])")
     assert "Put together from 2 runs" in text and "windows-256, 2026-01-01" in text and "window: [256]" in text
 

@@ -9,6 +9,7 @@ from run_helpers import FLAGS, by_place, ended, lines, start, wait_for_records
 from sa_eval.processes import tensor_parallel
 from sa_eval.processes.ranks import Ranks
 from sa_eval.records.directory import RunDirectory
+from sa_eval.records.types import Budget
 from sa_eval.settings.config import SettingsError, settings_from
 
 
@@ -52,8 +53,8 @@ def test_two_processes_with_half_a_model_each_leave_the_run_of_one(model, tmp_pa
     assert statuses(processes) == [0, 0], (tmp_path / "log0").read_text() + (tmp_path / "log1").read_text()
     assert_same_scores(out, tmp_path / "whole")
     directory = RunDirectory(out)
-    assert directory.log("failures") == [] and directory.read_json("manifest.json")["finished"]
-    assert directory.raw_log("budgets") == RunDirectory(tmp_path / "whole").raw_log("budgets")
+    assert directory.failures() == [] and directory.manifest().finished
+    assert directory.written(Budget) == RunDirectory(tmp_path / "whole").written(Budget)
     assert not list(out.glob("**/*.rank1*")) and "report:" not in (tmp_path / "log1").read_text()
 
 

@@ -153,21 +153,23 @@ def test_resume_measures_nothing_twice_and_starts_its_bar_at_what_is_done(killed
 def test_latency_is_measured_again_only_for_lengths_that_lack_an_arm(tmp_path, monkeypatch):
     asked = []
 
+    def measured(arm, length, prefill_ms):
+        return Speed(arm.name, length, 2, prefill_ms, [prefill_ms], spread=0.0, first_ms=[])
+
     def measure_prefill(model, arms, prompts, **given):
         asked.append((list(prompts), [arm.name for arm in arms]))
-        return [Speed(arm.name, length, length, 1.0, [1.0], 0.0, [1.0]) for arm in arms for length in prompts]
+        return [measured(arm, length, 1.0) for arm in arms for length in prompts]
 
     monkeypatch.setattr("sa_eval.speed.clock.measure_prefill", measure_prefill)
     monkeypatch.setattr(preparation, "prompt_row", lambda lm, request: [1, 2])
     task = SimpleNamespace(instances=[None])
     tasks = [SimpleNamespace(length=length, task=task) for length in (64, 128, 128)]
     arms, directory = [Arm("full", "full", "full", None), Arm("swa-w8", "swa", "swa", 8)], RunDirectory(tmp_path)
-    directory.append("speed", {"arm": "full", "length": 128, "prefill_ms": 9.0})
-    directory.append("speed", *({"arm": arm.name, "length": 64, "prefill_ms": 9.0} for arm in arms))
+    directory.append(measured(arms[0], 128, 9.0), *(measured(arm, 64, 9.0) for arm in arms))
     for _ in range(2):
         preparation.latency(SimpleNamespace(model=None), arms, tasks, directory, Progress(enabled=False), None)
     assert asked == [([128], ["full", "swa-w8"])]
-    times = {(row["arm"], row["length"]): row["prefill_ms"] for row in directory.log("speed")}
+    times = {(row.arm, row.length): row.prefill_ms for row in directory.speed()}
     assert times == {("full", 64): 9.0, ("swa-w8", 64): 9.0, ("full", 128): 1.0, ("swa-w8", 128): 1.0}
 
 
@@ -208,8 +210,8 @@ def test_a_finished_run_is_counted_before_nothing_is_left(whole, tmp_path, damag
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("score", None, "its 'score' is None"),
-        ("index", "0", "its 'index' is '0'"),
+        ("score", None, "score: input should be a valid number"),
+        ("index", "0", "index: input should be a valid integer"),
         ("score", 5.0, "a score of 5.0"),
     ],
 )

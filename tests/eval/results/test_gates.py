@@ -1,8 +1,11 @@
 """Laws of the gates: each one sees what it is for, says where, stays quiet otherwise, and none is ever left out."""
 
+from dataclasses import replace
+
 import pytest
 from planted_runs import PLANTED, change, change_records, keep_records, planted_run, set_budget
 
+from sa_eval.records.types import Check, Failure
 from sa_eval.results import gates, summary, table
 
 NAMES = {
@@ -29,7 +32,7 @@ def warns(directory, name, *where, status="warning"):
 
 
 def edit(directory, arm, change_row, seed=0):
-    change_records(directory, arm, lambda row: {**row, **change_row(row)}, seed)
+    change_records(directory, arm, lambda row: replace(row, **change_row(row)), seed)
 
 
 def test_a_sound_run_passes_every_gate_and_lists_them_all(directory):
@@ -76,8 +79,8 @@ def test_without_swa_budgets_are_held_against_the_window(tmp_path):
 
 def test_failures_are_failed_gates(directory):
     edit(directory, "sa-w64", lambda row: {"error": "RuntimeError: no"} if row["index"] < 2 else {}, seed=1)
-    directory.append("failures", {"arm": None, "task": "kv_retrieval@512", "error": "OSError: no network"})
-    directory.append("failures", {"arm": "sa-w64", "task": None, "error": "RuntimeError: no"})
+    directory.append(Failure(None, None, "kv_retrieval@512", "OSError: no network"))
+    directory.append(Failure("sa-w64", None, None, "RuntimeError: no"))
     where = ("sa-w64 seed 1: 6 of 120", "run · kv_retrieval@512", "sa-w64 · everything")
     warns(directory, "failed documents", *where, status="failed")
 
@@ -86,7 +89,7 @@ def test_an_interrupted_run_says_what_is_there(directory):
     keep_records(directory, "swa-w64", lambda row: row["index"] < 30)
     keep_records(directory, "sa-w64", lambda row: row["index"] < 3)
     keep_records(directory, "sa-w64", lambda row: False, seed=1)
-    directory.append("failures", {"arm": None, "task": None, "error": "interrupted by the user"})
+    directory.append(Failure(None, None, None, "interrupted by the user"))
     found = gate(directory, "arms unfinished")
     assert found["text"].startswith("Interrupted: not finished")
     assert found["where"] == [
@@ -117,14 +120,14 @@ def test_empty_answers_are_held_against_fulls(directory):
 
 def test_truncation_and_prompts_beyond_their_length_are_said(directory):
     edit(directory, "sa-w64", lambda row: {"prompt_tokens": 513 if row["index"] == 0 else 512})
-    directory.append("failures", {"arm": "swa-w64", "task": "cloze@512", "error": "TruncationError: too long"})
+    directory.append(Failure("swa-w64", None, "cloze@512", "TruncationError: too long"))
     warns(directory, "truncation", "swa-w64 · cloze@512", "sa-w64 seed 0: 3 prompts")
 
 
 def test_an_arm_that_never_ran_sparse_fails(directory):
-    rows = directory.log("arm_runs")
+    rows = directory.arm_runs()
     (directory.path / "arm_runs.jsonl").unlink()
-    directory.append("arm_runs", *({**row, "calls": [{"sparse_prefill": 0}, {"sparse_prefill": 0}]} for row in rows))
+    directory.append(*(replace(row, calls=[{"sparse_prefill": 0}, {"sparse_prefill": 0}]) for row in rows))
     where = ("swa-w64 seed 0", "sa-w64 seed 0", "sa-w64 seed 1")
     warns(directory, "sparse phase", *where, status="failed")
     for arm in ("swa-w64", "sa-w64"):  # windows that cover the prompt run dense as they should
@@ -139,18 +142,17 @@ def test_calls_of_any_layout_are_counted():
 
 
 def test_batch_invariance_is_taken_from_the_checks(directory):
-    row = {"check": "batch invariance", "arm": "sa-w64", "status": "failed", "text": "differ by 5.7 nats"}
-    directory.append("checks", row)
+    directory.append(Check("batch invariance", "sa-w64", "failed", "differ by 5.7 nats"))
     warns(directory, "batch invariance", "sa-w64: differ by 5.7 nats", status="failed")
     (directory.path / "checks.jsonl").unlink()
     assert gate(directory, "batch invariance")["status"] == "warning"
-    settings = directory.read_json("manifest.json")["settings"]
+    settings = directory.manifest().settings
     change(directory, settings={**settings, "batch_size": 1})
     assert gate(directory, "batch invariance")["status"] == "passed"
 
 
 def test_the_worst_gates_come_first(directory):
-    directory.append("failures", {"arm": None, "task": "x", "error": "OSError: no"})
+    directory.append(Failure(None, None, "x", "OSError: no"))
     set_budget(directory, "sa-w64", density=0.97)
     statuses = [row["status"] for row in summary.summarise(directory)["gates"]]
     assert statuses == ["failed", "warning", *["passed"] * 11]

@@ -3,6 +3,7 @@
 import csv
 import io
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_failed_documents_count_as_wrong(tmp_path):
     failure = {"error": "RuntimeError: no", "score": 1.0}
 
     def fail(row):
-        return {**row, **failure} if row["task"] == "needle_single@512" and row["index"] < 10 else row
+        return replace(row, **failure) if row["task"] == "needle_single@512" and row["index"] < 10 else row
 
     change_records(directory, "full", fail)
     results = summary.summarise(directory)
@@ -193,7 +194,7 @@ def test_the_spread_between_seeds_stands_apart_from_sampling(tmp_path):
     assert cell_of(results, "swa-w64")["seed_sd"] is None
     for seed, good in ((0, 0.95), (1, 0.5), (2, 0.1)):
         few = 40 * good
-        change_records(directory, "sa-w64", lambda row, few=few: {**row, "score": float(row["index"] < few)}, seed)
+        change_records(directory, "sa-w64", lambda row, few=few: replace(row, score=float(row.index < few)), seed)
     results = summary.summarise(directory)
     assert cell_of(results, "sa-w64")["seeds_vary_more"] is True
     assert any("Seeds differ by more" in note and "sa-w64" in note for note in results["notes"])
@@ -206,7 +207,7 @@ def test_the_spread_between_seeds_stands_apart_from_sampling(tmp_path):
 def test_records_that_do_not_belong_are_refused(tmp_path, wrong, said):
     directory = planted_run(tmp_path / "run")
     row = next(row for row in directory.records() if row["index"] == 3)
-    directory.append_records(row["arm"], row["seed"], [{**row, **wrong}])
+    directory.append_records([replace(row, **wrong)])
     with pytest.raises(summary.HashMismatch, match=said):
         summary.summarise(directory)
 
@@ -229,15 +230,15 @@ def test_speed_rows_say_what_was_not_measured(planted):
 
 def test_without_full_a_latency_has_no_ratio(tmp_path):
     directory = planted_run(tmp_path / "run", documents=2)
-    rows = [row for row in directory.log("speed") if row["arm"] != "full"]
+    rows = [row for row in directory.speed() if row["arm"] != "full"]
     (directory.path / "speed.jsonl").unlink()
-    directory.append("speed", *rows)
+    directory.append(*rows)
     assert {row["prefill_ratio"] for row in summary.summarise(directory)["speed"]} == {None}
 
 
 def test_published_numbers_of_the_model_stand_beside_ours(tmp_path):
     directory = planted_run(tmp_path / "run")
-    settings = directory.read_json("manifest.json")["settings"]
+    settings = directory.manifest().settings
     published = {"source": "a paper", "models": {"someone/tiny": {"64": {"sa": {"average": 66.4}}}}}
     change(directory, settings={**settings, "published": published})
     rows = summary.summarise(directory)["published"]
@@ -260,7 +261,7 @@ def test_the_terminal_marks_what_is_significant_and_puts_gates_before_numbers(pl
 
 def _noise(planted):
     directory = planted_run(planted[0].path.parent / "noise", ALIKE)
-    return directory, directory.read_json("manifest.json")
+    return directory, directory.manifest()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from planted import FAMILIES, GOOD, PLANTED, planted_run
 
+from sa_eval.records.types import Budget
 from sa_eval.results import summary, table
 
 
@@ -85,18 +86,7 @@ def test_the_csv_holds_every_cell(planted):
 
 def test_moba_is_called_untrained_and_dense_arms_are_flagged(tmp_path):
     directory = planted_run(tmp_path / "run", documents=4, lengths="512")
-    directory.append(
-        "budgets",
-        {
-            "arm": "sa-w64",
-            "length": 512,
-            "keys_per_query": 255.0,
-            "density": 0.99,
-            "router_cost_per_query": 0.0,
-            "exact": True,
-            "off_target": 0.0,
-        },
-    )
+    directory.append(Budget("sa-w64", 512, keys_per_query=255.0, density=0.99))
     results = summary.summarise(directory)
     assert "moba is untrained" in " ".join(results["notes"])
     dense = next(gate for gate in results["gates"] if gate["gate"] == "density near 1")

@@ -48,7 +48,7 @@ def test_when_memory_runs_out_smaller_batches_are_tried_and_told(
     failing(monkeypatch, error, lambda lm, requests: patched(lm) and lm.batch_size > 1)
     out = tmp_path / "run"
     assert main(begin(run_model, out, "--num-samples", "2")) == 0
-    notes = {row["arm"]: row["notes"] for row in RunDirectory(out).log("arm_runs")}
+    notes = {row.arm: row.notes for row in RunDirectory(out).arm_runs()}
     assert notes["full"] == [] and "cloze@192: out of memory, so batches of 1" in notes["swa-w24"]
     found, wanted = by_place(out), by_place(whole)
     assert len(found) == 12 and all(row["score"] == wanted[place]["score"] for place, row in found.items())
@@ -90,8 +90,8 @@ def test_only_the_document_that_fails_counts_as_wrong(run_model, whole, tmp_path
     failed = {place for place, row in found.items() if "error" in row}
     assert failed == {(arm, 0, "cloze@192", 3) for arm in ("swa-w24", "sa-w24")}
     assert all(found[place]["score"] == wanted[place]["score"] for place in found if place not in failed)
-    (row, other) = RunDirectory(tmp_path / "run").log("failures")
-    assert row["documents"] == other["documents"] == [3] and "a bad document" in row["traceback"]
+    (row, other) = RunDirectory(tmp_path / "run").failures()
+    assert row.documents == other.documents == [3] and "a bad document" in row.traceback
 
 
 def test_a_task_that_could_not_be_fetched_is_tried_again(run_model, whole, tmp_path, monkeypatch, capsys):
@@ -107,11 +107,9 @@ def test_a_task_that_could_not_be_fetched_is_tried_again(run_model, whole, tmp_p
         patch.setattr(offline, "prepare_offline", prepare)
         assert main(begin(run_model, out)) == 1
     directory = RunDirectory(out)
-    assert [(row["task"], row["error"]) for row in directory.log("failures")] == [
-        ("cloze@192", "ConnectionError: no network")
-    ]
+    assert [(row.task, row.error) for row in directory.failures()] == [("cloze@192", "ConnectionError: no network")]
     assert main(["resume", str(out)]) == 0
-    assert by_place(out) == by_place(whole) and directory.log("failures") == []
+    assert by_place(out) == by_place(whole) and directory.failures() == []
 
 
 def test_what_is_recorded_stays_when_its_data_cannot_be_had_any_more(whole, killed, monkeypatch, capsys):
@@ -122,7 +120,7 @@ def test_what_is_recorded_stays_when_its_data_cannot_be_had_any_more(whole, kill
     assert main(["resume", str(killed)]) == 2
     assert "no task could be prepared" in capsys.readouterr().err
     assert by_place(killed) == by_place(whole)
-    tasks = [task["name"] for task in RunDirectory(killed).read_json("manifest.json")["tasks"]]
+    tasks = [task.name for task in RunDirectory(killed).manifest().tasks]
     assert tasks == ["majority_topic", "cloze"]
 
 

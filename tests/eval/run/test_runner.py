@@ -74,7 +74,7 @@ def test_prompts_fill_their_length_and_never_exceed_it(finished):
 
 def test_every_sparse_arm_ran_sparse_and_full_was_not_patched(finished):
     directory, results = finished
-    calls = {row["arm"]: row["calls"] for row in directory.log("arm_runs")}
+    calls = {row.arm: row.calls for row in directory.arm_runs()}
     assert calls.pop("full") is None
     assert all(layer["sparse_prefill"] > 0 for layers in calls.values() for layer in layers)
     assert next(gate["status"] for gate in results["gates"] if gate["gate"] == "sparse phase") == "passed"
@@ -139,7 +139,7 @@ def test_a_failing_task_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     assert all(row["score"] == 0 and "out of luck" in row["error"] for row in broken) and len(broken) == 3
     assert not any("error" in row for row in records["moba-w32", 0])
     assert [(row["arm"], row["task"]) for row in results["failures"]] == [("swa-w32", "needle_single@320")]
-    assert "RuntimeError: out of luck" in directory.log("failures")[0]["traceback"]
+    assert "RuntimeError: out of luck" in directory.failures()[0].traceback
 
 
 def test_a_task_that_cannot_be_built_is_left_out_for_every_arm(tmp_path):
