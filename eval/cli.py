@@ -45,5 +45,5 @@ def _run(given: list[str]) -> int:
     if given[0] not in COMMANDS:
         near = difflib.get_close_matches(given[0], COMMANDS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(COMMANDS)}"
-        raise SettingsError(f"unknown command {given[0][:100]!r}: {hint}")
+        raise UserError(f"unknown command {given[0][:100]!r}: {hint}")
     return load(given[0]).main(given[1:])
