@@ -161,13 +161,13 @@ def test_latency_is_measured_again_only_for_lengths_that_lack_an_arm(tmp_path, m
         return [measured(arm, length, 1.0) for arm in arms for length in prompts]
 
     monkeypatch.setattr("sa_eval.speed.clock.measure_prefill", measure_prefill)
-    monkeypatch.setattr(preparation, "prompt_row", lambda lm, request: [1, 2])
+    lm = SimpleNamespace(model=None, prompt_row=lambda request: [1, 2])
     task = SimpleNamespace(instances=[None])
     tasks = [SimpleNamespace(length=length, task=task) for length in (64, 128, 128)]
     arms, directory = [Arm("full", "full", "full", None), Arm("swa-w8", "swa", "swa", 8)], RunDirectory(tmp_path)
     directory.append(measured(arms[0], 128, 9.0), *(measured(arm, 64, 9.0) for arm in arms))
     for _ in range(2):
-        preparation.latency(SimpleNamespace(model=None), arms, tasks, directory, Progress(enabled=False), None)
+        preparation.latency(lm, arms, tasks, directory, Progress(enabled=False), None)
     assert asked == [([128], ["full", "swa-w8"])]
     times = {(row.arm, row.length): row.prefill_ms for row in directory.speed()}
     assert times == {("full", 64): 9.0, ("swa-w8", 64): 9.0, ("full", 128): 1.0, ("swa-w8", 128): 1.0}
