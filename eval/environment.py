@@ -22,10 +22,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware(device: Any) -> dict[str, Any]:
+def hardware(device: Any) -> dict[str, str | int | float | None]:
     import torch
 
-    found: dict[str, Any] = {
+    found: dict[str, str | int | float | None] = {
         "device": str(device),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""Owns rough estimates of a run's time and memory, from a model's shape alone. Loads no weights."""
+"""Rough estimates of a run's time and memory, from a model's shape alone. Loads no weights."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def _operations_per_second(device: str) -> float:
     cuda = torch.device(device).type == "cuda"
     size, dtype = (4096, torch.bfloat16) if cuda else (768, torch.float32)
     matrix = torch.ones(size, size, device=device, dtype=dtype)
-    matrix @ matrix
+    _ = matrix @ matrix
     start, turns = time.perf_counter(), 5
     for _ in range(turns):
-        matrix @ matrix
+        _ = matrix @ matrix
     if cuda:
         torch.cuda.synchronize()
     return turns * 2 * size**3 / (time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Owns what a running evaluation prints: bars with arm, task and time left, notes, and silence for noisy libraries."""
+"""What a running evaluation prints: bars with arm, task and time left, notes, and silence for noisy libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns being asked to stop: Ctrl-C and SIGTERM end the work at once, what is finished is reported, and the exit status
+"""Being asked to stop: Ctrl-C and SIGTERM end the work at once, what is finished is reported, and the exit status
 says which it was. Imports no torch.
 """
 

@@ -1,4 +1,4 @@
-"""Owns several processes in one run: who is who (accelerate says), and what they tell each other.
+"""Several processes in one run: their ranks (from accelerate), and the messages between them.
 
 One message goes through torch.distributed: the run directory. Everything later goes through files in it, watched by
 polling, because a collective waits forever for a process that died. Every process holds a lock for its life, so the
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sa_eval.errors import UserError
@@ -115,8 +116,11 @@ class Crew:
         shutil.rmtree(directory.path / FOLDER, ignore_errors=True)
 
     @contextlib.contextmanager
-    def aboard(self) -> Iterator[None]:
-        """Be seen alive by the others; the main rank is by the run's own lock, which it holds before."""
+    def at_work(self) -> Iterator[None]:
+        """Hold a lock by which the others see that this process lives; for rank 0 that is the run's own lock.
+
+        Waits until every process has come here; the caller of rank 0 holds the run's lock already.
+        """
         if not self._others:
             yield
             return
@@ -124,37 +128,38 @@ class Crew:
 
         PartialState().wait_for_everyone()  # the main rank has forgotten an earlier session's messages
         self._folder.mkdir(exist_ok=True)
-        with contextlib.nullcontext() if self.ranks.main else lock.hold(self._life(self.ranks.rank)):
+        with contextlib.nullcontext() if self.ranks.main else lock.hold(self._lock_of(self.ranks.rank)):
             PartialState().wait_for_everyone()
             yield
         if self.ranks.main:
             self.clear(self._directory)
         PartialState().destroy_process_group()  # nobody is waited for from here on
 
-    def tell(self, stage: str, content: Any = None) -> None:
-        """Let the others know that this process has come to a stage."""
+    def announce(self, stage: str, content: Any = None) -> None:
+        """Let the others know that this process has come to a stage; `content` is JSON."""
         if self._others:
             self._directory.write_json(f"{FOLDER}/{self._message(stage, self.ranks.rank)}", {"content": content})
 
-    def hear(self, stage: str, others: Sequence[int] | None = None) -> dict[int, Any]:
-        """Wait until the others (or these) came to a stage; what they told.
+    def wait_for(self, stage: str, others: Sequence[int] | None = None) -> dict[int, Any]:
+        """Wait until the others (or these) announced a stage; the content of their messages by rank.
 
         Raises:
             RankLost: one of them ended before.
         """
-        waiting, told = list(self._others if others is None else others), {}
+        waiting, received = list(self._others if others is None else others), {}
         waiting = [rank for rank in waiting if rank != self.ranks.rank]
         while waiting:
-            lost = {rank for rank in waiting if not self._alive(rank)}  # asked first: a last word may be there
+            # Before the messages: a process may announce a stage and then end.
+            lost = {rank for rank in waiting if not self._alive(rank)}
             for rank in list(waiting):
                 message = self._folder / self._message(stage, rank)
                 if message.exists():
-                    told[rank] = json.loads(message.read_text(encoding="utf-8"))["content"]
+                    received[rank] = json.loads(message.read_text(encoding="utf-8"))["content"]
                     waiting.remove(rank)
             self._refuse(lost & set(waiting))
             if waiting:
                 time.sleep(POLL_SECONDS)
-        return told
+        return received
 
     def check(self) -> None:
         """Raise RankLost when another process ended before it was done."""
@@ -167,9 +172,9 @@ class Crew:
             raise RankLost(f"process {names} of {self.ranks.world} (counted from 0) ended before its share was done")
 
     def _alive(self, rank: int) -> bool:
-        return lock.is_held(self._life(rank))
+        return lock.is_held(self._lock_of(rank))
 
-    def _life(self, rank: int) -> Any:
+    def _lock_of(self, rank: int) -> Path:
         return self._folder / f"rank{rank}.lock" if rank else self._directory.lock
 
     def _message(self, stage: str, rank: int) -> str:

@@ -32,21 +32,21 @@ def check(settings: Settings, ranks: Ranks) -> None:
 
 
 @contextlib.contextmanager
-def place_of(path: Path, ranks: Ranks) -> Iterator[tuple[RunDirectory, Crew]]:
-    """Where this process works, and with whom: the main rank in the run's directory, others in a copy of it."""
+def own_directory(path: Path, ranks: Ranks) -> Iterator[tuple[RunDirectory, Crew]]:
+    """The directory this process writes to (rank 0 to the run's, others to a copy), and the processes beside it."""
     with contextlib.ExitStack() as stack:
-        place = path
+        own = path
         if not ranks.main:
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
-            shutil.copytree(path, place)
+            own = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+            shutil.copytree(path, own)
         crew = Crew(ranks, RunDirectory(path), session=0)
-        stack.enter_context(crew.aboard())  # waits for all: nothing is written before it is copied
-        yield RunDirectory(place), crew
+        stack.enter_context(crew.at_work())  # waits for all: nothing is written before it is copied
+        yield RunDirectory(own), crew
 
 
 def finish(crew: Crew) -> None:
     """Leave together: a process that ended before its last word counts as lost."""
-    crew.tell(DONE)
+    crew.announce(DONE)
     if crew.ranks.main:
         with contextlib.suppress(RankLost):  # everything is scored
-            crew.hear(DONE)
+            crew.wait_for(DONE)

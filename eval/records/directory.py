@@ -24,7 +24,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sa_eval.messages import one_line
+from sa_eval.messages import one_line, shown
 from sa_eval.records import jsonl, types, views
 from sa_eval.records.types import ArmRun, Budget, Check, Failure, Manifest, Prompt, Record, Speed
 from sa_eval.settings.values import SettingsError
@@ -51,10 +51,17 @@ class RunDirectory:
 
     @classmethod
     def create(cls, out: str | None, model_name: str) -> RunDirectory:
-        """A new run directory; one that already holds a run is refused, never overwritten."""
+        """A new run directory; one that already holds a run is refused, never overwritten.
+
+        Raises:
+            SettingsError: the directory holds something, or cannot be made.
+        """
         cls.refuse_used(out)
         path = Path(out) if out else _fresh(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{model_name}")
-        (path / "records").mkdir(parents=True, exist_ok=True)
+        try:
+            (path / "records").mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"out {shown(out or 'runs')} cannot be made: {one_line(error)}") from error
         return cls(path)
 
     @staticmethod

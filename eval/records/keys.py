@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sa_eval import environment
-from sa_eval.loading import models
+from sa_eval.records.types import Facts
+from sa_eval.settings.arm import Arm
 
 PACKAGES = ("torch", "transformers", "lm_eval")  # their versions can change a score
 BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".py", ".txt")
@@ -24,35 +25,40 @@ KEY_CHARACTERS = 24
 class Keys:
     """Makes the keys of one run; `parts` is kept in the manifest, so that a difference can be named."""
 
-    def __init__(self, parts: dict[str, Any]) -> None:
+    def __init__(self, parts: Facts) -> None:
         self.parts = parts
         self._start = json.dumps(parts, sort_keys=True, default=str)
 
-    def of(self, arm: Any, seed: int, task: str, document_hash: str) -> str:
+    def of(self, arm: Arm, seed: int, task: str, document_hash: str) -> str:
         """The key of a record."""
         about = {**arm.to_dict(), "name": None, "label": None, "seeds": seed, "task": task, "document": document_hash}
         text = self._start + json.dumps(about, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_CHARACTERS]
 
 
-def parts_of(loaded: Any) -> dict[str, Any]:
-    """What all records of a run share: the model, the code, the versions of what computes, dtype, kind of device."""
+def parts_of(loaded: Any, device: str) -> Facts:
+    """What all records of a run share: the model, the code, the versions of what computes, dtype, kind of device.
+
+    Args:
+        loaded: a `loading.models.Loaded`; this folder stands below loading and does not import it.
+        device: cpu, cuda, ...
+    """
     versions = environment.versions()
     return {
         "model": model_identity(loaded),
         "code": code_hash(),
         "versions": {name: versions[name] for name in PACKAGES},
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "device": models.input_device(loaded.model).type,
+        "device": device,
     }
 
 
-def model_identity(loaded: Any) -> dict[str, Any]:
+def model_identity(loaded: Any) -> Facts:
     """Hub id and revision, or hashes of a folder's weights and of the files beside them (config, tokenizer, code)."""
     identity, folder = loaded.identity, loaded.source.folder
     if not loaded.source.local:
         return {name: getattr(identity, name) for name in ("name", "hub_id", "revision", "parameters")}
-    found: dict[str, Any] = {"weights": identity.weights_sha256 or identity.weights_fingerprint}
+    found: Facts = {"weights": identity.weights_sha256 or identity.weights_fingerprint}
     if folder is not None:  # a GGUF file holds its config and tokenizer itself
         found["files"] = contents_hash(_files(folder, BESIDE_WEIGHTS), folder)
     return found

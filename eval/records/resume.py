@@ -88,8 +88,8 @@ def check_records(directory: RunDirectory, keys: Keys, arms: Sequence[Arm], task
         arm, task, index = by_name.get(record.arm), record.task, record.index
         if task not in hashes:  # its documents could not be built this time
             continue
-        known = arm is not None and record.seed in arm.seeds and index < len(hashes[task])
-        if not known or record.key != keys.of(arm, record.seed, task, hashes[task][index]):
+        known = arm if arm is not None and record.seed in arm.seeds and index < len(hashes[task]) else None
+        if known is None or record.key != keys.of(known, record.seed, task, hashes[task][index]):
             what = f"document {index} of {task} under {record.arm}, seed {record.seed}"
             raise _refused(directory, [f"the record of {what} belongs to another run"])
 

@@ -57,8 +57,8 @@ def missing(chunks: Iterable[Chunk], done: Collection[tuple[str, int, str, int]]
     """What is left of the chunks when documents `done` (arm, seed, task, index) are never done again."""
     found = []
     for chunk in chunks:
-        place = (chunk.arm.name, chunk.seed, chunk.task.key)
-        left = tuple(index for index in chunk.indices if (*place, index) not in done)
+        about = (chunk.arm.name, chunk.seed, chunk.task.key)
+        left = tuple(index for index in chunk.indices if (*about, index) not in done)
         if left:
             found.append(replace(chunk, indices=left))
     return found

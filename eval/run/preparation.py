@@ -1,4 +1,4 @@
-"""Owns what is measured before scoring: budgets at the prompts that will run, latency, the self-test of batches.
+"""What is measured before scoring: budgets at the prompts that will run, latency, the self-test of batches.
 
 What an earlier session measured is kept; only what is missing is measured again.
 """

@@ -8,7 +8,6 @@ tables and reports read those files only (summary.py, report.py).
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -18,11 +17,10 @@ from typing import Any
 from sa_eval.documents import selection
 from sa_eval.errors import UserError
 from sa_eval.loading import model_files, models, sources
-from sa_eval.messages import one_line, shown
 from sa_eval.processes import interrupts, tensor_parallel
-from sa_eval.processes.ranks import Crew, RankLost, Ranks, find
+from sa_eval.processes.ranks import DONE, Crew, RankLost, Ranks, find
 from sa_eval.progress import Progress
-from sa_eval.records import lock, resume
+from sa_eval.records import lock, result_folder, resume
 from sa_eval.records.directory import MANIFEST, RunDirectory
 from sa_eval.run import chunks
 from sa_eval.run.chunks import Chunk
@@ -46,12 +44,10 @@ def run(settings: Settings, progress: Progress) -> Outcome:
     source = sources.find(settings.model)
     arms = _checked_arms(settings)
     if ranks.main:
-        check_out(settings.out)
+        result_folder.check_out(settings.out)
 
     def make() -> str:
-        with _out_errors(settings.out):
-            directory = RunDirectory.create(settings.out, source.name)
-        return str(directory.path)
+        return str(RunDirectory.create(settings.out, source.name).path)
 
     with _loaded(settings, source, ranks, progress) as loaded:
         path = ranks.from_main(make)
@@ -76,7 +72,7 @@ def _run_in(
 ) -> Outcome:
     if not settings.tp:
         return run_loaded(settings, loaded, arms, RunDirectory(path, ranks.rank), progress, ranks)
-    with tensor_parallel.place_of(path, ranks) as (directory, crew):
+    with tensor_parallel.own_directory(path, ranks) as (directory, crew):
         outcome = run_loaded(settings, loaded, arms, directory, progress, together=crew)
         if outcome.status is None:
             tensor_parallel.finish(crew)
@@ -95,13 +91,13 @@ def run_loaded(
 ) -> Outcome:
     """One session, for a model that is already in memory; `together` are the processes that hold it."""
     session = Session(settings, loaded, arms, directory, progress, ranks or Ranks(), together)
-    with session.crew.aboard():
+    with session.crew.at_work():
         try:
             session.prepare()
             if not session.start():  # the main rank says why
                 return Outcome(directory, session.ranks.main, status=2)
             score(session)
-            session.crew.tell("done")
+            session.crew.announce(DONE)
             if session.ranks.main:
                 _wait_for_others(session)
         except KeyboardInterrupt as stop:
@@ -112,16 +108,6 @@ def run_loaded(
             return _stopped(session, str(stop), 1)
         session.finish()
     return Outcome(directory, session.ranks.main)
-
-
-def check_out(out: str | None) -> None:
-    """Refuse a run directory that is used or cannot be made, before minutes are spent on loading."""
-    with _out_errors(out):
-        RunDirectory.refuse_used(out)
-        path = Path(out or "runs").absolute()
-        parent = next(place for place in (path, *path.parents) if place.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise NotADirectoryError(f"{parent} is no directory that can be written")
 
 
 def score(session: Session) -> None:
@@ -170,7 +156,7 @@ def _title(session: Session, arm: Arm, seed: int, chunk: Chunk) -> str:
 def _wait_for_others(session: Session) -> None:
     if session.ranks.world > 1:
         session.progress.say("waiting for the other processes to finish their shares")
-        session.crew.hear("done")
+        session.crew.wait_for(DONE)
 
 
 def _stopped(session: Session, reason: str, status: int) -> Outcome:
@@ -224,13 +210,3 @@ def _locked(path: str, ranks: Ranks) -> Iterator[None]:
     with lock.hold(directory.lock):
         Crew.clear(directory)
         yield
-
-
-@contextlib.contextmanager
-def _out_errors(out: str | None) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"out {shown(out or 'runs')} cannot be made: {one_line(error)}") from error

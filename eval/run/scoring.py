@@ -95,9 +95,10 @@ class Scorer:
         subset = TaskSubset(task.task, task.key, [requests[index] for index in indices])
         _seed(task, indices[0])
         with self._counted(subset.num_answers, len(indices)):
-            result = evaluate(
+            asked: Any = {task.key: subset}  # a part of a task, which lm-eval's types do not know
+            result: Any = evaluate(
                 lm=self._lm,
-                task_dict={task.key: subset},
+                task_dict=asked,
                 bootstrap_iters=0,
                 log_samples=True,
                 confirm_run_unsafe_code=self._unsafe_code,

@@ -17,7 +17,7 @@ from sa_eval.records import resume, types
 from sa_eval.records.directory import MANIFEST, RunDirectory
 from sa_eval.records.keys import Keys, parts_of
 from sa_eval.records.opening import differences
-from sa_eval.records.types import ArmRow, ArmRun, Failure, Manifest, Place, SessionRow, TaskRow
+from sa_eval.records.types import ArmRow, ArmRun, Facts, Failure, Manifest, Place, SessionRow, TaskRow
 from sa_eval.run import preparation, samples
 from sa_eval.run.chunks import Chunk
 from sa_eval.run.trouble import DocumentsFailed, Trouble, trouble_of
@@ -71,7 +71,7 @@ class Session:
         self.sessions = self.earlier.sessions if self.earlier else []
         self.crew = Crew(ranks, directory, len(self.sessions) + 1)
         self._together = together
-        self.keys = Keys(parts_of(loaded))
+        self.keys = Keys(parts_of(loaded, models.input_device(loaded.model).type))
         self.started = environment.now()
         self.tasks: list[Any] = []
         self.usable: list[Arm] = []
@@ -99,26 +99,27 @@ class Session:
             SettingsError: on the main rank, whatever forbids scoring.
         """
         if not self.ranks.main:
-            self.crew.tell("prepared", self._prepared())
-            told = self.crew.hear("scoring", [0])[0]
-            self.tasks = [task for task in self.tasks if told and task.key in told["tasks"]]
-            self.usable = [arm for arm in self.arms if told and arm.name in told["arms"]]
-            return told is not None
-        told = None
+            self.crew.announce("prepared", self._prepared())
+            scoring = self.crew.wait_for("scoring", [0])[0]
+            self.tasks = [task for task in self.tasks if scoring and task.key in scoring["tasks"]]
+            self.usable = [arm for arm in self.arms if scoring and arm.name in scoring["arms"]]
+            return scoring is not None
+        scoring = None
         try:
-            self._agree(self.crew.hear("prepared"))
+            self._agree(self.crew.wait_for("prepared"))
             self._write_manifest()
             self._measure()
-            told = {"tasks": [task.key for task in self.tasks], "arms": [arm.name for arm in self.usable]}
+            scoring = {"tasks": [task.key for task in self.tasks], "arms": [arm.name for arm in self.usable]}
         finally:
-            self.crew.tell("scoring", told)
+            self.crew.announce("scoring", scoring)
         return True
 
-    def _prepared(self) -> dict[str, Any]:
+    def _prepared(self) -> Facts:
+        """What has to be alike on every rank: a digest per task of its documents' hashes, and the parts of the keys."""
         digests = {task.key: hashlib.sha256("".join(task.hashes).encode()).hexdigest() for task in self.tasks}
         return {"tasks": digests, "parts": self.keys.parts}
 
-    def _agree(self, others: dict[int, dict[str, Any]]) -> None:
+    def _agree(self, others: dict[int, Facts]) -> None:
         """Every rank holds the same model, code and documents; a task that one of them could not build is left out."""
         mine = self._prepared()
         for rank, theirs in others.items():

@@ -114,13 +114,13 @@ def test_one_numbered_device_is_not_for_several_processes(monkeypatch):
         ranks.find("cuda:1")
 
 
-def test_alone_nothing_is_told_or_waited_for(tmp_path):
+def test_alone_nothing_is_announced_or_waited_for(tmp_path):
     from sa_eval.records.directory import RunDirectory
 
     crew = ranks.Crew(Ranks(), RunDirectory(tmp_path), 1)
-    with crew.aboard():
-        crew.tell("prepared")
-        assert crew.hear("prepared") == {}
+    with crew.at_work():
+        crew.announce("prepared")
+        assert crew.wait_for("prepared") == {}
         crew.check()
     assert not any(tmp_path.iterdir())
 
