@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from sa_eval.records.types import (
     Speed,
     TaskRow,
 )
+from sa_eval.results import summary
 from sa_eval.settings.arms import arms_from
 from sa_eval.settings.config import settings_from
 
@@ -134,3 +136,9 @@ def _measure(directory, arm, lengths):
         repeats = [prefill_ms] * 3
         directory.append(Speed(arm.name, length, length, prefill_ms, repeats, spread=0.0, first_ms=[]))
     directory.append(Check("batch invariance", arm.name, "passed", "equal"))
+
+
+def summarised(directory):
+    """results.json, computed anew, as it stands on the disk."""
+    summary.summarise(directory)
+    return json.loads((directory.path / summary.RESULTS).read_text(encoding="utf-8"))

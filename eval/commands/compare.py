@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sa_eval.commands import load
 from sa_eval.commands.parser import Parser
 from sa_eval.messages import one_line
 from sa_eval.settings.values import SettingsError
+
+if TYPE_CHECKING:
+    from sa_eval.results.comparison import Comparison, Row, ScoredDocument
 
 HELP = "set two runs side by side: differences on the same documents, which were lost and won"
 DETAILS = """\
@@ -22,8 +26,8 @@ examples
 
 what it does
   Pairs the two runs' documents by hash (they have to be the same) and prints B minus A overall, per family and per
-  task: 95 % interval, p-value, Holm's correction over everything printed, documents lost and won. Models, versions and
-  machines may differ and are named. Nothing is loaded or evaluated.
+  task: interval, p-value, Holm's correction over everything printed, documents lost and won. Models, versions and
+  machines may differ and are named. Runs that are alike in all of it are one line. Nothing is loaded or evaluated.
   Two folders of `sa-eval fidelity` (on the same passages) or of `sa-eval speed`: every arm and length that both have;
   what is identical is one line.
 
@@ -31,7 +35,6 @@ exit status
   0 done   2 the runs cannot be compared
 """
 NAMED = 8  # differences of versions and the like that are printed; --json has all
-MARK = "\u2020"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
         from sa_eval.results import comparison
 
         sides = [comparison.Side.of(*opening.open_run(path)) for path in (namespace.a, namespace.b)]
-        found = comparison.compare(*sides, arms)
-        text = render(found, namespace.documents)
+        compared = comparison.compare(*sides, arms)
+        text, found = render(compared, namespace.documents), compared.plain()
     print(text)
     if namespace.json:
         try:
@@ -64,8 +67,10 @@ def _results(kind: str, namespace: argparse.Namespace, arms: tuple[str, str] | N
     """Two results of fidelity or speed, as text and as plain values."""
     if namespace.documents:
         raise SettingsError(f"--documents names documents of runs; results of `sa-eval {kind}` have none")
+    from sa_eval.results import table
+
     text, rows, different = load(kind).compare((namespace.a, namespace.b), arms)
-    head = "\n".join([f"A  {namespace.a}", f"B  {namespace.b}", *_different(different)])
+    head = "\n".join([f"A  {namespace.a}", f"B  {namespace.b}", *_different(different, table.columns())])
     return f"{head}\n\n{text}", {"a": namespace.a, "b": namespace.b, "different": different, "rows": rows}
 
 
@@ -80,43 +85,62 @@ def build_parser() -> Parser:
     return parser
 
 
-def render(found: dict[str, Any], documents: int = 0) -> str:
+def render(found: Comparison, documents: int = 0) -> str:
     """Plain text: what differs about the runs, then a block per pair of arms."""
     from sa_eval.results import table
 
-    blocks = ["\n".join([f"A  {found['a']}", f"B  {found['b']}", *_different(found["different"])])]
-    for pair in found["documents"]:
-        rows = [row for row in found["rows"] if f"{row['arm_a']} / {row['arm_b']}" == pair]
+    if found.identical:
+        arms, answers = len(found.documents), sum(found.rows_of(pair)[0].documents for pair in found.documents)
+        return (
+            f"{found.b} is as {found.a}: {arms} arms, {answers:,} answers scored alike; same versions, code, machine."
+        )
+    width = table.columns()
+    blocks = ["\n".join([f"A  {found.a}", f"B  {found.b}", *_different(found.different, width)])]
+    for pair in found.documents:
+        rows = found.rows_of(pair)
         if rows:
-            first, second = rows[0]["arm_a"], rows[0]["arm_b"]
+            first, second = rows[0].arm_a, rows[0].arm_b
             title = first if first == second else f"A: {first}, B: {second}"
-            lines = [f"{title}{''.join(f' ({text})' for text in found['arms'].get(pair, ()))}"]
-            lines.append(table.aligned([_HEADER, *map(_row, rows)]))
-            blocks.append("\n".join([*lines, *_named(found["documents"][pair], documents)]))
+            title += "".join(f" ({text})" for text in found.arms.get(pair, ()))
+            blocks.append(_block(title, rows, found.documents[pair], documents))
     blocks.append(
-        f"Differences are B minus A in points, with 95\u00a0% intervals, on documents that both answered; {MARK} "
-        f"significant: p < 0.05\nafter Holm's correction over {found['tests']} tests. det.: detectable with power 0.8."
+        textwrap.fill(
+            "Differences are B minus A in points on documents that both answered, with their intervals at the level of "
+            f"Holm's correction over {found.family.tests} tests; {table.MARK} significant: p < 0.05 after it. det.: "
+            "detectable with power 0.8.",
+            width,
+        )
     )
     return "\n\n".join(blocks)
+
+
+def _block(title: str, rows: list[Row], differing: list[ScoredDocument], documents: int) -> str:
+    from sa_eval.results import table
+
+    if not differing:
+        return f"{title}: {rows[0].documents:,} documents, all scored alike"
+    return "\n".join([title, table.aligned([_HEADER, *map(_row, rows)]), *_named(differing, documents)])
 
 
 _HEADER = ["", "documents", "A", "B", "B - A", "p", "p Holm", "lost", "won", "det."]
 
 
-def _row(row: dict[str, Any]) -> list[str]:
-    at = "" if row["length"] == "all" else f" at {row['length']}"
-    interval = f"[{100 * row['difference_low']:+.1f}, {100 * row['difference_high']:+.1f}]"
+def _row(row: Row) -> list[str]:
+    from sa_eval.results import table
+
+    found = row.difference
+    length = "" if row.length == "all" else f" at {row.length}"
     return [
-        f"{'  ' * ('overall', 'family', 'task').index(row['scope'])}{row['name']}{at}",
-        str(row["documents"]),
-        f"{100 * row['accuracy_a']:.1f}",
-        f"{100 * row['accuracy_b']:.1f}",
-        f"{100 * row['difference']:+.1f}{MARK if row['significant'] else ' '} {interval}",
-        _p(row["p_value"]),
-        _p(row["p_adjusted"]),
-        str(row["lost"]),
-        str(row["won"]),
-        "" if row["detectable"] is None else f"{100 * row['detectable']:.1f}",
+        f"{'  ' * ('overall', 'family', 'task').index(row.scope)}{row.name}{length}",
+        str(row.documents),
+        f"{100 * row.accuracy_a:.1f}",
+        f"{100 * row.accuracy_b:.1f}",
+        table.difference(found),
+        _p(found.p_value),
+        _p(found.p_adjusted),
+        str(found.lost),
+        str(found.won),
+        "" if found.detectable is None else f"{100 * found.detectable:.1f}",
     ]
 
 
@@ -124,14 +148,15 @@ def _p(value: float) -> str:
     return "<0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
-def _different(texts: list[str]) -> list[str]:
+def _different(texts: list[str], width: int) -> list[str]:
     if not texts:
         return ["   alike in model, versions, code and machine"]
     hidden = len(texts) - NAMED
-    return [*(f"   differ in {text}" for text in texts[:NAMED]), *([f"   ... and {hidden} more"] if hidden > 0 else [])]
+    lines = [f"differ in {text}" for text in texts[:NAMED]] + ([f"... and {hidden} more"] if hidden > 0 else [])
+    return [textwrap.fill(line, width, initial_indent="   ", subsequent_indent="     ") for line in lines]
 
 
-def _named(documents: list[dict[str, Any]], most: int) -> list[str]:
+def _named(documents: list[ScoredDocument], most: int) -> list[str]:
     from sa_eval.results import comparison
 
     if most <= 0:
@@ -139,7 +164,7 @@ def _named(documents: list[dict[str, Any]], most: int) -> list[str]:
     lines = []
     for word, rows in (("lost", comparison.lost(documents)), ("won", comparison.won(documents))):
         lines += [
-            f"  {word} {row['task']} #{row['index']} ({row['score_a']:.2f} to {row['score_b']:.2f}) {row['hash']}"
+            f"  {word} {row.task} #{row.index} ({row.score_a:.2f} to {row.score_b:.2f}) {row.hash}"
             for row in rows[:most]
         ]
     return lines

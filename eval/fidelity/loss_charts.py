@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sa_eval.fidelity.types import Cell, CopyRow, Fidelity, MassRow
-from sa_eval.page.charts import slots
-from sa_eval.page.plots import Dots, Lines, Picture, Row, Series, Style, styles
+from sa_eval.page.drawing import looks
+from sa_eval.page.result_plots import Dots, Lines, Picture, Row, Series, Style, styles
 from sa_eval.records.types import FULL
 
 SMALLEST_KL = 1e-4  # the axis is linear below, so that full's 0 is on it
@@ -146,5 +146,5 @@ def _point(x: float, y: float) -> Point:
 
 
 def _picture(name: str, heading: str, results: Fidelity, panels: Sequence[Lines | Dots]) -> Picture:
-    places = slots(arm.label for arm in results.arms)
+    places = looks(arm.label for arm in results.arms)
     return Picture(name, f"{heading}: {results.model['name']}", tuple(panels), places)

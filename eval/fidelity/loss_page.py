@@ -7,9 +7,8 @@ from sa_eval.fidelity.loss_headline import number, sentences
 from sa_eval.fidelity.loss_table import LEGEND, gates
 from sa_eval.fidelity.types import Cell, Fidelity
 from sa_eval.page import result_page
-from sa_eval.page.parts import Cell as Field
-from sa_eval.page.parts import Folded, Heading, Section, Table, amount, rows_of, words
-from sa_eval.page.plots import Picture
+from sa_eval.page.content import Field, Folded, Heading, Section, Table, amount, columns, rows_of, text, words
+from sa_eval.page.result_plots import Picture
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.types import FULL
 
@@ -67,10 +66,12 @@ def _measured(results: Fidelity, pictures: dict[str, Picture]) -> list[Section]:
 
 def _losses(results: Fidelity, length: int) -> Table:
     cells = loss_charts.ordered(results, length)
-    columns = ("arm", "KL, nats", "same top-1, %", "cost, nats per token", "perplexity", "kept mass, %", "error, %")
+    names = ("arm", "KL, nats", "same top-1, %", "cost, nats per token", "perplexity", "kept mass, %", "error, %")
     rows = rows_of([_numbers(cell) for cell in cells])
     caption = f"{cells[0].passages:,} passages, {cells[0].overall.predictions:,} scored predictions per arm and seed"
-    return Table(caption, (*columns, "residual, %", "keys per query", "KL, all predictions", "SD between seeds"), rows)
+    return Table(
+        caption, columns(*names, "residual, %", "keys per query", "KL, all predictions", "SD between seeds"), rows
+    )
 
 
 def _numbers(cell: Cell) -> list[Field]:
@@ -103,7 +104,7 @@ def _passages(results: Fidelity, length: int) -> Table:
     hidden = len(cells[0].by_passage) - len(rows)
     more = f"; {hidden:,} more are in fidelity.json" if hidden else ""
     caption = f"KL in nats by passage of {length:,} tokens{more}"
-    return Table(caption, ("passage", "tokens", *(cell.arm for cell in cells)), rows_of(rows))
+    return Table(caption, columns("passage", "tokens", *(cell.arm for cell in cells)), rows_of(rows))
 
 
 def _kl(passage: object) -> Field:
@@ -116,16 +117,16 @@ def _texts(results: Fidelity) -> Section:
     for row in results.texts:
         counts = (row.length, row.passages, row.tokens_used, row.tokens_left)
         rows.append([words(row.name), *(amount(count, ",") for count in counts), words(row.sha256[:16])])
-    columns = ("text", "length", "passages", "tokens read", "tokens left out", "text:SHA-256 begins")
+    heads = columns("text", "length", "passages", "tokens read", "tokens left out", text("SHA-256 begins"))
     intro = "What was read at each length; nothing is cut off silently."
-    return Section("texts", "Texts", intro, (Table("Texts", columns, rows_of(rows)),))
+    return Section("texts", "Texts", intro, (Table("Texts", heads, rows_of(rows)),))
 
 
 def _setup(results: Fidelity) -> Section:
     measures = result_page.facts("What the words mean", results.measures)
     left_out = [[words(arm.name), words(arm.reason or "")] for arm in results.left_out]
     caption = "Combinations of the settings that are no arm, and why"
-    extra = [Table(caption, ("arm", "text:reason"), rows_of(left_out))] if left_out else []
+    extra = [Table(caption, columns("arm", text("reason")), rows_of(left_out))] if left_out else []
     return result_page.setup(results, "sa-eval fidelity", (measures, *extra))
 
 

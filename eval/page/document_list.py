@@ -1,4 +1,4 @@
-"""Owns the documents on which arms differ: which of them the page shows, and the file that holds them all.
+"""The documents on which arms differ: which of them the page shows, and the file that holds them all.
 
 Prompts and answers come from outside. Here they are text and stay text: the template escapes them.
 """
@@ -12,10 +12,10 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from sa_eval.page.charts import FULL
 from sa_eval.page.visible import visible
+from sa_eval.records.types import FULL, Json, Prompt, Record
+from sa_eval.results.types import Results
 
 MOST = 200  # documents on the page
 MOST_CHARACTERS = 600_000  # of prompts and answers on the page
@@ -90,28 +90,20 @@ class Shown:
     kind = "documents"
 
 
-def differing(
-    results: dict[str, Any], records: Iterable[dict[str, Any]], rows: Iterable[dict[str, Any]]
-) -> list[Document]:
+def differing(results: Results, records: Iterable[Record], rows: Iterable[Prompt]) -> list[Document]:
     """Every document on which two arms that answered it with all their seeds have different scores."""
-    prompts = {(row["task"], row["index"]): row for row in rows}
-    arms = {arm["name"]: set(arm["seeds"]) for arm in results["arms"]}
-    found: dict[tuple[str, int], dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    prompts = {(row.task, row.index): row for row in rows}
+    arms = {arm.name: set(arm.seeds) for arm in results.arms}
+    found: dict[tuple[str, int], dict[str, dict[int, Record]]] = defaultdict(lambda: defaultdict(dict))
     for record in records:
-        found[record["task"], record["index"]][record["arm"]][record["seed"]] = record
+        found[record.task, record.index][record.arm][record.seed] = record
     documents = []
-    for place, by_arm in found.items():
+    for key, by_arm in found.items():
         answers = tuple(_answer(arm, by_arm[arm]) for arm, seeds in arms.items() if seeds == set(by_arm[arm]))
         if len({answer.score for answer in answers}) > 1:
-            prompt = prompts[place]
-            about = (
-                prompt["prompt_tokens"],
-                prompt["depth"],
-                str(prompt["expected"]),
-                prompt["head"],
-                prompt["tail"],
-            )
-            documents.append(Document(*place, *about, answers))
+            asked = prompts[key]
+            about = (asked.prompt_tokens, asked.depth, asked.expected, asked.head, asked.tail)
+            documents.append(Document(*key, *about, answers))
     return documents
 
 
@@ -136,14 +128,14 @@ def shown(documents: list[Document]) -> Shown:
     return Shown(page, len(documents), tuple(arms), tuple(dict.fromkeys(document.task for document in page)))
 
 
-def to_csv(documents: list[Document], records: Iterable[dict[str, Any]]) -> str:
+def to_csv(documents: list[Document], records: Iterable[Record]) -> str:
     """All of them, whole answers: one line per document and arm.
 
     Answers and expectations are JSON, so nothing is lost and no spreadsheet takes one for a formula.
     """
-    said: dict[tuple[str, int, str], dict[int, Any]] = defaultdict(dict)
+    said: dict[tuple[str, int, str], dict[int, Json]] = defaultdict(dict)
     for record in records:
-        said[record["task"], record["index"], record["arm"]][record["seed"]] = record["output"]
+        said[record.task, record.index, record.arm][record.seed] = record.output
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -151,7 +143,9 @@ def to_csv(documents: list[Document], records: Iterable[dict[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def _lines(documents: list[Document], said: dict[tuple[str, int, str], dict[int, Any]]) -> Iterator[tuple[Any, ...]]:
+def _lines(
+    documents: list[Document], said: dict[tuple[str, int, str], dict[int, Json]]
+) -> Iterator[tuple[object, ...]]:
     for document in documents:
         full = next((answer.score for answer in document.answers if answer.arm == FULL), None)
         for answer in document.answers:
@@ -161,8 +155,8 @@ def _lines(documents: list[Document], said: dict[tuple[str, int, str], dict[int,
             yield (*about, answer.arm, answer.score, full, *texts)
 
 
-def _answer(arm: str, by_seed: dict[int, dict[str, Any]]) -> Answer:
-    scores = [record["score"] for record in by_seed.values()]
+def _answer(arm: str, by_seed: dict[int, Record]) -> Answer:
+    scores = [record.score for record in by_seed.values()]
     texts: dict[str, list[str]] = defaultdict(list)
     for seed in sorted(by_seed):
         texts[_said(by_seed[seed])].append(str(seed))
@@ -171,10 +165,10 @@ def _answer(arm: str, by_seed: dict[int, dict[str, Any]]) -> Answer:
     return Answer(arm, sum(scores) / len(scores), said)
 
 
-def _said(record: dict[str, Any]) -> str:
-    if "error" in record:
-        return f"failed: {record['error']}"
-    output = record["output"]
+def _said(record: Record) -> str:
+    if record.error is not None:
+        return f"failed: {record.error}"
+    output = record.output
     if isinstance(output, list):
         numbers = ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in output)
         output = f"log-likelihoods {numbers}"

@@ -1,282 +1,118 @@
-"""Lines over a quantity, and values with their intervals in rows: for pages of results that are no run.
-
-Colours and marks are those of charts.py: one per label. Arms of one label differ in the line's pattern.
-"""
+"""What a picture holds, as data: accuracy against a cost, in rows, or by depth and length. Sizes are in inches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Protocol
 
-import matplotlib
-from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+WIDTH, HEIGHT = 3.0, 2.3
+RIGHT, TOP, BOTTOM = 0.14, 0.32, 0.44
+ROW, CHARACTER = 0.21, 0.068  # of a chart of dots: a row's height, a character's width
 
-from sa_eval.page import charts, svg
-from sa_eval.page.charts import CARD, INK, LINE, SOFT
-from sa_eval.page.parts import Charts
-from sa_eval.page.visible import visible
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 3.6, 0.52, 0.14, 0.34, 0.46  # inches
-LINES_HEIGHT, ROW = 2.5, 0.2
-COLUMNS = 4
-PATTERNS = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
-FLOOR = "none"  # no arm: the model without attention
+class Picture(Protocol):
+    """One cell of a sheet: its title, its size in inches, and what it shows in words."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def left(self) -> float: ...
+
+    @property
+    def height(self) -> float: ...
+
+    @property
+    def text(self) -> str: ...
 
 
 @dataclass(frozen=True)
-class Style:
-    """How an arm looks: its label's colour and mark, and which of the label's patterns."""
+class Point:
+    """One arm in one picture; y, low and high are shares between 0 and 1, x is in the panel's unit (None: no such)."""
 
     label: str
-    pattern: int = 0
-
-
-@dataclass(frozen=True)
-class Series:
-    """One arm: points (x, y, low, high); low and high are y where there is no range. A gap is x None."""
-
-    name: str
-    style: Style
-    points: tuple[tuple[float | None, float, float, float], ...]
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Series over x. `ticks` are (place, text); `bars` (x, height) stand behind; `linear_below`: 0 is on a log axis."""
-
-    title: str
-    x_name: str
-    series: tuple[Series, ...]
-    ticks: tuple[tuple[float, str], ...]
-    x_log: bool = False
-    y_log: bool = False
-    linear_below: float | None = None
-    bars: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def text(self) -> str:
-        found = "; ".join(
-            f"{one.name} " + ", ".join(f"{y:.3g}" for x, y, _, _ in one.points if x is not None) for one in self.series
-        )
-        return f"{self.title} over {self.x_name}. {found}."
-
-    @property
-    def height(self) -> float:
-        return LINES_HEIGHT
-
-    @property
-    def left(self) -> float:
-        return LEFT
-
-
-@dataclass(frozen=True)
-class Row:
-    """A value with its interval, or with its range."""
-
-    name: str
-    style: Style
-    value: float
+    arm: str
+    x: float | None
+    y: float
     low: float
     high: float
 
 
 @dataclass(frozen=True)
-class Dots:
-    """Rows below each other. `level` is drawn across them, `log` makes a factor the same length everywhere."""
+class Panel:
+    """Accuracy against one cost. `full` is drawn as a level with its interval; x_range is shared by a row of panels."""
 
     title: str
     x_name: str
-    rows: tuple[Row, ...]
-    level: float | None = None
-    log: bool = False
+    points: tuple[Point, ...]
+    full: Point | None
+    x_range: tuple[float, float]
+    matched: bool  # x is a budget that arms share: ticks at powers of two, and arms are set apart
+    left = 0.38  # for the labels of the y axis
+    height = HEIGHT
 
     @property
     def text(self) -> str:
-        found = "; ".join(f"{row.name} {row.value:.3g} ({row.low:.3g} to {row.high:.3g})" for row in self.rows)
-        return f"{self.title}: {self.x_name}. {found}."
-
-    @property
-    def height(self) -> float:
-        return TOP + BOTTOM + ROW * (len(self.rows) + 0.6)
-
-    @property
-    def left(self) -> float:
-        return min(0.24 + 0.062 * max(len(row.name) for row in self.rows), 1.9)
+        """What the chart shows, in words."""
+        return f"{self.title}: accuracy against {self.x_name}. " + "; ".join(tips(self).values()) + "."
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Panels of one kind with one legend; `name` is the file's."""
+class Dots:
+    """Accuracy of arms at one budget, a row each; `full` is drawn as a level with its interval."""
 
-    name: str
-    heading: str
-    panels: tuple[Lines | Dots, ...]
-    places: dict[str, int]
+    title: str
+    x_name: str  # what the points' x is, which this picture does not draw
+    points: tuple[Point, ...]
+    full: Point | None
 
-    def part(self) -> Charts:
-        """For a page."""
-        images = tuple(
-            svg.inline(sheet([panel], self.places), f"{self.name}-{number}", panel.text, _tips(panel))
-            for number, panel in enumerate(self.panels)
-        )
-        return Charts(images, tuple(self._legend()))
+    @property
+    def left(self) -> float:
+        return 0.22 + CHARACTER * max((len(point.label) for point in self.points), default=0)
 
-    def _legend(self) -> list[tuple[Markup, str]]:
-        """Rows of dots say their names themselves."""
-        found = [
-            (svg.inline(_mark(style, self.places), f"{self.name}-mark{number}", "", {}), name)
-            for number, (name, style) in enumerate(self._styles().items())
+    @property
+    def height(self) -> float:
+        return TOP + BOTTOM + ROW * (len(self.points) + 0.4)
+
+    @property
+    def text(self) -> str:
+        return f"{self.title}: accuracy. " + "; ".join(tips(self).values()) + "."
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Shares by row and column with how many answers each rests on; None where there is none."""
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    shares: tuple[tuple[float | None, ...], ...]
+    counts: tuple[tuple[int, ...], ...]
+    left = 0.64
+    height = HEIGHT
+
+    @property
+    def text(self) -> str:
+        shown = [
+            f"depth {row}, {column} tokens: " + ("no documents" if share is None else f"{100 * share:.0f} %")
+            for row, shares in zip(self.rows, self.shares, strict=True)
+            for column, share in zip(self.columns, shares, strict=True)
         ]
-        return found if any(isinstance(panel, Lines) for panel in self.panels) else []
-
-    def _styles(self) -> dict[str, Style]:
-        return {one.name: one.style for panel in self.panels for one in _series(panel)}
-
-    def alone(self) -> Figure:
-        """For a file: with its heading and its legend."""
-        lines = any(isinstance(panel, Lines) for panel in self.panels)
-        handles = [
-            Line2D([], [], label=visible(name), **look(style, self.places)) for name, style in self._styles().items()
-        ]
-        return sheet(self.panels, self.places, self.heading, handles if lines else ())
+        return f"{self.title}, accuracy by depth and length. " + "; ".join(shown) + "."
 
 
-def styles(arms: Sequence[Any]) -> dict[str, Style]:
-    """Arm -> style, from arms with name and label, in their order."""
-    counts: dict[str, int] = {}
-    found = {}
-    for arm in arms:
-        found[arm.name] = Style(arm.label, counts.get(arm.label, 0))
-        counts[arm.label] = counts.get(arm.label, 0) + 1
-    return found
+def tip(item: Panel | Dots, point: Point) -> str:
+    near = f"{100 * point.y:.1f} % ({100 * point.low:.1f} to {100 * point.high:.1f})"
+    return f"{point.arm} {near}" + (f" at {number(point.x)} {item.x_name}" if point.x is not None else "")
 
 
-def look(style: Style, places: dict[str, int]) -> dict[str, Any]:
-    """What matplotlib draws a line with."""
-    if style.label == FLOOR:
-        return {"color": SOFT, "linestyle": (0, (2, 2)), "linewidth": 1.2, "marker": ""}
-    pattern = PATTERNS[style.pattern % len(PATTERNS)]
-    return {**charts.look(style.label, places), "linestyle": pattern, "linewidth": 1.2, "markersize": 4.6}
-
-
-def sheet(
-    panels: Sequence[Lines | Dots], places: dict[str, int], heading: str = "", handles: Sequence[Line2D] = ()
-) -> Figure:
-    """Panels beside each other in rows; with a heading and a legend when they stand alone."""
-    columns = min(COLUMNS, len(panels))
-    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    heights = [max(panel.height for panel in row) for row in rows]
-    legend_rows = -(-len(handles) // (2 * columns))
-    head = 0.4 + 0.2 * legend_rows if heading else 0.0
-    width, height = columns * WIDTH, sum(heights) + head
-    with matplotlib.rc_context(cast(Any, charts.STYLE)):
-        figure = Figure((width, height), facecolor=CARD if heading else "none")
-        top = height - head
-        for row, row_height in zip(rows, heights, strict=True):
-            for column, panel in enumerate(row):
-                left, bottom = column * WIDTH + panel.left, top - panel.height + BOTTOM
-                size = WIDTH - panel.left - RIGHT, panel.height - TOP - BOTTOM
-                place = (left / width, bottom / height, size[0] / width, size[1] / height)
-                _draw(figure.add_axes(place, facecolor="none"), panel, places)
-            top -= row_height
-        if heading:
-            figure.text(
-                0.12 / width, 1 - 0.2 / height, visible(heading), size=10, weight="bold", color=INK, va="center"
-            )
-        if handles:
-            at = {"loc": "upper left", "bbox_to_anchor": (0.05 / width, 1 - 0.32 / height), "ncols": 2 * columns}
-            figure.legend(handles=list(handles), frameon=False, borderpad=0, labelcolor=SOFT, fontsize=7, **at)
-    return figure
-
-
-def _draw(axes: Axes, panel: Lines | Dots, places: dict[str, int]) -> None:
-    for side in axes.spines.values():
-        side.set_visible(False)
-    axes.tick_params(length=0, labelcolor=SOFT, labelsize=7.5, pad=3)
-    axes.set_axisbelow(True)
-    axes.set_title(visible(panel.title), loc="left", size=9, weight="bold", color=INK, pad=7)
-    axes.set_xlabel(visible(panel.x_name), color=SOFT, labelpad=3)
-    if isinstance(panel, Lines):
-        _draw_lines(axes, panel, places)
-    else:
-        _draw_dots(axes, panel, places)
-
-
-def _draw_lines(axes: Axes, panel: Lines, places: dict[str, int]) -> None:
-    for x, height in panel.bars:
-        axes.bar([x], [height], width=0.8, color=LINE, zorder=0)
-    for number, one in enumerate(panel.series):
-        drawn = look(one.style, places)
-        gap = float("nan")
-        xs, ys = [gap if x is None else x for x, *_ in one.points], [y for _, y, *_ in one.points]
-        axes.plot(xs, ys, gid=f"tip-{number}", zorder=3, **drawn)
-        for x, _, low, high in one.points:
-            if x is not None and low < high:
-                axes.plot([x, x], [low, high], color=drawn["color"], linewidth=1, alpha=0.6, zorder=2)
-    if panel.x_log:
-        axes.set_xscale("log")
-    axes.set_xticks([place for place, _ in panel.ticks], [text for _, text in panel.ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-    if sum(len(text) for _, text in panel.ticks) > 34:
-        axes.tick_params(axis="x", labelsize=6, labelrotation=35)
-    if panel.linear_below is not None:
-        axes.set_yscale("symlog", linthresh=panel.linear_below)
-        axes.set_ylim(bottom=-panel.linear_below / 4)
-    elif panel.y_log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
-    else:
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
-    axes.grid(axis="y", color=LINE, linewidth=0.8)
-
-
-def _draw_dots(axes: Axes, panel: Dots, places: dict[str, int]) -> None:
-    for number, row in enumerate(panel.rows):
-        drawn = {**look(row.style, places), "linestyle": "none"}
-        if row.style.label == FLOOR:
-            drawn |= {"marker": "|", "markersize": 7}
-        axes.plot([row.low, row.high], [number, number], color=drawn["color"], linewidth=1.3, alpha=0.6)
-        axes.plot([row.value], [number], gid=f"tip-{number}", zorder=3, **drawn)
-    if panel.level is not None:
-        axes.axvline(panel.level, color=SOFT, linewidth=1.1, dashes=(4, 3), zorder=1)
-    if panel.log:
-        axes.set_xscale("log")
-        edges = [edge for row in panel.rows for edge in (row.low, row.high)] + [panel.level or 1.0]
-        axes.set_xlim(min(edges) / 1.15, max(edges) * 1.15)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=9))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
-    else:
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_ylim(len(panel.rows) - 0.4, -0.6)
-    axes.set_yticks(range(len(panel.rows)), [visible(row.name) for row in panel.rows])
-    axes.tick_params(axis="y", labelcolor=INK)
-    axes.grid(axis="x", color=LINE, linewidth=0.8)
-
-
-def _mark(style: Style, places: dict[str, int]) -> Figure:
-    """A short piece of the line, for a page's legend."""
-    figure = Figure((0.3, charts.MARK), facecolor="none")
-    figure.add_artist(Line2D([0, 0.5, 1], [0.5] * 3, transform=figure.transFigure, **look(style, places)))
-    return figure
-
-
-def _series(panel: Lines | Dots) -> Sequence[Series | Row]:
-    return panel.series if isinstance(panel, Lines) else panel.rows
-
-
-def _tips(panel: Lines | Dots) -> dict[str, str]:
+def tips(item: Picture) -> dict[str, str]:
     """What hovering shows, by the drawn element's id."""
-    if isinstance(panel, Lines):
-        return {f"tip-{number}": one.name for number, one in enumerate(panel.series)}
-    tips = (f"{row.name}: {row.value:.3g} ({row.low:.3g} to {row.high:.3g})" for row in panel.rows)
-    return {f"tip-{number}": tip for number, tip in enumerate(tips)}
+    if not isinstance(item, (Panel, Dots)):
+        return {}
+    level = {"tip-full": f"full {100 * item.full.y:.1f} %"} if item.full is not None else {}
+    return level | {f"tip-{index}": tip(item, point) for index, point in enumerate(item.points)}
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"

@@ -35,7 +35,7 @@ function makeSortable(table) {
 
 function makeFilter(form) {
   const cards = [...document.querySelectorAll("details.document")].map((card) => [card, JSON.parse(card.dataset.scores)]);
-  const told = document.getElementById("told");
+  const count = document.getElementById("count");
   const matches = (card, scores) => {
     if (form.task.value && card.dataset.task !== form.task.value) return false;
     const arms = form.arm.value ? [form.arm.value] : Object.keys(scores);
@@ -47,15 +47,15 @@ function makeFilter(form) {
     });
   };
   const apply = () => {
-    let count = 0;
+    let shown = 0;
     for (const [card, scores] of cards) {
       card.hidden = !matches(card, scores);
-      count += !card.hidden;
+      shown += !card.hidden;
       for (const row of card.querySelectorAll("tr[data-arm]")) {
         row.hidden = form.arm.value !== "" && ![form.arm.value, form.base.value].includes(row.dataset.arm);
       }
     }
-    told.textContent = `${count} of ${cards.length} documents shown`;
+    count.textContent = `${shown} of ${cards.length} documents shown`;
   };
   form.hidden = false;
   form.addEventListener("input", () => {

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sa_eval.page import report, svg
-from sa_eval.page.parts import Pre, Section, Table, rows_of, words
-from sa_eval.page.plots import Picture
+from sa_eval.page.content import Pre, Section, Table, columns, rows_of, text, words
+from sa_eval.page.result_plots import Picture
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.result_folder import Result
 from sa_eval.results.result_gates import Gate
@@ -30,16 +30,19 @@ class Page:
 
 def write(directory: RunDirectory, page: Page) -> None:
     """report.html, and the pictures as figures/<name>.png and .svg."""
-    text = report.fill(
+    page_text = report.fill(
         question=page.question,
         answer=page.answer,
+        headline=None,
+        glossary={},
+        evidence=None,
         gates=[(state, title, [gate for gate in page.gates if gate.status == state]) for state, title in report.STATES],
         notes=page.notes,
         failures=0,  # the gate `complete` says them
         facts=page.facts,
         sections=page.sections,
     )
-    directory.write_text("report.html", text)
+    directory.write_text("report.html", page_text)
     folder = directory.path / "figures"
     folder.mkdir(exist_ok=True)
     for picture in page.pictures:
@@ -69,7 +72,7 @@ def setup(result: Result, command: str, parts: Sequence[Any] = ()) -> Section:
 def facts(caption: str, found: dict[str, Any]) -> Table:
     """Names and values, nested ones spelled out."""
     rows = [[words(name), words(_plain(value))] for name, value in found.items()]
-    return Table(caption, ("name", "text:value"), rows_of(rows), sortable=False)
+    return Table(caption, columns("name", text("value")), rows_of(rows), sortable=False)
 
 
 def _plain(value: Any) -> str:

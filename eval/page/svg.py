@@ -1,4 +1,4 @@
-"""Owns the step from a figure to bytes: SVG for the page in the theme's colours, SVG and PNG for the files.
+"""From a figure to bytes: SVG for the page in the theme's colours, SVG and PNG for the files.
 
 The same figure always gives the same bytes: no dates, no random ids.
 """
@@ -14,16 +14,16 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from sa_eval.page import charts
+from sa_eval.page import drawing
 from sa_eval.page.visible import visible
 
 VARIABLES = {
-    charts.INK: "ink",
-    charts.SOFT: "soft",
-    charts.LINE: "line",
-    charts.CARD: "card",
-    charts.HEAT: "heat",
-    **{colour: f"c{slot}" for slot, colour in enumerate(charts.COLOURS)},
+    drawing.INK: "ink",
+    drawing.SOFT: "soft",
+    drawing.LINE: "line",
+    drawing.CARD: "card",
+    drawing.HEAT: "heat",
+    **{colour: f"c{slot}" for slot, colour in enumerate(drawing.COLOURS)},
 }
 DPI = 160
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
@@ -36,7 +36,7 @@ def save(figure: Figure, kind: str) -> bytes:
     """The figure as `svg` or `png`."""
     stream = io.BytesIO()
     about = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    with matplotlib.rc_context(charts.STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(drawing.STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in another script; SVG keeps it
         figure.savefig(stream, format=kind, dpi=DPI, metadata=about)
     return stream.getvalue()

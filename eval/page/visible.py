@@ -1,4 +1,4 @@
-"""Owns how text from outside is shown: nothing in it moves a cursor or turns the reading direction."""
+"""How text from outside is shown: nothing in it moves a cursor or turns the reading direction."""
 
 from __future__ import annotations
 

@@ -1,20 +1,22 @@
-"""Owns the words: the answer computed from the results, losses first, and the notes a reader must see.
+"""The answer in words, computed from the results, losses first.
 
-A difference is called one only where it is significant after Holm; everything else "cannot be told apart", with the
-interval and the size of what would have been seen. What could be wrong with a run is in gates.py.
+A difference is called one only where it is significant after Holm; everything else "cannot be told apart". The interval
+beside a verdict is the corrected one, which holds 0 exactly where there is no difference to claim, and the size of what
+would have been seen is corrected too. Of documents that are too few for any verdict nothing is said but that. What
+could be wrong with a run is in gates.py.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
+from sa_eval.records.types import FULL, ArmRow
 from sa_eval.results.gates import weak_cells
-from sa_eval.results.scores import FULL
+from sa_eval.results.significance import fewest_documents
+from sa_eval.results.types import Cell, Comparison, Difference, Family, Results
 from sa_eval.settings import roles
 
 PERCENT = "\u00a0%"
-
-Row = dict[str, Any]
 
 
 def points(value: float, *, sign: bool = True) -> str:
@@ -24,179 +26,149 @@ def points(value: float, *, sign: bool = True) -> str:
     return text.replace("-", "\u2212")
 
 
-def answer(results: Row) -> list[str]:
+def span(low: float, high: float, *, sign: bool = True, between: str = " to ") -> str:
+    """Both ends of an interval in percentage points; an end close to 0 keeps the side of it that it is on."""
+    return between.join(map(lambda end: _end(end, sign), (low, high)))
+
+
+def _end(value: float, sign: bool) -> str:
+    if value == 0 or abs(value) >= 0.0005:
+        return points(value, sign=sign)
+    return f"{100 * value:{'+' if sign else ''}.1g}".replace("-", "\u2212")
+
+
+def focus(results: Results) -> list[ArmRow]:
+    """The arms the answer is about, one per budget, smallest first: sa where it ran, or what is closest to it."""
+    answered = {cell.arm for cell in pooled(results, ("overall",))}
+    sparse = [arm for arm in results.arms if arm.mode != FULL and arm.name in answered]
+    labels = [arm.label for arm in sparse]
+    chosen = next((label for label in roles.methods() if label in labels), labels[0] if labels else "")
+    return [arm for arm in sparse if arm.label == chosen]
+
+
+def rivals(results: Results, arm: ArmRow) -> list[Comparison]:
+    """An arm against those it is held against at its budget, overall and by family."""
+    labels = roles.rivals()  # all pairs are in the report
+    names = {other.name for other in results.arms if other.label in labels}
+    return [row for row in results.comparisons if row.arm == arm.name and row.base in names]
+
+
+def answer(results: Results) -> list[str]:
     """One sentence per budget, smallest first: what the arm in focus costs against full, then against its rivals."""
-    cells = {cell["arm"]: cell for cell in _pooled(results, ("overall",))}
-    sparse = [arm for arm in results["arms"] if arm["mode"] != "full" and arm["name"] in cells]
-    if not sparse:
+    cells = {cell.arm: cell for cell in pooled(results, ("overall",))}
+    arms = focus(results)
+    if not arms:
         if FULL in cells:
-            return [f"Only full attention was run to the end: {_percent(cells[FULL]['accuracy'])}."]
+            return [f"Only full attention was run to the end: {_percent(cells[FULL].accuracy)}."]
         return ["No arm was run to the end, so there is nothing to compare."]
-    labels = [arm["label"] for arm in sparse]
-    focus = next((label for label in roles.methods() if label in labels), labels[0])
-    return [_sentence(results, arm, cells) for arm in sparse if arm["label"] == focus]
+    return [_sentence(results, arm, cells[arm.name]) for arm in arms]
 
 
-def _pooled(results: Row, scopes: tuple[str, ...]) -> list[Row]:
-    """Cells of these scopes, lengths pooled."""
-    cells = [cell for cell in results["cells"] if cell["scope"] in scopes]
-    return [cell for cell in cells if cell["length"] == "all"] or cells
+def pooled(results: Results, scopes: tuple[str, ...]) -> list[Cell]:
+    """Cells of these scopes, all lengths together."""
+    cells = [cell for cell in results.cells if cell.scope in scopes]
+    return [cell for cell in cells if cell.length == "all"] or cells
 
 
-def _sentence(results: Row, arm: Row, cells: dict[str, Row]) -> str:
-    others = {other["name"]: other["label"] for other in results["arms"]}
-    rivals = roles.rivals()  # all pairs are in the report
-    rows = [row for row in results["comparisons"] if row["arm"] == arm["name"] and others[row["base"]] in rivals]
-    tail = f" and a dense tail of {arm['dense_tail']}" if arm["dense_tail"] else ""
-    text = f"With window {arm['window']}{tail}, {arm['label']} {_against_full(cells, arm['name'])}"
-    against = _against_rivals([row for row in rows if row["scope"] == "overall"], others)
-    if against:
-        text += f"; at this budget it {against}"
-    weak = {cell["name"] for cell in weak_cells(_pooled(results, ("overall", "family")))}
-    return text + "." + _by_family([row for row in rows if row["name"] not in weak], others)
+def _sentence(results: Results, arm: ArmRow, cell: Cell) -> str:
+    labels = {other.name: other.label for other in results.arms}
+    found = cell.versus_full
+    tail = f" and a dense tail of {arm.dense_tail}" if arm.dense_tail else ""
+    text = f"With window {arm.window}{tail}, {arm.label} {_against_full(cell)}"
+    if found is not None and not found.enough:
+        return f"{_too_few(found, results.to_full)} {text}."
+    rows = rivals(results, arm)
+    weak = {weak.name for weak in weak_cells(pooled(results, ("overall", "family")))}
+    overall = [row for row in rows if row.scope == "overall"]
+    held = [row for row in overall if row.difference.enough]
+    if held:
+        text += f". At this budget it {_against_rivals(held, labels)}"
+    elif overall:
+        few = _too_few(overall[0].difference, results.between_arms)
+        return f"{text}. Against {_names(overall, labels)}, {few}"
+    families = [row for row in rows if row.scope == "family" and row.name not in weak and row.difference.enough]
+    return text + "." + _by_family(families, labels)
 
 
-def _against_full(cells: dict[str, Row], name: str) -> str:
-    cell = cells[name]
-    if "difference" not in cell:
-        return f"scores {_percent(cell['accuracy'])}"
-    base = cell["accuracy"] - cell["difference"]  # on the same documents, also when the arm is unfinished
-    scores = f"{_percent(cell['accuracy'])} against full attention's {_percent(base)}"
-    if cell["significant"] and cell["difference"] < 0:
-        return f"costs {_size(cell, f'95{PERCENT} interval ')}: {scores}"
-    if cell["significant"]:
-        return (
-            f"scores {_size(cell, f'95{PERCENT} interval ')} above full attention, which deserves suspicion: {scores}"
-        )
-    seen = cell["detectable"]
+def _too_few(found: Difference, family: Family) -> str:
+    few = f"{found.paired} document{'s' if found.paired != 1 else ''}: too few to say anything"
+    tests = f"{family.tests:,} tests take" if family.tests != 1 else "a test takes"
+    return f"{few}; {tests} at least {fewest_documents(family.level)} (--num-samples)."
+
+
+def _against_full(cell: Cell) -> str:
+    found = cell.versus_full
+    if found is None:
+        return f"scores {_percent(cell.accuracy)}"
+    base = cell.accuracy - found.value  # on the same documents, also when the arm is unfinished
+    scores = f"{_percent(cell.accuracy)} against full attention's {_percent(base)}"
+    if not found.enough:
+        return f"scores {scores}"
+    interval = f"corrected 95{PERCENT} interval "
+    if found.verdict == "worse":
+        return f"costs {_size(found, interval)}: {scores}"
+    if found.verdict == "better":
+        return f"scores {_size(found, interval)} above full attention, which deserves suspicion: {scores}"
+    seen = found.detectable
     blind = "no difference could be" if seen is None else f"a cost of {points(seen, sign=False)} points could be"
-    how = f"{_span(cell)}{_after_holm(cell)}; {blind} seen with these documents"
+    how = f"{_interval(found)}; {blind} seen with these documents"
     return f"cannot be told apart from full attention ({how}): {scores}"
 
 
-def _against_rivals(rows: list[Row], others: dict[str, str]) -> str:
+def _against_rivals(rows: list[Comparison], labels: dict[str, str]) -> str:
     lost, won, open_ = _sorted_out(rows)
-    parts = ["loses to " + _joined([f"{others[row['base']]} by {_size(row)}" for row in lost])] if lost else []
-    parts += ["beats " + _joined([f"{others[row['base']]} by {_size(row)}" for row in won])] if won else []
-    told = [f"{others[row['base']]} ({_span(row)}{_after_holm(row)})" for row in open_]
-    parts += ["cannot be told apart from " + _joined(told)] if told else []
-    return _joined(parts) if parts else ""
+    clauses = []
+    if lost:
+        clauses.append("loses to " + joined(f"{labels[row.base]} by {_size(row.difference)}" for row in lost))
+    if won:
+        clauses.append("beats " + joined(f"{labels[row.base]} by {_size(row.difference)}" for row in won))
+    if open_:
+        names = joined(f"{labels[row.base]} ({_interval(row.difference)})" for row in open_)
+        clauses.append(f"cannot be told apart from {names}")
+    return joined(clauses)
 
 
-def _by_family(rows: list[Row], others: dict[str, str]) -> str:
+def _by_family(rows: list[Comparison], labels: dict[str, str]) -> str:
     """Where the winner depends on the family, say so: that is the point of having families."""
     grouped: dict[tuple[bool, bool, str], list[str]] = {}
-    for family in dict.fromkeys(row["name"] for row in rows if row["scope"] == "family"):
-        lost, won, _ = _sorted_out([row for row in rows if row["scope"] == "family" and row["name"] == family])
-        found = [f"loses to {_names(lost, others)}"] if lost else []
-        found += [f"beats {_names(won, others)}"] if won else []
+    for family in dict.fromkeys(row.name for row in rows):
+        lost, won, _ = _sorted_out([row for row in rows if row.name == family])
+        found = [f"loses to {_names(lost, labels)}"] if lost else []
+        found += [f"beats {_names(won, labels)}"] if won else []
         order = (not lost, not won, " and ".join(found) or "shows no difference")
         grouped.setdefault(order, []).append(family)
-    clauses = [f"on {_joined(families)} it {found}" for (_, _, found), families in sorted(grouped.items())]
+    clauses = [f"on {joined(families)} it {found}" for (_, _, found), families in sorted(grouped.items())]
     text = "; ".join(clauses)
     return f" {text[0].upper()}{text[1:]}." if len(clauses) > 1 else ""
 
 
-def _sorted_out(rows: list[Row]) -> tuple[list[Row], list[Row], list[Row]]:
-    lost = [row for row in rows if row["significant"] and row["difference"] < 0]
-    won = [row for row in rows if row["significant"] and row["difference"] > 0]
-    return lost, won, [row for row in rows if not row["significant"]]
+def _sorted_out(rows: list[Comparison]) -> tuple[list[Comparison], list[Comparison], list[Comparison]]:
+    """Lost, won, and neither."""
+    lost, won, open_ = (
+        [row for row in rows if row.difference.verdict == verdict] for verdict in ("worse", "better", "")
+    )
+    return lost, won, open_
 
 
-def _names(rows: list[Row], others: dict[str, str]) -> str:
-    return _joined([others[row["base"]] for row in rows])
+def _names(rows: list[Comparison], labels: dict[str, str]) -> str:
+    return joined(labels[row.base] for row in rows)
 
 
 def _percent(share: float) -> str:
     return points(share, sign=False) + PERCENT
 
 
-def _size(row: Row, what: str = "") -> str:
+def _size(found: Difference, what: str = "") -> str:
     """The size of a gap, unsigned: the verb says the direction."""
-    ends = (row["difference_low"], row["difference_high"])
-    low, high = sorted(end if row["difference"] > 0 else -end for end in ends)
-    size, low, high = (points(value, sign=False) for value in (abs(row["difference"]), low, high))
-    return f"{size} points ({what}{low} to {high})"
+    ends = (found.corrected_low, found.corrected_high)
+    low, high = sorted(end if found.value > 0 else -end for end in ends)
+    return f"{points(abs(found.value), sign=False)} points ({what}{span(low, high, sign=False)})"
 
 
-def _after_holm(row: Row) -> str:
-    """Why an interval that leaves out zero is no finding: one of many such looks."""
-    alone = row["difference_low"] > 0 or row["difference_high"] < 0
-    return f", but p = {row['p_value']:.2g}, {row['p_adjusted']:.2g} after Holm" if alone else ""
+def _interval(found: Difference) -> str:
+    return f"{span(found.corrected_low, found.corrected_high)} points"
 
 
-def _span(row: Row) -> str:
-    return f"{points(row['difference_low'])} to {points(row['difference_high'])} points"
-
-
-def _joined(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-
-
-def notes(results: Row) -> list[str]:
-    """What a reader must know to read the tables right; computed, never boilerplate that may not apply."""
-    return [*_what_ran(results), *_what_was_tested(results), *_luck(results)]
-
-
-def _what_ran(results: Row) -> list[str]:
-    found = []
-    scored = [task["name"] for task in results["tasks"] if task["output"] != "generate_until"]
-    if scored:
-        names = ", ".join(dict.fromkeys(scored))
-        found.append(f"Scored by log-likelihood, so only prefill is exercised: {names}.")
-    if len(scored) < len(results["tasks"]):
-        sparse = [arm for arm in results["arms"] if arm["mode"] != "full"]
-        decode = _joined(sorted({arm["options"].get("decode", "full") for arm in sparse}) or ["full"])
-        read = " (new tokens read the whole cache)" if decode == "full" else ""
-        found.append(f"Generated answers: prefill is sparse, decode is {decode}{read}.")
-    for mode in dict.fromkeys(arm["mode"] for arm in results["arms"]):
-        if roles.caveat(mode):
-            found.append(f"{mode} is {roles.caveat(mode)}.")
-    if any(arm["dense_tail"] for arm in results["arms"]):
-        found.append("A dense tail comes on top of the window: keys per query are measured with it.")
-    return found
-
-
-def _what_was_tested(results: Row) -> list[str]:
-    families = [
-        f"{count} difference{'s' if count > 1 else ''} {what}"
-        for count, what in (
-            (results["tests"]["cells"], "to full"),
-            (results["tests"]["comparisons"], "between variants at one budget"),
-        )
-        if count
-    ]
-    if not families:
-        return []
-    return [
-        f"Significant means p < 0.05 after Holm's correction over the {' and, apart from them, the '.join(families)} "
-        "of this run. Intervals are for one difference at a time, and so is what could be detected (with power 0.8); "
-        "with few documents intervals are too narrow, so that one may leave out zero where the test finds nothing."
-    ]
-
-
-def _luck(results: Row) -> list[str]:
-    """Seeds and documents are two sources of chance: which of them is larger decides what to add more of."""
-    seeds = next((arm["seeds"] for arm in results["arms"] if len(arm["seeds"]) > 1), None)
-    if seeds is None or not results["cells"]:
-        return []
-    cells = [cell for cell in _pooled(results, ("overall",)) if cell["seeds_vary_more"] is not None]
-    found = [
-        f"Stochastic arms: a document's score is its mean over seeds {_joined(list(map(str, seeds)))}, and intervals "
-        "are about other documents, not about other seeds."
-    ]
-    varying = [
-        f"{cell['arm']} (SD {points(cell['seed_sd'], sign=False)} points)" for cell in cells if cell["seeds_vary_more"]
-    ]
-    if varying:
-        found.append(
-            f"Seeds differ by more than the choice of documents explains: {_few(varying)}. The intervals are too "
-            "narrow for a claim about other seeds: add seeds."
-        )
-    elif cells:
-        found.append("Seeds differ by no more than the choice of documents explains.")
-    return found
-
-
-def _few(items: list[str], most: int = 6) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+def joined(items: Iterable[str]) -> str:
+    found = list(items)
+    return found[0] if len(found) == 1 else ", ".join(found[:-1]) + " and " + found[-1]

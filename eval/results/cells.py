@@ -1,140 +1,170 @@
-"""Owns the rows of results.json that hold estimates and tests: cells (arm against full) and comparisons (arm against
-arm), corrected for their number. Imports no torch.
+"""Estimates and tests of a run: cells (arm against full) and comparisons (arm against arm), corrected for their number.
 
 Two families of tests, each corrected by itself (Holm). "cells": every arm against full, at every length and pooled, for
 every scope. "comparisons": every two arms at the same budget, lengths pooled, for overall and every family. A cell that
 holds the same tasks as another one of the same arm (a family with a single task) is the same test and counts once.
 Pooled cells are in the family although they share documents with their parts: Holm holds however tests depend.
+Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
 
-from sa_eval.results import significance, stats
-from sa_eval.results.scores import FULL, Scores, Task, by_length, scopes, task_key
+from sa_eval.records.types import FULL, ArmRow, TaskRow
+from sa_eval.results import intervals, significance, stats
+from sa_eval.results.scores import Scores, by_length, scopes
 from sa_eval.results.stats import Stratum
+from sa_eval.results.types import Cell, Comparison, Difference, Family
 from sa_eval.settings import roles
 
-Row = dict[str, Any]
-UNTESTED: Row = {
-    "p_value": None,
-    "p_adjusted": None,
-    "test": significance.NONE,
-    "significant": False,
-    "detectable": None,
-}
+Key = TypeVar("Key", bound=Hashable)
 
 
-def cells(scores: Scores) -> tuple[list[Row], int]:
-    """Accuracy and difference to full per arm, length and scope (length "all" pools them), and how many tests."""
-    rows: list[tuple[Any, Row]] = []
-    known: dict[Any, Row] = {}
+@dataclass(frozen=True)
+class Pair:
+    """Two arms on the documents that both answered: one test."""
+
+    strata: list[Stratum]
+    arm: str
+    base: str
+
+    @cached_property
+    def test(self) -> significance.Test:
+        return significance.paired_test(self.strata, self.arm, self.base)
+
+    def difference(self, p_adjusted: float, level: float) -> Difference:
+        """What the test found, corrected as one of a family whose last level is `level`."""
+        own = intervals.difference(self.strata, self.arm, self.base)
+        corrected = intervals.difference(self.strata, self.arm, self.base, level)
+        by_document = stats.document_differences(self.strata, self.arm, self.base)
+        paired = stats.num_documents(self.strata)
+        return Difference(
+            value=own.value,
+            low=own.low,
+            high=own.high,
+            interval=own.method,
+            p_value=self.test.p_value,
+            p_adjusted=p_adjusted,
+            test=self.test.name,
+            significant=p_adjusted < significance.ALPHA,
+            detectable=significance.detectable(self.strata, self.arm, self.base, level),
+            won=sum(int((values > 0).sum()) for values in by_document),
+            lost=sum(int((values < 0).sum()) for values in by_document),
+            corrected_low=corrected.low,
+            corrected_high=corrected.high,
+            enough=paired >= significance.fewest_documents(level),
+            paired=paired,
+        )
+
+
+def corrected(pairs: Mapping[Key, Pair]) -> tuple[dict[Key, Difference], Family]:
+    """One family of tests: every difference with its correction, and how many tests there are."""
+    p_values = [pair.test.p_value for pair in pairs.values()]
+    level = significance.level(p_values)
+    found = {
+        key: pair.difference(p_adjusted, level)
+        for (key, pair), p_adjusted in zip(pairs.items(), significance.holm(p_values), strict=True)
+    }
+    return found, Family(len(pairs), level)
+
+
+def cells(scores: Scores) -> tuple[list[Cell], Family]:
+    """Accuracy and difference to full per arm, length and scope ("all" pools lengths), and their family of tests."""
+    rows: list[tuple[tuple[str, frozenset[str]], Cell]] = []
+    known: dict[tuple[str, frozenset[str]], Cell | None] = {}
+    pairs: dict[tuple[str, frozenset[str]], Pair] = {}
     for length, tasks in by_length(scores.tasks):
         for scope, name, members in scopes(tasks):
             for arm in scores.arms:
-                place = arm, _keys(members)
-                if place not in known:
-                    known[place] = _cell(scores, members, arm)
-                if known[place]:
-                    rows.append((place, {"arm": arm, "length": length, "scope": scope, "name": name, **known[place]}))
-    return adjusted(rows)
+                key = arm, task_keys(members)
+                if key not in known:
+                    known[key] = _accuracy(scores, members, arm)
+                    strata = scores.pair(members, arm, FULL) if arm != FULL and known[key] else None
+                    if strata is not None:
+                        pairs[key] = Pair(strata, arm, FULL)
+                cell = known[key]
+                if cell is not None:
+                    rows.append((key, replace(cell, length=length, scope=scope, name=name)))
+    differences, family = corrected(pairs)
+    return [replace(cell, versus_full=differences.get(key)) for key, cell in rows], family
 
 
-def _keys(tasks: Iterable[Task]) -> frozenset[str]:
-    return frozenset(map(task_key, tasks))
+def task_keys(tasks: Iterable[TaskRow]) -> frozenset[str]:
+    """What tells tests of one arm apart."""
+    return frozenset(task.key for task in tasks)
 
 
-def _cell(scores: Scores, members: list[Task], arm: str) -> Row:
-    """Empty when the arm has not answered enough of these tasks."""
+def _accuracy(scores: Scores, members: list[TaskRow], arm: str) -> Cell | None:
+    """A cell of no scope yet; None when the arm has not answered enough of these tasks."""
     strata = scores.of(members, arm)
     if strata is None:
-        return {}
+        return None
     found = stats.accuracy(strata, arm)
     per_seed, sampling_sd = scores.per_seed(members, arm), stats.sampling_sd(strata, arm)
     seed_sd = stats.between_seed_sd(per_seed)
-    row: Row = {
-        "documents": stats.num_documents(strata),
-        "accuracy": found.value,
-        "low": found.low,
-        "high": found.high,
-        "interval": found.method,
-        "seed_sd": seed_sd,
-        "sampling_sd": sampling_sd,
-        "seeds_vary_more": None if None in (seed_sd, sampling_sd) else stats.seeds_vary_more(per_seed, sampling_sd),
-        **UNTESTED,
-    }
-    paired = None if arm == FULL else scores.pair(members, arm, FULL)
-    return row if paired is None else {**row, **difference(paired, arm, FULL)}
+    vary_more = None if seed_sd is None or sampling_sd is None else stats.seeds_vary_more(per_seed, sampling_sd)
+    return Cell(
+        arm=arm,
+        length=None,
+        scope="",
+        name="",
+        documents=stats.num_documents(strata),
+        accuracy=found.value,
+        low=found.low,
+        high=found.high,
+        interval=found.method,
+        seed_sd=seed_sd,
+        sampling_sd=sampling_sd,
+        seeds_vary_more=vary_more,
+    )
 
 
-def difference(strata: Sequence[Stratum], arm: str, base: str) -> Row:
-    """Arm minus base: interval, test, what was detectable, and the documents that decided it."""
-    found, test = stats.paired_difference(strata, arm, base), significance.paired_test(strata, arm, base)
-    by_document = stats.differences(strata, arm, base)
-    return {
-        "difference": found.value,
-        "difference_low": found.low,
-        "difference_high": found.high,
-        "difference_interval": found.method,
-        "p_value": test.p_value,
-        "p_adjusted": None,
-        "test": test.name,
-        "significant": False,
-        "detectable": significance.detectable(strata, arm, base),
-        "won": sum(int((values > 0).sum()) for values in by_document),
-        "lost": sum(int((values < 0).sum()) for values in by_document),
-    }
-
-
-def comparisons(scores: Scores, manifest: Row) -> tuple[list[Row], int]:
-    """Every two variants at one budget, both ways round, overall and by family, lengths pooled; how many tests."""
-    arms = {arm["name"]: arm for arm in manifest["arms"]}
+def comparisons(scores: Scores, arm_rows: Iterable[ArmRow]) -> tuple[list[Comparison], Family]:
+    """Every two variants at one budget, both ways round, overall and by family, lengths pooled; their family."""
+    arms = {arm.name: arm for arm in arm_rows}
     sparse = [name for name in scores.arms if name != FULL]
-    pairs = [
+    matched = [
         (first, second)
         for position, first in enumerate(sparse)
         for second in sparse[position + 1 :]
         if same_budget(arms[first], arms[second])
     ]
-    rows: list[tuple[Any, Row]] = []
+    rows: list[tuple[tuple[str, str, frozenset[str]], str, str]] = []
+    pairs: dict[tuple[str, str, frozenset[str]], Pair] = {}
     for scope, name, members in scopes(scores.tasks):
-        for first, second in pairs if scope != "task" else ():
-            strata = scores.pair(members, first, second)
+        for first, second in matched if scope != "task" else ():
+            key = first, second, task_keys(members)
+            strata = pairs[key].strata if key in pairs else scores.pair(members, first, second)
             if strata is not None:
-                row = {"arm": first, "base": second, "scope": scope, "name": name}
-                row |= difference(strata, first, second)
-                rows += [((first, second, _keys(members)), either) for either in (row, mirrored(row))]
-    return adjusted(rows)
-
-
-def same_budget(one: Row, other: Row) -> bool:
-    """Whether two arms were asked for the same number of keys; what was measured is a gate's business."""
-    options = [{name: arm.get("options", {}).get(name) for name in roles.outside_budget()} for arm in (one, other)]
-    return options[0] == options[1] and all(one[key] == other[key] for key in ("window", "dense_tail"))
-
-
-def mirrored(row: Row) -> Row:
-    """The same comparison seen from the other arm."""
-    return {
-        **row,
-        "arm": row["base"],
-        "base": row["arm"],
-        "difference": -row["difference"],
-        "difference_low": -row["difference_high"],
-        "difference_high": -row["difference_low"],
-        "won": row["lost"],
-        "lost": row["won"],
-    }
-
-
-def adjusted(rows: Sequence[tuple[Any, Row]]) -> tuple[list[Row], int]:
-    """Rows with p_adjusted and `significant`: Holm over one family of tests; rows at one place are one test."""
-    tests = {place: row["p_value"] for place, row in rows if row["p_value"] is not None}
-    corrected = dict(zip(tests, significance.holm(list(tests.values())), strict=True))
+                pairs[key] = pairs.get(key) or Pair(strata, first, second)
+                rows.append((key, scope, name))
+    differences, family = corrected(pairs)
     found = []
-    for place, row in rows:
-        value = corrected[place] if place in tests else None
-        found.append({**row, "p_adjusted": value, "significant": value is not None and value < significance.ALPHA})
-    return found, len(tests)
+    for key, scope, name in rows:
+        one, other = Comparison(key[0], key[1], scope, name, differences[key]), mirrored(differences[key])
+        found += [one, Comparison(key[1], key[0], scope, name, other)]
+    return found, family
+
+
+def same_budget(one: ArmRow, other: ArmRow) -> bool:
+    """Whether two arms were asked for the same number of keys; what was measured is a gate's business."""
+    options = [{name: arm.options.get(name) for name in roles.outside_budget()} for arm in (one, other)]
+    return options[0] == options[1] and (one.window, one.dense_tail) == (other.window, other.dense_tail)
+
+
+def mirrored(found: Difference) -> Difference:
+    """The same difference seen from the other arm."""
+    return replace(
+        found,
+        value=-found.value,
+        low=-found.high,
+        high=-found.low,
+        corrected_low=-found.corrected_high,
+        corrected_high=-found.corrected_low,
+        won=found.lost,
+        lost=found.won,
+    )

@@ -1,63 +1,51 @@
-"""Owns the sanity gates: what would make a result mean less than it seems, checked on every run and always shown.
+"""Gates: what would make a result mean less than it seems, checked on every run and always shown.
 
-Each gate reads results (as summary.py makes them) and answers passed, warning (read the numbers with this in mind) or
+Each gate reads results and answers passed, warning (read the numbers with this in mind) or
 failed (something did not run as it should). A gate that passed is listed too: a reader sees what was looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
 
+from sa_eval.records.types import FULL, Budget, Failure
 from sa_eval.results.cells import same_budget
-from sa_eval.results.scores import FULL
+from sa_eval.results.types import Answered, Cell, Gate, Length, Results, Status
 from sa_eval.settings import roles
 
 DENSE_ENOUGH = 0.9  # at this density equality with full says nothing
+MATCHED_TO = "swa"  # the mode whose measured budget the others are held against
 TOLERANCE = 0.05  # measured budgets further apart than this are not matched
 FLOOR = 0.5  # below this, full attention itself cannot do the task
 EMPTY = 0.05  # so many more empty answers than full attention's are not chance
-PASSED, WARNING, FAILED = "passed", "warning", "failed"
-
-Results = dict[str, Any]
+SEVERITY: tuple[Status, ...] = ("failed", "warning", "passed")
 
 
-@dataclass(frozen=True)
-class Gate:
-    """`where` names arms, lengths or tasks; empty when passed."""
-
-    gate: str
-    status: str
-    text: str
-    where: tuple[str, ...] = ()
-
-
-def gates(results: Results) -> list[dict[str, Any]]:
+def gates(results: Results) -> list[Gate]:
     """Every gate, worst first."""
-    order = (FAILED, WARNING, PASSED)
-    found = sorted((check(results) for check in GATES), key=lambda gate: order.index(gate.status))
-    return [{**asdict(gate), "where": list(gate.where)} for gate in found]
+    return sorted((check(results) for check in GATES), key=lambda gate: SEVERITY.index(gate.status))
 
 
-def _gate(name: str, where: Iterable[str], bad: str, good: str, status: str = WARNING) -> Gate:
-    places = tuple(dict.fromkeys(where))
-    return Gate(name, status, bad, places) if places else Gate(name, PASSED, good)
+def _gate(name: str, where: Iterable[str], bad: str, good: str, status: Status = "warning") -> Gate:
+    found = list(dict.fromkeys(where))
+    return Gate(name, status, bad, found) if found else Gate(name, "passed", good)
 
 
-def at(row: dict[str, Any]) -> str:
-    """Where a row of cells, budgets or speed belongs."""
-    length = row["length"]
-    name = "" if row.get("scope", "overall") == "overall" else f" on {row['name']}"
-    place = "" if length == "all" else " at own lengths" if length is None else f" at {length}"
-    return f"{row['arm']}{name}{place}"
+def _where(arm: str, length: Length, family: str = "") -> str:
+    """Which arm at which length, and on which family."""
+    at_length = "" if length == "all" else " at own lengths" if length is None else f" at {length}"
+    return f"{arm}{f' on {family}' if family else ''}{at_length}"
+
+
+def _cell(cell: Cell) -> str:
+    return _where(cell.arm, cell.length, "" if cell.scope == "overall" else cell.name)
 
 
 def _above_full(results: Results) -> Gate:
     where = [
-        f"{at(cell)} ({100 * cell['difference']:+.1f} points)"
-        for cell in results["cells"]
-        if cell["significant"] and cell["difference"] > 0
+        f"{_cell(cell)} ({100 * cell.versus_full.value:+.1f} points)"
+        for cell in results.cells
+        if cell.versus_full is not None and cell.versus_full.verdict == "better"
     ]
     bad = "Significantly above full attention, which deserves suspicion: fewer keys rarely help."
     return _gate("sparse above full", where, bad, "No arm is significantly above full attention.")
@@ -65,9 +53,7 @@ def _above_full(results: Results) -> Gate:
 
 def _full_floor(results: Results) -> Gate:
     where = [
-        f"{at({**cell, 'arm': 'full'})} ({100 * cell['accuracy']:.1f} %)"
-        for cell in weak_cells(results["cells"])
-        if cell["scope"] != "task"
+        f"{_cell(cell)} ({100 * cell.accuracy:.1f} %)" for cell in weak_cells(results.cells) if cell.scope != "task"
     ]
     bad = "Full attention itself is weak here, so nothing is learned about what a variant costs."
     return _gate(
@@ -75,16 +61,16 @@ def _full_floor(results: Results) -> Gate:
     )
 
 
-def weak_cells(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def weak_cells(cells: Iterable[Cell]) -> list[Cell]:
     """Where full attention itself fails."""
-    return [cell for cell in cells if cell["arm"] == FULL and cell["accuracy"] < FLOOR]
+    return [cell for cell in cells if cell.arm == FULL and cell.accuracy < FLOOR]
 
 
 def _density(results: Results) -> Gate:
     where = [
-        f"{at(row)} ({row['density']:.2f})"
-        for row in results["budgets"]
-        if row["arm"] != FULL and row["density"] >= DENSE_ENOUGH
+        f"{_where(row.arm, row.length)} ({row.density:.2f})"
+        for row in results.budgets
+        if row.arm != FULL and row.density >= DENSE_ENOUGH
     ]
     bad = f"Nearly full attention (density at least {DENSE_ENOUGH}), so equality with it means nothing."
     return _gate("density near 1", where, bad, f"Every sparse arm sees less than {DENSE_ENOUGH:.0%} of full's pairs.")
@@ -92,43 +78,44 @@ def _density(results: Results) -> Gate:
 
 def _budgets(results: Results) -> Gate:
     """Against swa with the same window where there is one, against the window asked for otherwise."""
-    arms = {arm["name"]: arm for arm in results["arms"]}
-    rows = {(row["arm"], row["length"]): row for row in results["budgets"]}
     where = []
-    for (name, length), row in rows.items():
-        arm = arms[name]
-        if arm["mode"] in ("full", "swa") or row["density"] >= DENSE_ENOUGH:
-            continue
-        windows = [other for other in results["arms"] if other["mode"] == "swa" and same_budget(arm, other)]
-        base = next((rows[other["name"], length] for other in windows if (other["name"], length) in rows), None)
-        off = row["keys_per_query"] / base["keys_per_query"] - 1 if base else row.get("off_target", 0.0)
-        if abs(off) > TOLERANCE:
-            where.append(f"{at(row)} ({off:+.0%} keys per query)")
+    for row in results.budgets:
+        off = _off_target(results, row)
+        if row.density < DENSE_ENOUGH and abs(off) > TOLERANCE:
+            where.append(f"{_where(row.arm, row.length)} ({off:+.0%} keys per query)")
     bad = f"Measured keys per query differ by more than {TOLERANCE:.0%} from swa at the same window: not a fair match."
     return _gate("budget unmatched", where, bad, f"Measured budgets match within {TOLERANCE:.0%}.")
 
 
+def _off_target(results: Results, row: Budget) -> float:
+    """How far an arm's keys per query are from those it is held against, as a share of these."""
+    arm = next(arm for arm in results.arms if arm.name == row.arm)
+    if arm.mode in (FULL, MATCHED_TO):
+        return 0.0
+    windows = {other.name for other in results.arms if other.mode == MATCHED_TO and same_budget(arm, other)}
+    bases = (other for other in results.budgets if other.arm in windows and other.length == row.length)
+    base = next(bases, None)
+    return row.off_target if base is None else row.keys_per_query / base.keys_per_query - 1
+
+
 def _failed_documents(results: Results) -> Gate:
-    where = [
-        f"{_arm_seed(row)}: {row['failed']} of {row['wanted']}" for row in results["answered"] if row["failed"]
-    ] + [
-        f"{failure['arm'] or 'run'} · {failure['task'] or 'everything'}"
-        for failure in results["failures"]
+    where = [f"{_arm_seed(row)}: {row.failed} of {row.wanted}" for row in results.answered if row.failed] + [
+        f"{failure.arm or 'run'} · {failure.task or 'everything'}"
+        for failure in results.failures
         if not _is_interrupt(failure)
     ]
     bad = "Something failed. A failed document counts as wrong; a task that could not be built is missing for all arms."
-    return _gate("failed documents", where, bad, "Nothing failed.", FAILED)
+    return _gate("failed documents", where, bad, "Nothing failed.", "failed")
 
 
 def _unfinished(results: Results) -> Gate:
-    shown = {cell["arm"] for cell in results["cells"]}
-    rows = [row for row in results["answered"] if row["answered"] < row["wanted"]]
+    shown = {cell.arm for cell in results.cells}
+    rows = [row for row in results.answered if row.answered < row.wanted]
     where = [
-        f"{_arm_seed(row)}: {row['answered']} of {row['wanted']} answers"
-        + ("" if row["arm"] in shown else ", left out")
+        f"{_arm_seed(row)}: {row.answered} of {row.wanted} answers" + ("" if row.arm in shown else ", left out")
         for row in rows
     ]
-    interrupted = any(map(_is_interrupt, results["failures"]))
+    interrupted = any(map(_is_interrupt, results.failures))
     bad = (
         f"{'Interrupted: n' if interrupted else 'N'}ot finished. A task is shown where an arm has answered at least "
         "half of it, compared with full on the documents that both answered; otherwise it is left out."
@@ -137,23 +124,21 @@ def _unfinished(results: Results) -> Gate:
 
 
 def _seeds(results: Results) -> Gate:
-    absent = [
-        _arm_seed(row) for row in results["answered"] if not row["answered"] and _has_answers(results, row["arm"])
-    ]
+    absent = [_arm_seed(row) for row in results.answered if not row.answered and _has_answers(results, row.arm)]
     alone = [
-        f"{arm['name']}: only seed {arm['seeds'][0]}"
-        for arm in results["arms"]
-        if roles.is_seeded(arm["mode"]) and len(arm["seeds"]) == 1
+        f"{arm.name}: only seed {arm.seeds[0]}"
+        for arm in results.arms
+        if roles.is_seeded(arm.mode) and len(arm.seeds) == 1
     ]
     bad = "Stochastic arms without all their seeds, or with one seed: how much luck there is in it is not known."
     return _gate("seeds missing", [*absent, *alone], bad, "Every stochastic arm ran with several seeds.")
 
 
 def _empty_answers(results: Results) -> Gate:
-    generated, empty = ({arm["name"]: 0 for arm in results["arms"]} for _ in range(2))
-    for row in results["answered"]:
-        generated[row["arm"]] += row["generated"]
-        empty[row["arm"]] += row["empty"]
+    generated, empty = ({arm.name: 0 for arm in results.arms} for _ in range(2))
+    for row in results.answered:
+        generated[row.arm] += row.generated
+        empty[row.arm] += row.empty
     shares = {arm: empty[arm] / count for arm, count in generated.items() if count}
     usual = shares.get(FULL, 0.0)
     where = [
@@ -167,68 +152,68 @@ def _empty_answers(results: Results) -> Gate:
 
 def _truncation(results: Results) -> Gate:
     where = [
-        f"{failure['arm'] or 'run'} · {failure['task'] or 'everything'}"
-        for failure in results["failures"]
-        if failure["error"].startswith("TruncationError")
-    ] + [f"{_arm_seed(row)}: {row['overlong']} prompts" for row in results["answered"] if row["overlong"]]
+        f"{failure.arm or 'run'} · {failure.task or 'everything'}"
+        for failure in results.failures
+        if failure.error.startswith("TruncationError")
+    ] + [f"{_arm_seed(row)}: {row.overlong} prompts" for row in results.answered if row.overlong]
     bad = "Prompts are longer than the length they stand for, or than the model's positions (those count as failed)."
     return _gate("truncation", where, bad, "No prompt was cut, none exceeds its length.")
 
 
 def _sparse_phase(results: Results) -> Gate:
-    dense = {row["arm"] for row in results["budgets"] if row["density"] < 1}  # others ran dense as they were told to
+    dense = {row.arm for row in results.budgets if row.density < 1}  # others ran dense as they were told to
     where = [
-        f"{run['arm']} seed {run['seed']}"
-        for run in results["arm_runs"]
-        if run["arm"] in dense and run["arm"] != FULL and sparse_calls(run["calls"]) == 0
+        f"{run.arm} seed {run.seed}"
+        for run in results.arm_runs
+        if run.arm in dense and run.arm != FULL and sparse_calls(run.calls) == 0
     ]
     bad = "No sparse prefill happened in these arms: they ran dense and their scores are full attention's."
-    return _gate("sparse phase", where, bad, "The patch counted sparse prefill in every sparse arm.", FAILED)
+    return _gate("sparse phase", where, bad, "The patch counted sparse prefill in every sparse arm.", "failed")
 
 
-def sparse_calls(calls: Any) -> int | None:
+def sparse_calls(calls: list[dict[str, int]] | None) -> int | None:
     """Sparse prefill calls summed over layers; None when the patch does not say."""
-    layers = calls.values() if isinstance(calls, dict) else calls if isinstance(calls, list) else ()
-    counts = [layer["sparse_prefill"] for layer in layers if isinstance(layer, dict) and "sparse_prefill" in layer]
-    return int(sum(counts)) if counts else None
+    counts = [layer["sparse_prefill"] for layer in calls or () if "sparse_prefill" in layer]
+    return sum(counts) if counts else None
 
 
 def _batch_invariance(results: Results) -> Gate:
-    rows = [row for row in results["checks"] if row["check"] == "batch invariance"]
-    broken = [f"{row['arm']}: {row['text']}" for row in rows if row["status"] == "failed"]
+    rows = [row for row in results.checks if row.check == "batch invariance"]
+    broken = [f"{row.arm}: {row.text}" for row in rows if row.status == "failed"]
     name = "batch invariance"
     if broken:
-        return Gate(name, FAILED, "Documents score differently alone and in a batch.", tuple(broken))
-    if results["settings"].get("batch_size") == 1:
-        return Gate(name, PASSED, "Every document ran alone.")
-    if not any(row["status"] == "passed" for row in rows):
-        reasons = tuple(f"{row['arm']}: {row['text']}" for row in rows)
-        return Gate(name, WARNING, "Not checked whether documents score alike alone and in a batch.", reasons)
-    return Gate(name, PASSED, "Documents scored alike alone and in a batch.")
+        return Gate(name, "failed", "Documents score differently alone and in a batch.", broken)
+    if results.settings.get("batch_size") == 1:
+        return Gate(name, "passed", "Every document ran alone.")
+    if not any(row.status == "passed" for row in rows):
+        reasons = [f"{row.arm}: {row.text}" for row in rows]
+        return Gate(name, "warning", "Not checked whether documents score alike alone and in a batch.", reasons)
+    return Gate(name, "passed", "Documents scored alike alone and in a batch.")
 
 
 def _one_set_of_documents(results: Results) -> Gate:
-    documents = sum(len(task["hashes"]) for task in results["tasks"])
-    return Gate("same documents", PASSED, f"Hashes checked: all arms answered the same {documents} documents.")
+    documents = sum(len(task.hashes) for task in results.tasks)
+    return Gate("same documents", "passed", f"Hashes checked: all arms answered the same {documents} documents.")
 
 
 def _merged(results: Results) -> Gate:
-    merged = results.get("merged", {})
     bad = "Merged from several runs that are not alike in everything (what decides a score is)."
-    good = f"Merged from {len(merged['runs'])} runs that are alike." if merged else "One run."
-    return _gate("merged runs", merged.get("differences", ()), bad, good)
+    if results.merged is None:
+        return Gate("merged runs", "passed", "One run.")
+    good = f"Merged from {len(results.merged.runs)} runs that are alike."
+    return _gate("merged runs", results.merged.differences, bad, good)
 
 
-def _arm_seed(row: dict[str, Any]) -> str:
-    return f"{row['arm']} seed {row['seed']}"
+def _arm_seed(row: Answered) -> str:
+    return f"{row.arm} seed {row.seed}"
 
 
 def _has_answers(results: Results, arm: str) -> bool:
-    return any(row["answered"] for row in results["answered"] if row["arm"] == arm)
+    return any(row.answered for row in results.answered if row.arm == arm)
 
 
-def _is_interrupt(failure: dict[str, Any]) -> bool:
-    return "interrupted" in failure["error"]
+def _is_interrupt(failure: Failure) -> bool:
+    return "interrupted" in failure.error
 
 
 GATES = (

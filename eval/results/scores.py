@@ -1,4 +1,4 @@
-"""Owns the step from records to scores: which answers count, and which documents two arms share. Imports no torch.
+"""From records to scores: which answers count, and which documents two arms share. Imports no torch.
 
 A document counts for an arm when it was answered with every seed in use, and a task when at least half of its documents
 count. A failed document is a wrong answer, never a missing one. Differences to full are taken on documents that both
@@ -10,22 +10,21 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from sa_eval.errors import UserError
 from sa_eval.records.directory import RunDirectory
+from sa_eval.records.types import FULL, Manifest, Record, TaskRow
 from sa_eval.results.stats import Stratum
+from sa_eval.results.types import Answered, Length
+from sa_eval.settings.values import SettingsError
 
 FAMILIES = ("retrieval", "aggregation", "tracing", "cloze")
-FULL = "full"
 ENOUGH = 0.5  # the share of a task's documents from which on a task is shown
+Scope = tuple[str, str, list[TaskRow]]  # overall, family or task; its name; its tasks
 
-Task = dict[str, Any]
 
-
-class HashMismatch(UserError):
+class HashMismatch(SettingsError):
     """Two arms saw different documents: their scores cannot be compared."""
 
 
@@ -46,29 +45,29 @@ class Scores:
     """Scores by task and arm, and what was counted on the way (rows of `answered`, for the gates)."""
 
     arms: list[str]
-    tasks: list[Task]
+    tasks: list[TaskRow]
     answers: dict[tuple[str, str], Answers]
-    answered: list[dict[str, Any]]
+    answered: list[Answered]
     strata: dict[tuple[str, str], Stratum] = field(default_factory=dict)
     indices: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
     pools: dict[tuple[Stratum, ...], Stratum] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for task in self.tasks:
-            self._group(task_key(task), ENOUGH * len(task["hashes"]))
+            self._group(task.key, ENOUGH * len(task.hashes))
 
-    def of(self, tasks: Sequence[Task], arm: str) -> list[Stratum] | None:
+    def of(self, tasks: Sequence[TaskRow], arm: str) -> list[Stratum] | None:
         """The arm's documents of these tasks, or None when one of them does not count."""
-        found = [self.strata.get((task_key(task), arm)) for task in tasks]
+        found = [self.strata.get((task.key, arm)) for task in tasks]
         if any(stratum is None for stratum in found):
             return None
         return self._pooled(tasks, [stratum for stratum in found if stratum])
 
-    def pair(self, tasks: Sequence[Task], arm: str, base: str) -> list[Stratum] | None:
+    def pair(self, tasks: Sequence[TaskRow], arm: str, base: str) -> list[Stratum] | None:
         """Documents of these tasks that both arms answered, or None when one of the tasks has too few."""
         found = []
         for task in tasks:
-            stratum = self._shared(task_key(task), arm, base, ENOUGH * len(task["hashes"]))
+            stratum = self._shared(task.key, arm, base, ENOUGH * len(task.hashes))
             if stratum is None:
                 return None
             found.append(stratum)
@@ -86,9 +85,9 @@ class Scores:
             return None
         return Stratum(task, (arm, base), np.stack([one.of(indices).mean(axis=1) for one in answers], axis=1))
 
-    def _pooled(self, tasks: Sequence[Task], strata: Sequence[Stratum]) -> list[Stratum]:
+    def _pooled(self, tasks: Sequence[TaskRow], strata: Sequence[Stratum]) -> list[Stratum]:
         """One stratum per task, or per pool of tasks whose documents weigh alike (MMLU's subjects)."""
-        members = [[strata[place] for place in places] for places in _pools(tasks)]
+        members = [[strata[position] for position in positions] for positions in _pools(tasks)]
         for group in members:
             if len(group) > 1 and tuple(group) not in self.pools:
                 arms = tuple(arm for arm in group[0].arms if all(arm in one.arms for one in group))
@@ -97,13 +96,13 @@ class Scores:
                 self.pools[tuple(group)] = Stratum(name, arms, np.concatenate(rows))
         return [group[0] if len(group) == 1 else self.pools[tuple(group)] for group in members]
 
-    def per_seed(self, tasks: Sequence[Task], arm: str) -> list[float]:
+    def per_seed(self, tasks: Sequence[TaskRow], arm: str) -> list[float]:
         """The accuracy of each seed on the arm's documents; empty when the tasks were run with different seeds."""
-        keys = [(task_key(task), arm) for task in tasks]
+        keys = [(task.key, arm) for task in tasks]
         if len({self.answers[key].seeds for key in keys}) != 1:
             return []
         by_task = [self.answers[key].of(self.indices[key]) for key in keys]
-        means = [np.concatenate([by_task[place] for place in places]).mean(axis=0) for places in _pools(tasks)]
+        means = [np.concatenate([by_task[position] for position in pool]).mean(axis=0) for pool in _pools(tasks)]
         return np.mean(means, axis=0).tolist()
 
     def _group(self, task: str, enough: float) -> None:
@@ -121,100 +120,90 @@ class Scores:
                 self.strata[task, arm], self.indices[task, arm] = stratum, indices
 
 
-def _pools(tasks: Sequence[Task]) -> list[list[int]]:
-    """Places of the tasks that count as one."""
-    found: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for place, task in enumerate(tasks):
-        found[("pool", task["pool"], task["length"]) if task.get("pool") else ("task", task_key(task))].append(place)
+def _pools(tasks: Sequence[TaskRow]) -> list[list[int]]:
+    """Positions of the tasks that count as one."""
+    found: dict[tuple[str, str, Length], list[int]] = defaultdict(list)
+    for position, task in enumerate(tasks):
+        found[("pool", task.pool, task.length) if task.pool else ("task", task.key, None)].append(position)
     return list(found.values())
 
 
-def task_key(task: Task) -> str:
-    return task["name"] if task["length"] is None else f"{task['name']}@{task['length']}"
-
-
-def scopes(tasks: list[Task]) -> list[tuple[str, str, list[Task]]]:
-    """(scope, name, tasks): overall, each family, each task."""
-    families = [*FAMILIES, *sorted({task["family"] for task in tasks} - set(FAMILIES))]
-    grouped = [("family", family, [task for task in tasks if task["family"] == family]) for family in families]
-    names = list(dict.fromkeys(task["name"] for task in tasks))
-    single = [("task", name, [task for task in tasks if task["name"] == name]) for name in names]
+def scopes(tasks: list[TaskRow]) -> list[Scope]:
+    """Overall, each family, each task."""
+    families = [*FAMILIES, *sorted({task.family for task in tasks} - set(FAMILIES))]
+    grouped = [("family", family, [task for task in tasks if task.family == family]) for family in families]
+    names = list(dict.fromkeys(task.name for task in tasks))
+    single = [("task", name, [task for task in tasks if task.name == name]) for name in names]
     return [("overall", "overall", tasks), *(entry for entry in grouped if entry[2]), *single]
 
 
-def by_length(tasks: list[Task]) -> list[tuple[Any, list[Task]]]:
+def by_length(tasks: list[TaskRow]) -> list[tuple[Length, list[TaskRow]]]:
     """(length, tasks); length "all" pools them where there are several."""
-    lengths = list(dict.fromkeys(task["length"] for task in tasks))
-    groups: list[tuple[Any, list[Task]]] = [
-        (length, [task for task in tasks if task["length"] == length]) for length in lengths
+    lengths = list(dict.fromkeys(task.length for task in tasks))
+    groups: list[tuple[Length, list[TaskRow]]] = [
+        (length, [task for task in tasks if task.length == length]) for length in lengths
     ]
     return [*groups, ("all", tasks)] if len(lengths) > 1 else groups
 
 
-def collect(directory: RunDirectory, manifest: dict[str, Any]) -> Scores:
+def collect(directory: RunDirectory, manifest: Manifest) -> Scores:
     """Scores of all arms; every record's document is checked against the manifest on the way.
 
     Raises:
         HashMismatch: a record of another document, task or arm than the manifest lists.
     """
-    tasks = {task_key(task): task for task in manifest["tasks"]}
-    known = {arm["name"] for arm in manifest["arms"]}
+    tasks = {task.key: task for task in manifest.tasks}
+    known = {arm.name for arm in manifest.arms}
     found: dict[tuple[str, str], dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     counts: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
     for record in directory.records():
         task = _task_of(record, tasks, known)
-        failed = "error" in record
-        found[record["task"], record["arm"]][record["seed"]][record["index"]] = 0.0 if failed else record["score"]
-        counts[record["arm"], record["seed"]].update(_counted(record, task, failed))
+        found[record.task, record.arm][record.seed][record.index] = 0.0 if record.error is not None else record.score
+        counts[record.arm, record.seed].update(_counted(record, task))
     answers = {}
-    for arm in manifest["arms"]:
+    for arm in manifest.arms:
         for key, task in tasks.items():
-            counted = _counting(found[key, arm["name"]], arm["seeds"], len(task["hashes"]))
+            counted = _counting(found[key, arm.name], arm.seeds, len(task.hashes))
             if counted is not None:
-                answers[key, arm["name"]] = counted
-    arms = [arm["name"] for arm in manifest["arms"] if any((key, arm["name"]) in answers for key in tasks)]
-    wanted = sum(len(task["hashes"]) for task in tasks.values())
+                answers[key, arm.name] = counted
+    arms = [arm.name for arm in manifest.arms if any((key, arm.name) in answers for key in tasks)]
+    wanted = sum(len(task.hashes) for task in tasks.values())
     answered = [
-        {"arm": arm["name"], "seed": seed, "wanted": wanted, **_COUNTS, **counts[arm["name"], seed]}
-        for arm in manifest["arms"]
-        for seed in arm["seeds"]
+        Answered(arm.name, seed, wanted, **counts[arm.name, seed]) for arm in manifest.arms for seed in arm.seeds
     ]
-    return Scores(arms, manifest["tasks"], answers, answered)
+    return Scores(arms, manifest.tasks, answers, answered)
 
 
-_COUNTS = {"answered": 0, "failed": 0, "generated": 0, "empty": 0, "overlong": 0}
-
-
-def _task_of(record: dict[str, Any], tasks: dict[str, Task], arms: set[str]) -> Task:
-    task = tasks.get(record["task"])
-    if task is None or record["arm"] not in arms:
+def _task_of(record: Record, tasks: dict[str, TaskRow], arms: set[str]) -> TaskRow:
+    task = tasks.get(record.task)
+    if task is None or record.arm not in arms:
         raise HashMismatch(
-            f"there are records of {record['arm']} on {record['task']}, which the run's manifest does not list: the "
+            f"there are records of {record.arm} on {record.task}, which the run's manifest does not list: the "
             "records do not belong together"
         )
-    index, hashes = record["index"], task["hashes"]
-    if not 0 <= index < len(hashes) or hashes[index] != record["hash"]:
+    if not 0 <= record.index < len(task.hashes) or task.hashes[record.index] != record.hash:
         raise HashMismatch(
-            f"{record['arm']} saw another document {index} of {record['task']} than the run's manifest lists: the "
+            f"{record.arm} saw another document {record.index} of {record.task} than the run's manifest lists: the "
             "records do not belong together"
         )
-    if not 0 <= record["score"] <= 1:
+    if not 0 <= record.score <= 1:
         raise HashMismatch(
-            f"{record['arm']} has a score of {record['score']} on document {index} of {record['task']}: a score is a "
+            f"{record.arm} has a score of {record.score} on document {record.index} of {record.task}: a score is a "
             "share of right answers (0 to 1), so somebody changed the records"
         )
     return task
 
 
-def _counted(record: dict[str, Any], task: Task, failed: bool) -> dict[str, int]:
-    generated = task["output"] == "generate_until" and not failed
-    output, length, tokens = record.get("output"), task["length"], record.get("prompt_tokens")
+def _counted(record: Record, task: TaskRow) -> dict[str, int]:
+    """What one record adds to the counts of `Answered`."""
+    generated = task.output == "generate_until" and record.error is None
+    length, tokens = task.length, record.prompt_tokens
     return {
         "answered": 1,
-        "failed": int(failed),
-        "generated": int(generated and output is not None),
-        "empty": int(generated and isinstance(output, str) and not output.strip()),
-        "overlong": int(None not in (length, tokens) and tokens > length),
+        "failed": int(record.error is not None),
+        "generated": int(generated and record.output is not None),
+        "empty": int(generated and isinstance(record.output, str) and not record.output.strip()),
+        "overlong": int(length is not None and tokens is not None and tokens > length),
     }
 
 

@@ -1,4 +1,4 @@
-"""Owns the tests: p-values of paired differences, their correction for number, and what a test could have found.
+"""Tests of paired differences: p-values, their correction for number, and what a test could have found.
 
 Both tests ask the same question: would the difference be this large if each document's difference could as well be the
 opposite? Where every document is right or wrong, the answer is exact (McNemar). Otherwise it comes from 10,000 random
@@ -9,6 +9,7 @@ this one was chosen. Pure numpy and scipy, no files, no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +25,7 @@ ALPHA = 0.05
 POWER = 0.8
 MCNEMAR, BOOTSTRAP, NONE = "exact McNemar", "paired bootstrap", "none"
 _TIE = 1e-6  # means are kept in float32; equal ones count as equal
-_Z_ALPHA, _Z_POWER = (float(scipy_stats.norm.ppf(level)) for level in (1 - ALPHA / 2, POWER))
+_Z_POWER = float(scipy_stats.norm.ppf(POWER))
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Test:
 
 def paired_test(strata: Sequence[Stratum], arm: str, base: str) -> Test:
     """McNemar where scores are right or wrong and documents weigh alike, random signs otherwise."""
-    if _is_mcnemar(strata, arm, base):
-        found = np.concatenate(stats.differences(strata, arm, base))
+    if is_mcnemar(strata, arm, base):
+        found = np.concatenate(stats.document_differences(strata, arm, base))
         return Test(MCNEMAR, mcnemar(int((found < 0).sum()), int((found > 0).sum())))
     return Test(BOOTSTRAP, _random_signs(strata, arm, base))
 
@@ -57,59 +58,75 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def detectable(strata: Sequence[Stratum], arm: str, base: str) -> float | None:
-    """The smallest true difference that this test would call significant in 80 of 100 such samples, before Holm.
+def level(p_values: Sequence[float]) -> float:
+    """The level at which Holm's correction tests in the end: what is significant has a p-value below it, nothing else.
+
+    With r of m tests significant it is 0.05 / (m - r): every further one would have to be below that.
+    """
+    found = sum(value < ALPHA for value in holm(p_values))
+    return ALPHA / max(1, len(p_values) - found)
+
+
+def fewest_documents(alpha: float) -> int:
+    """With fewer paired documents no result whatever is significant at `alpha`.
+
+    The smallest p-value of both tests is 2 / 2**documents, when all documents differ and all the same way.
+    """
+    return math.floor(1 - math.log2(alpha)) + 1
+
+
+def detectable(strata: Sequence[Stratum], arm: str, base: str, alpha: float = ALPHA) -> float | None:
+    """The smallest true difference for which this test gives p < alpha in 80 of 100 such samples.
 
     It rests on how much the documents differed here: their discordance (McNemar) or their standard deviation.
     None when these documents could not show any difference.
     """
-    found = stats.differences(strata, arm, base)
+    found = stats.document_differences(strata, arm, base)
     documents = stats.num_documents(strata)
-    if 2.0 ** (1 - documents) > ALPHA:  # the smallest p-value there is
+    if documents < fewest_documents(alpha):
         return None
-    if _is_mcnemar(strata, arm, base) or not any(values.any() for values in found):
+    if is_mcnemar(strata, arm, base) or not any(values.any() for values in found):
         discordant = int(sum(np.count_nonzero(values) for values in found))
-        return mcnemar_detectable(documents, discordant)
+        return mcnemar_detectable(documents, discordant, alpha)
     sizes = np.array([len(one) for one in strata])
     spread = sum(_variance(one, arm, base) / len(one) for one in stats.collapsed(strata, (arm, base)))
     error, share = np.sqrt(spread) / len(strata), float((1 / sizes).sum()) / len(strata) ** 2
     # Random signs see the spread and the difference d itself: d = z_alpha sqrt(error^2 + share d^2) + z_power error.
-    leading = 1 - _Z_ALPHA**2 * share
+    z_alpha = float(scipy_stats.norm.ppf(1 - alpha / 2))
+    leading = 1 - z_alpha**2 * share
     if leading <= 0:
         return None
-    inside = (_Z_POWER * error) ** 2 - leading * (_Z_POWER**2 - _Z_ALPHA**2) * error**2
+    inside = (_Z_POWER * error) ** 2 - leading * (_Z_POWER**2 - z_alpha**2) * error**2
     smallest = (_Z_POWER * error + np.sqrt(inside)) / leading
     return float(smallest) if smallest <= 1 else None
 
 
 @cache
-def mcnemar_power(documents: int, lost: float, won: float) -> float:
+def mcnemar_power(documents: int, lost: float, won: float, alpha: float = ALPHA) -> float:
     """Chance that the exact test is significant when a document is lost or won with these probabilities."""
     share = lost + won
     low, high = scipy_stats.binom.ppf([1e-9, 1 - 1e-9], documents, share)
     discordant = np.arange(max(1, low), high + 1)
-    most = scipy_stats.binom.ppf(ALPHA / 2, discordant, 0.5)  # the largest count of the rarer side that still is ...
-    most -= 2 * scipy_stats.binom.cdf(most, discordant, 0.5) > ALPHA
+    most = scipy_stats.binom.ppf(alpha / 2, discordant, 0.5)  # the largest count of the rarer side that still is ...
+    most -= 2 * scipy_stats.binom.cdf(most, discordant, 0.5) > alpha
     one_side = scipy_stats.binom.cdf(most, discordant, won / share)
     other_side = scipy_stats.binom.cdf(most, discordant, lost / share)
     return float((scipy_stats.binom.pmf(discordant, documents, share) * (one_side + other_side)).sum())
 
 
 @cache
-def mcnemar_detectable(documents: int, discordant: int) -> float:
-    """Smallest true drop found with power 0.8 when as many documents differ as did here (or as many as must).
-
-    Six documents are the fewest that can show anything: 2 / 2**6 is below 0.05.
-    """
+def mcnemar_detectable(documents: int, discordant: int, alpha: float = ALPHA) -> float:
+    """Smallest true drop found with power 0.8 when as many documents differ as did here (or as many as must)."""
     share = discordant / documents
 
     def missing(drop: float) -> float:
-        return POWER - mcnemar_power(documents, max(drop, (share + drop) / 2), max(0.0, (share - drop) / 2))
+        lost, won = max(drop, (share + drop) / 2), max(0.0, (share - drop) / 2)
+        return POWER - mcnemar_power(documents, lost, won, alpha)
 
     return float(optimize.brentq(missing, 0.5 / documents, 1.0, xtol=1e-4))
 
 
-def _is_mcnemar(strata: Sequence[Stratum], arm: str, base: str) -> bool:
+def is_mcnemar(strata: Sequence[Stratum], arm: str, base: str) -> bool:
     return stats.alike(strata) and stats.is_binary(strata, arm, base)
 
 
@@ -119,25 +136,22 @@ def _variance(stratum: Stratum, arm: str, base: str) -> float:
 
 def _random_signs(strata: Sequence[Stratum], arm: str, base: str) -> float:
     """Share of random signs that give a mean at least this far from zero, the observed one counted in."""
-    value = abs(sum(values.mean() for values in stats.differences(strata, arm, base)))
-    drawn = np.zeros(stats.RESAMPLES)
-    for stratum in strata:
-        drawn += stratum.flipped[:, stratum.arms.index(arm)]
-        drawn -= stratum.flipped[:, stratum.arms.index(base)]
+    found = stats.document_differences(strata, arm, base)
+    value = abs(sum(values.mean() for values in found))
+    drawn = sum(one.flipped[:, one.arms.index(arm)] - one.flipped[:, one.arms.index(base)] for one in strata)
     as_far = int((np.abs(drawn) >= value - _TIE * len(strata)).sum())
     p_value = (1 + as_far) / (1 + stats.RESAMPLES)
-    return p_value if as_far else min(p_value, _bound(strata, arm, base, value))
+    return p_value if as_far else min(p_value, bound(found))
 
 
-def _bound(strata: Sequence[Stratum], arm: str, base: str, value: float) -> float:
-    """Chernoff's upper bound of the exact p-value.
+def bound(found: Sequence[np.ndarray], true: float = 0.0) -> float:
+    """Chernoff's upper bound of the exact p-value of "the difference is `true`", from document differences by task.
 
     No draw reached the observed mean, so 10,000 draws only say "below 1 in 10,000". That could never be significant
     among hundreds of cells; the bound P(|S| >= v) <= 2 exp(sum log cosh(s a) - s v), good for every s > 0, can.
     """
-    weights = np.concatenate(
-        [np.abs(values) / len(values) for values in stats.differences(strata, arm, base) if values.any()]
-    )
+    value = abs(sum(values.mean() - true for values in found))
+    weights = np.concatenate([np.abs(values - true) / len(values) for values in found])
     weights, counts = np.unique(weights[weights > 0], return_counts=True)
 
     def exponent(log_s: float) -> float:

@@ -1,9 +1,9 @@
-"""Owns the estimates: intervals of an accuracy and of a paired difference. Pure numpy and scipy, no files, no torch.
+"""Estimates of an accuracy with their intervals, and the draws that intervals and tests share. No files, no torch.
 
 Documents are the unit: seeds are averaged per document before anything else. Tasks are strata: documents are drawn anew
 within each task, and a family's accuracy is the mean of its tasks. A task's draws serve all its arms, so a difference
 is paired by construction, and they depend on the task alone: what else runs changes no interval.
-Whether a difference is more than chance is decided in significance.py.
+Tests of differences are in significance.py, their intervals in intervals.py.
 """
 
 from __future__ import annotations
@@ -66,13 +66,14 @@ class Stratum:
 
     @cached_property
     def flipped(self) -> np.ndarray:
-        """Means [resamples, arms] with a random sign per document, the same for all arms.
+        """Means [resamples, arms + 1] with a random sign per document, the same for all arms; last, of the signs.
 
         Of a difference of two arms: the means it would have if each document's difference could as well be the
         opposite, which is what "no difference" means for pairs.
         """
         rng, (documents, arms) = self._rng("flipped"), self.scores.shape
-        scores, means = self.scores.astype(np.float32), np.empty((RESAMPLES, arms), dtype=np.float32)
+        scores = np.column_stack([self.scores, np.ones(documents)]).astype(np.float32)
+        means = np.empty((RESAMPLES, arms + 1), dtype=np.float32)
         for rows in self._chunks():
             count = rows.stop - rows.start
             octets = rng.integers(0, 256, size=(count, (documents + 7) // 8), dtype=np.uint8)
@@ -102,8 +103,8 @@ def is_binary(strata: Sequence[Stratum], *arms: str) -> bool:
     return all(bool(np.isin(stratum.of(arm), (0.0, 1.0)).all()) for stratum in strata for arm in arms)
 
 
-def differences(strata: Sequence[Stratum], arm: str, base: str) -> list[np.ndarray]:
-    """[documents] for every stratum."""
+def document_differences(strata: Sequence[Stratum], arm: str, base: str) -> list[np.ndarray]:
+    """Score under `arm` minus score under `base`: [documents] for every stratum."""
     return [stratum.of(arm) - stratum.of(base) for stratum in strata]
 
 
@@ -125,22 +126,20 @@ def accuracy(strata: Sequence[Stratum], arm: str) -> Interval:
         return Interval(value, *wilson(value * documents, documents), method="wilson")
     if documents == 1:
         return Interval(value, 0.0, 1.0, method="one document")
+    if all(np.ptp(stratum.of(arm)) == 0 for stratum in strata):
+        reach = unseen_share(documents, 1 - LEVEL)
+        return Interval(value, max(0.0, value - reach), min(1.0, value + reach), method="no document differs")
     return Interval(value, *_percentiles(_resampled(strata, arm)), method="bootstrap")
+
+
+def unseen_share(documents: int, alpha: float) -> float:
+    """How many documents of a kind that was not seen there may be: more of them would show with chance 1 - alpha."""
+    return 1 - alpha ** (1 / documents)
 
 
 def sampling_sd(strata: Sequence[Stratum], arm: str) -> float | None:
     """How much the accuracy would vary with other documents of these tasks; None for a single document."""
     return None if num_documents(strata) == 1 else float(np.std(_resampled(strata, arm)))
-
-
-def paired_difference(strata: Sequence[Stratum], arm: str, base: str) -> Interval:
-    """Arm minus base on the same documents. When no document differs, the rule-of-three bound on how many could."""
-    value = stratified_mean(strata, arm) - stratified_mean(strata, base)
-    found = np.concatenate(differences(strata, arm, base))
-    if np.ptp(found) == 0:
-        reach = 1 - (1 - LEVEL) ** (1 / len(found))
-        return Interval(value, max(-1.0, value - reach), min(1.0, value + reach), method="no pair differs")
-    return Interval(value, *_percentiles(_resampled(strata, arm, base)), method="paired bootstrap")
 
 
 def between_seed_sd(per_seed: Sequence[float]) -> float | None:
@@ -159,14 +158,11 @@ def seeds_vary_more(per_seed: Sequence[float], sampling_sd: float) -> bool:
     return float(np.var(per_seed, ddof=1)) / seeds > limit * sampling_sd**2
 
 
-def _resampled(strata: Sequence[Stratum], arm: str, base: str | None = None) -> np.ndarray:
-    """Resampled means of the tasks' means [resamples]: of an arm, or of its difference to another."""
-    arms = (arm,) if base is None else (arm, base)
+def _resampled(strata: Sequence[Stratum], arm: str) -> np.ndarray:
+    """Resampled means of the tasks' means [resamples]."""
     total = np.zeros(RESAMPLES)
-    for stratum in collapsed(strata, arms):
+    for stratum in collapsed(strata, (arm,)):
         total += stratum.resampled[:, stratum.arms.index(arm)]
-        if base is not None:
-            total -= stratum.resampled[:, stratum.arms.index(base)]
     return total / len(strata)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sa_eval.page import result_page
-from sa_eval.page.charts import slots
-from sa_eval.page.parts import Cell, Heading, Section, Table, Text, amount, rows_of, words
-from sa_eval.page.plots import Dots, Lines, Picture, Series, styles
-from sa_eval.page.plots import Row as DotRow
+from sa_eval.page.content import Field, Heading, Section, Table, Text, amount, columns, rows_of, words
+from sa_eval.page.drawing import looks
+from sa_eval.page.result_plots import Dots, Lines, Picture, Series, styles
+from sa_eval.page.result_plots import Row as DotRow
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.types import FULL
 from sa_eval.speed.beside_full import FLOOR, LEAST_REPEATS, told_apart
@@ -102,16 +102,16 @@ def _length(result: SpeedResult, length: int) -> Sequence[Heading | Table]:
     full = rows.get(FULL)
     found = [_fields(rows[arm.name], full) for arm in result.arms if arm.name in rows]
     found += [
-        [words(failure.arm), Cell("failed", failure.error, style="absent")] + [Cell("")] * 6
+        [words(failure.arm), Field("failed", failure.error, style="absent")] + [Field("")] * 6
         for failure in result.failures
         if failure.length == length
     ]
-    columns = ("arm", "times as fast", "first token, ms", "first call, ms", "over none", "peak, GiB", "tokens per s")
+    names = ("arm", "times as fast", "first token, ms", "first call, ms", "over none", "peak, GiB", "tokens per s")
     caption = f"Time to the first token, memory and rate at {length:,} tokens"
-    return Heading(f"{length:,} tokens"), Table(caption, (*columns, "tokens: times as fast"), rows_of(found))
+    return Heading(f"{length:,} tokens"), Table(caption, columns(*names, "tokens: times as fast"), rows_of(found))
 
 
-def _fields(row: Row, full: Row | None) -> list[Cell]:
+def _fields(row: Row, full: Row | None) -> list[Field]:
     repeats = f"{min(row.repeats_ms):,.1f}\u2013{max(row.repeats_ms):,.1f}"
     other = row.arm not in (FULL, FLOOR) and full is not None
     first = _style(row.times_as_fast, other and full is not None and told_apart(row.repeats_ms, full.repeats_ms))
@@ -134,9 +134,9 @@ def _style(times: float | None, apart: bool) -> str:
     return "" if times is None or not apart else "better" if times > 1 else "worse"
 
 
-def _styled(cell: Cell, style: str) -> Cell:
-    return Cell(cell.text, cell.small, cell.value, style or cell.style)
+def _styled(cell: Field, style: str) -> Field:
+    return Field(cell.text, cell.small, cell.value, style or cell.style)
 
 
 def _places(result: SpeedResult) -> dict[str, int]:
-    return slots(arm.label for arm in result.arms if arm.name != FLOOR)
+    return looks(arm.label for arm in result.arms if arm.name != FLOOR)

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from planted import summarised
 from planted_runs import KEYS, PLANTED, change, change_records, keep_records, planted_run
 
 from sa_eval.cli import main
@@ -96,8 +97,7 @@ def test_records_of_other_documents_are_refused_in_one_line(run, capsys):
 
 def merged_results(tmp_path, *directories):
     merged = merge.merge([open_run(path(directory)) for directory in directories], str(tmp_path / "merged"))
-    summary.summarise(merged)
-    return merged.read_json("results.json")
+    return summarised(merged)
 
 
 # --- merge -----------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_merged_arms_give_the_numbers_of_one_run(run, tmp_path):
         for file in (half.path / "records").glob("*.jsonl"):
             file.write_bytes((whole.path / "records" / file.name).read_bytes())
     merged = merged_results(tmp_path, *halves)
-    wanted = json.loads(json.dumps(summary.summarise(whole)))
+    wanted = summarised(whole)
 
     def rows(results, name):
         return sorted(map(json.dumps, results[name]))
@@ -189,7 +189,7 @@ def test_unequal_scores_under_one_key_are_told(run, tmp_path):
     results = merged_results(tmp_path, one, two)
     gate = next(gate for gate in results["gates"] if gate["gate"] == "merged runs")
     assert gate["status"] == "warning" and any("document(s) of full scored otherwise" in text for text in gate["where"])
-    assert results["cells"] == json.loads(json.dumps(summary.summarise(one)))["cells"]
+    assert results["cells"] == summarised(one)["cells"]
 
 
 def test_a_document_that_failed_in_one_run_counts_from_the_other(run, tmp_path):
@@ -198,7 +198,7 @@ def test_a_document_that_failed_in_one_run_counts_from_the_other(run, tmp_path):
     keep_records(one, "full", lambda row: row["index"] != broken["index"] or row["task"] != broken["task"])
     one.append_records([replace(broken, score=0.0, error="RuntimeError: no")])
     one.append(Failure("full", 0, broken.task, "RuntimeError: no", documents=[broken.index]))
-    assert summary.summarise(one)["answered"][0]["failed"] == 1
+    assert summarised(one)["answered"][0]["failed"] == 1
     results = merged_results(tmp_path, one, two)
     assert results["answered"][0]["failed"] == 0 and results["failures"] == []
 
@@ -231,7 +231,7 @@ def test_out_is_for_several_runs_and_never_overwrites(run, tmp_path, capsys):
 def test_differences_are_those_of_the_records_and_cells(run, tmp_path):
     """An arm against full, in two runs, is what one run's cells say of them."""
     directory = run("one")
-    cells = {row["name"]: row for row in summary.summarise(directory)["cells"] if row["arm"] == "sa-w64"}
+    cells = {row["name"]: row for row in summarised(directory)["cells"] if row["arm"] == "sa-w64"}
     found = compared(tmp_path, path(directory), path(directory), "--arm-a", "full", "--arm-b", "sa-w64")
     assert [row["name"] for row in found["rows"]] == ["overall", "needle_single", "majority_topic", "cloze"]
     for row in found["rows"]:

@@ -4,11 +4,10 @@ import re
 import shutil
 
 import pytest
-from planted import PLANTED, planted_run
+from planted import PLANTED, planted_run, summarised
 
 from sa_eval.page import report
 from sa_eval.records.types import Failure
-from sa_eval.results import summary
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")
@@ -53,7 +52,7 @@ CONTRASTS = """() => {
 def directory(tmp_path_factory):
     directory = planted_run(tmp_path_factory.mktemp("browser") / "run", documents=12, said=HOSTILE)
     directory.append(Failure("sa-w64", 0, None, HOSTILE))
-    results = summary.summarise(directory)
+    results = summarised(directory)
     results["gates"].append({"gate": "a gate", "status": "warning", "text": HOSTILE, "where": list("abcdefgh")})
     results["cells"][0]["accuracy"] += 0.0004  # no two alike in the first column to be sorted
     directory.write_json("results.json", results)
@@ -155,7 +154,7 @@ def test_the_filter_shows_the_documents_it_says(visit, directory, outcome, sign)
     shown = page.locator("details.document >> visible=true")
     titles = [shown.nth(i).locator("summary").inner_text() for i in range(shown.count())]
     assert {int(re.search(r"document (\d+)", title).group(1)) for title in titles} == wanted
-    assert page.locator("#told").inner_text().startswith(f"{len(wanted)} of ")
+    assert page.locator("#count").inner_text().startswith(f"{len(wanted)} of ")
     if wanted:
         shown.first.locator("summary").click()
         rows = shown.first.locator("tbody tr >> visible=true")

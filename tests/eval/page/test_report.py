@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import lxml.html
 import numpy as np
 import pytest
-from planted import FAMILIES, PLANTED, planted_run
+from planted import FAMILIES, PLANTED, planted_run, summarised
 
 from sa_eval.page import document_list, report
 from sa_eval.records.types import Failure, Merged
@@ -30,9 +30,10 @@ def read(directory):
 
 def rendered(directory):
     """Results and page without the figures' files, which take as long again."""
-    results, records = summary.summarise(directory), list(directory.records())
-    documents = document_list.differing(results, records, directory.prompts())
-    return results, report.render(results, records, documents)
+    results, records = summarised(directory), list(directory.records())
+    found = summary.read(directory)
+    documents = document_list.differing(found, records, directory.prompts())
+    return results, report.render(found, records, documents)
 
 
 def tables(page):
@@ -53,7 +54,7 @@ def percent(value, form=".1f"):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     directory = planted_run(tmp_path_factory.mktemp("report") / "run")
-    results = summary.summarise(directory)
+    results = summarised(directory)
     report.write(directory)
     return directory, results, read(directory)
 
@@ -66,7 +67,7 @@ def hostile(tmp_path_factory):
     manifest.model["name"] = manifest.hardware["cpu"] = HOSTILE
     directory.write_manifest(manifest)
     directory.append(Failure("sa-w64", 0, HOSTILE, HOSTILE))
-    results = summary.summarise(directory)
+    results = summarised(directory)
     for status in ("failed", "warning"):
         results["gates"].append({"gate": HOSTILE, "status": status, "text": HOSTILE, "where": [HOSTILE]})
     directory.write_json("results.json", results)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sa_eval.results import significance, stats
-from sa_eval.results.cells import adjusted, difference
+from sa_eval.results.cells import Pair, corrected
 
 
 def single(base, arm, name="task"):
@@ -46,7 +46,7 @@ def test_noise_is_called_significant_at_most_one_time_in_twenty(few_draws, docum
 
 
 def cells_of_a_run(rng, drop, name):
-    """Four arms on three tasks, per task and pooled, as rows of results; only the first arm has an effect, if any."""
+    """Four arms on three tasks, per task and pooled: (arm, group) -> difference; only "a" has an effect, if any."""
     names = ("full", "a", "b", "c", "d")
     tasks = []
     for task in range(3):
@@ -56,17 +56,14 @@ def cells_of_a_run(rng, drop, name):
         ]
         tasks.append(stats.Stratum(f"{name} {task}", names, np.stack(scores, axis=1).astype(float)))
     groups = {"overall": tasks, **{str(position): [task] for position, task in enumerate(tasks)}}
-    rows = [
-        ((arm, group), {"arm": arm, "name": group, **difference(members, arm, "full")})
-        for arm in names[1:]
-        for group, members in groups.items()
-    ]
-    return adjusted(rows)[0]
+    return corrected({(arm, group): Pair(groups[group], arm, "full") for arm in names[1:] for group in groups})[0]
 
 
 def family_error(runs, seed):
     rng = np.random.default_rng(seed)
-    return np.mean([any(row["significant"] for row in cells_of_a_run(rng, 0.0, str(run))) for run in range(runs)])
+    return np.mean(
+        [any(found.significant for found in cells_of_a_run(rng, 0.0, str(run)).values()) for run in range(runs)]
+    )
 
 
 def test_a_whole_run_of_noise_has_no_significant_cell_in_nineteen_of_twenty(few_draws, monkeypatch):
@@ -84,10 +81,10 @@ def test_a_planted_effect_is_found_in_its_arm_and_only_there(few_draws, monkeypa
     monkeypatch.setattr(stats, "RESAMPLES", 999)
     rng = np.random.default_rng(14)
     runs = [cells_of_a_run(rng, 0.35, str(run)) for run in range(40)]
-    found = [row for rows in runs for row in rows if row["significant"]]
-    assert sum(row["arm"] == "a" and row["name"] == "overall" for row in found) == 40
-    assert sum(row["arm"] != "a" for row in found) <= 4
-    assert all(row["difference"] < 0 for row in found if row["arm"] == "a")
+    found = [(*key, row) for rows in runs for key, row in rows.items() if row.significant]
+    assert sum((arm, group) == ("a", "overall") for arm, group, _ in found) == 40
+    assert sum(arm != "a" for arm, _, _ in found) <= 4
+    assert all(row.value < 0 for arm, _, row in found if arm == "a")
 
 
 @pytest.mark.parametrize(("documents", "lost", "won"), [(60, 0.15, 0.02), (100, 0.11, 0.01), (100, 0.2, 0.1)])

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from planted import FAMILIES, GOOD, PLANTED, planted_run
+from planted import FAMILIES, GOOD, PLANTED, planted_run, summarised
 
 from sa_eval.records.types import Budget
 from sa_eval.results import summary, table
@@ -15,7 +15,7 @@ from sa_eval.results import summary, table
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     directory = planted_run(tmp_path_factory.mktemp("planted") / "run")
-    return directory, summary.summarise(directory)
+    return directory, summarised(directory)
 
 
 def accuracy_from_records(directory, arm, length=None, families=None):
@@ -44,8 +44,8 @@ def test_cells_equal_the_records(planted):
 def test_the_first_sentence_says_that_sa_loses_and_by_how_much(planted):
     directory, results = planted
     first = results["answer"][0]
-    assert re.match(r"With window 64, sa costs [\d.]+ points \(95\s% interval [\d.]+ to [\d.]+\): ", first)
-    assert re.search(r"; at this budget it loses to swa by [\d.]+ points \([\d.]+ to [\d.]+\) and moba by", first)
+    assert re.match(r"With window 64, sa costs [\d.]+ points \(corrected 95\s% interval [\d.]+ to [\d.]+\): ", first)
+    assert re.search(r"\. At this budget it loses to swa by [\d.]+ points \([\d.]+ to [\d.]+\) and moba by", first)
     gap = accuracy_from_records(directory, "swa-w64") - accuracy_from_records(directory, "sa-w64")
     assert f"swa by {100 * gap:.1f} points" in first
     assert "on aggregation it beats swa and moba" in first.replace("On ", "on ")
@@ -53,19 +53,19 @@ def test_the_first_sentence_says_that_sa_loses_and_by_how_much(planted):
 
 def test_the_sentence_turns_when_sa_wins(tmp_path):
     winning = {**PLANTED, "sa": {"retrieval": GOOD, "aggregation": GOOD, "cloze": GOOD}}
-    first = summary.summarise(planted_run(tmp_path / "run", planted=winning))["answer"][0]
+    first = summarised(planted_run(tmp_path / "run", planted=winning))["answer"][0]
     assert "it beats swa by" in first and "loses" not in first and "cannot be told apart from full" in first
 
 
 def test_arms_that_are_alike_are_called_alike(tmp_path):
     alike = {label: {"retrieval": 0.6, "aggregation": 0.6, "cloze": 0.6} for label in PLANTED}
-    first = summary.summarise(planted_run(tmp_path / "run", planted=alike))["answer"][0]
+    first = summarised(planted_run(tmp_path / "run", planted=alike))["answer"][0]
     assert "cannot be told apart from swa" in first and "beats" not in first
 
 
 def test_the_terminal_table_holds_the_same_numbers_and_is_not_wide(planted):
-    _, results = planted
-    text = table.render(results)
+    directory, results = planted
+    text = table.render(summary.read(directory))
     assert max(map(len, text.splitlines())) <= 120
     for cell in results["cells"]:
         if cell["scope"] == "overall" and cell["length"] != "all":
@@ -87,7 +87,7 @@ def test_the_csv_holds_every_cell(planted):
 def test_moba_is_called_untrained_and_dense_arms_are_flagged(tmp_path):
     directory = planted_run(tmp_path / "run", documents=4, lengths="512")
     directory.append(Budget("sa-w64", 512, keys_per_query=255.0, density=0.99))
-    results = summary.summarise(directory)
+    results = summarised(directory)
     assert "moba is untrained" in " ".join(results["notes"])
     dense = next(gate for gate in results["gates"] if gate["gate"] == "density near 1")
     assert dense["status"] == "warning" and dense["where"] == ["sa-w64 at 512 (0.99)"]
@@ -95,7 +95,7 @@ def test_moba_is_called_untrained_and_dense_arms_are_flagged(tmp_path):
 
 def test_families_that_full_attention_fails_decide_nothing(tmp_path):
     weak = {label: {**shares, "cloze": 0.9 if label == "sa" else 0.1} for label, shares in PLANTED.items()}
-    results = summary.summarise(planted_run(tmp_path / "run", planted=weak))
+    results = summarised(planted_run(tmp_path / "run", planted=weak))
     assert "cloze" not in results["answer"][0]
     weak_gate = next(gate for gate in results["gates"] if gate["gate"] == "full below floor")
     assert weak_gate["status"] == "warning" and any("cloze" in place for place in weak_gate["where"])
@@ -105,5 +105,7 @@ def test_a_run_with_nothing_finished_still_gets_an_answer(tmp_path):
     directory = planted_run(tmp_path / "run", documents=4, lengths="512")
     for file in (directory.path / "records").glob("*"):
         file.unlink()
-    results = summary.summarise(directory)
-    assert "nothing to compare" in results["answer"][0] and "nothing to compare" in table.render(results)
+    results = summarised(directory)
+    assert "nothing to compare" in results["answer"][0] and "nothing to compare" in table.render(
+        summary.read(directory)
+    )

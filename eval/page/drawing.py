@@ -1,14 +1,13 @@
-"""Owns how a figure looks: one drawing of a panel and of a heatmap, for the page and for the files alike.
+"""How a figure looks: one drawing of each kind of picture, for the page and for the files alike.
 
-Data come in as Panel and Heatmap, nothing is computed from scores here. Colours are the light theme's; chart_svg.py
+Data come in as Panel, Dots and Heatmap, nothing is computed from scores here. Colours are the light theme's; svg.py
 turns them into the page's CSS variables. Imports matplotlib's object interface only: no pyplot, no global figure.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -19,7 +18,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
+from sa_eval.page.plots import BOTTOM, RIGHT, TOP, WIDTH, Dots, Heatmap, Panel, Picture, Point, number
 from sa_eval.page.visible import visible
+from sa_eval.records.types import FULL
 from sa_eval.settings import roles
 
 INK, SOFT, LINE, CARD, HEAT = "#1c1d1f", "#5d6066", "#e2e3e1", "#ffffff", "#2e6fc7"
@@ -30,10 +31,7 @@ COLOURS = (
 )
 MARKS = ("s", "o", "D", "v", "X", "^", "h", "P", "p", "d")
 HEAT_LEAST, HEAT_MOST = 0.04, 0.50  # opacity at 0 and at 100 %: ink stays readable on all of it, in both themes
-WIDTH, HEIGHT, HEAD = 3.0, 2.3, 0.62  # inches
-MARK = 0.15
-RIGHT, TOP, BOTTOM = 0.14, 0.32, 0.44
-FULL = "full"
+HEAD, MARK = 0.62, 0.15  # inches: of a heading, of a legend's mark
 STYLE = {
     "font.size": 8.0,
     "text.parse_math": False,  # names come from outside: a dollar sign is a dollar sign
@@ -42,79 +40,19 @@ STYLE = {
 }
 
 
-@dataclass(frozen=True)
-class Point:
-    """One arm in one panel; y, low and high are shares between 0 and 1, x is in the panel's unit."""
-
-    label: str
-    arm: str
-    x: float
-    y: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Accuracy against one cost. `full` is drawn as a level with its interval; x_range is shared by a row of panels."""
-
-    title: str
-    x_name: str
-    points: tuple[Point, ...]
-    full: Point | None
-    x_range: tuple[float, float]
-    matched: bool  # x is a budget that arms share: ticks at powers of two, and arms are set apart
-    left = 0.38  # inches for the labels of the y axis
-
-    @property
-    def text(self) -> str:
-        """What the chart shows, in words."""
-        return f"{self.title}: accuracy against {self.x_name}. " + "; ".join(tips(self).values()) + "."
-
-
-@dataclass(frozen=True)
-class Heatmap:
-    """Shares by row and column with how many answers each rests on; None where there is none."""
-
-    title: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    shares: tuple[tuple[float | None, ...], ...]
-    counts: tuple[tuple[int, ...], ...]
-    left = 0.64
-
-    @property
-    def text(self) -> str:
-        parts = [
-            f"depth {row}, {column} tokens: " + ("no documents" if share is None else f"{100 * share:.0f} %")
-            for row, shares in zip(self.rows, self.shares, strict=True)
-            for column, share in zip(self.columns, shares, strict=True)
-        ]
-        return f"{self.title}, accuracy by depth and length. " + "; ".join(parts) + "."
-
-
-def slots(labels: Iterable[str]) -> dict[str, int]:
+def looks(labels: Iterable[str]) -> dict[str, int]:
     """Label -> its colour and mark, the same for known labels in every run."""
     known = roles.in_order()
     others = [label for label in dict.fromkeys(labels) if label not in known and label != FULL]
     return {label: slot for slot, label in enumerate([*known, *others])}
 
 
-def tip(panel: Panel, point: Point) -> str:
-    near = f"{100 * point.y:.1f} % ({100 * point.low:.1f} to {100 * point.high:.1f})"
-    return f"{point.arm} {near} at {_number(point.x)} {panel.x_name}"
-
-
-def tips(item: Panel | Heatmap) -> dict[str, str]:
-    """What hovering shows, by the drawn element's id."""
-    if isinstance(item, Heatmap):
-        return {}
-    level = {"tip-full": f"full {100 * item.full.y:.1f} %"} if item.full is not None else {}
-    return level | {f"tip-{index}": tip(item, point) for index, point in enumerate(item.points)}
-
-
 def sheet(
-    items: Sequence[Any], draw: Callable[[Axes, Any], None], columns: int, heading: str = "", legend: Sequence[Any] = ()
+    items: Sequence[Picture],
+    draw: Callable[[Axes, Any], None],
+    columns: int,
+    heading: str = "",
+    legend: Sequence[Line2D] = (),
 ) -> Figure:
     """A figure of equal cells, drawn one by one; with a heading (and a legend) when it has to stand alone."""
     with matplotlib.rc_context(STYLE):
@@ -122,32 +60,41 @@ def sheet(
 
 
 def _sheet(
-    items: Sequence[Any], draw: Callable[[Axes, Any], None], columns: int, heading: str, legend: Sequence[Any]
+    items: Sequence[Picture], draw: Callable[[Axes, Any], None], columns: int, heading: str, legend: Sequence[Line2D]
 ) -> Figure:
-    rows = math.ceil(len(items) / columns)
-    width, height = columns * WIDTH, rows * HEIGHT + (HEAD if heading else 0)
+    rows, cell = math.ceil(len(items) / columns), max(item.height for item in items)
+    width, height = columns * WIDTH, rows * cell + (HEAD if heading else 0)
     figure = Figure((width, height), facecolor="none" if not heading else CARD)
     for position, item in enumerate(items):
         row, column = divmod(position, columns)
-        left, bottom = column * WIDTH + item.left, (rows - 1 - row) * HEIGHT + BOTTOM
-        size = WIDTH - item.left - RIGHT, HEIGHT - TOP - BOTTOM
-        axes = figure.add_axes((left / width, bottom / height, size[0] / width, size[1] / height), facecolor="none")
+        left, top = column * WIDTH + item.left, (rows - row) * cell - TOP
+        size = WIDTH - item.left - RIGHT, item.height - TOP - BOTTOM
+        box = (left / width, (top - size[1]) / height, size[0] / width, size[1] / height)
+        axes = figure.add_axes(box, facecolor="none")
         _bare(axes)
         draw(axes, item)
     if heading:
         figure.text(0.12 / width, 1 - 0.2 / height, visible(heading), size=10, weight="bold", color=INK, va="center")
     if legend:
-        place = {"loc": "center left", "bbox_to_anchor": (0.05 / width, 1 - 0.44 / height), "ncols": len(legend)}
-        figure.legend(handles=list(legend), frameon=False, borderpad=0, labelcolor=SOFT, **place)
+        anchor = (0.05 / width, 1 - 0.44 / height)
+        figure.legend(
+            handles=list(legend),
+            frameon=False,
+            borderpad=0,
+            labelcolor=SOFT,
+            loc="center left",
+            bbox_to_anchor=anchor,
+            ncols=len(legend),
+        )
     return figure
 
 
-def draw_panel(axes: Axes, panel: Panel, places: dict[str, int]) -> None:
+def draw_panel(axes: Axes, panel: Panel, slots: Mapping[str, int]) -> None:
     """Whiskers of arms at one budget would cover each other: each label is moved a little to the side."""
     axes.set_title(visible(panel.title), loc="left", size=9, weight="bold", color=INK, pad=7, y=1.0)
     ticks = _ticks(*panel.x_range, panel.matched)
     axes.set(xscale="log", xlim=panel.x_range, ylim=(-0.03, 1.03))
-    axes.set_xticks(ticks, [_number(tick) for tick in ticks])
+    axes.set_xticks(ticks, [number(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
     axes.set_xlabel(panel.x_name, color=SOFT, labelpad=3)
@@ -159,7 +106,29 @@ def draw_panel(axes: Axes, panel: Panel, places: dict[str, int]) -> None:
     for position, label in enumerate(labels):
         dodge = 2.6 * (position - (len(labels) - 1) / 2) / 72 if panel.matched else 0.0
         series = [(index, point) for index, point in enumerate(panel.points) if point.label == label]
-        _series(axes, sorted(series, key=lambda entry: entry[1].x), dodge, look(label, places))
+        _series(axes, sorted(series, key=lambda entry: entry[1].x or 0.0), dodge, look(label, slots))
+
+
+def draw_dots(axes: Axes, dots: Dots, slots: Mapping[str, int]) -> None:
+    """Arms from top to bottom in the order of the tables."""
+    axes.set_title(visible(dots.title), loc="left", size=9, weight="bold", color=INK, pad=7, y=1.0, x=-_share(dots))
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(dots.points) - 0.3, -0.7))
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
+    axes.set_yticks(range(len(dots.points)), [visible(point.label) for point in dots.points])
+    axes.set_xlabel("accuracy, %", color=SOFT, labelpad=3)
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
+    if dots.full is not None:
+        axes.axvspan(dots.full.low, dots.full.high, color=SOFT, alpha=0.13, linewidth=0)
+        axes.axvline(dots.full.y, color=SOFT, linewidth=1.1, dashes=(4, 3), gid="tip-full")
+    for row, point in enumerate(dots.points):
+        style = look(point.label, slots)
+        axes.plot([point.low, point.high], [row, row], color=style["color"], linewidth=1.4, alpha=0.6, clip_on=False)
+        axes.plot([point.y], [row], clip_on=False, gid=f"tip-{row}", **style)
+
+
+def _share(dots: Dots) -> float:
+    """Where the picture's left edge is, in widths of its axes."""
+    return (dots.left - 0.12) / (WIDTH - dots.left - RIGHT)
 
 
 def draw_heatmap(axes: Axes, heatmap: Heatmap) -> None:
@@ -181,25 +150,25 @@ def heat_opacity(share: float) -> float:
     return HEAT_LEAST + (HEAT_MOST - HEAT_LEAST) * share
 
 
-def mark(label: str, places: dict[str, int]) -> Figure:
+def mark(label: str, slots: Mapping[str, int]) -> Figure:
     """The mark of one label alone, for the page's legend."""
     figure = Figure((MARK, MARK), facecolor="none")
-    handle = Line2D([0.5], [0.5], linestyle="none", transform=figure.transFigure, **look(label, places))
+    handle = Line2D([0.5], [0.5], linestyle="none", transform=figure.transFigure, **look(label, slots))
     figure.add_artist(handle)
     return figure
 
 
-def legend(labels: Iterable[str], places: dict[str, int]) -> list[Line2D]:
+def legend(labels: Iterable[str], slots: Mapping[str, int]) -> list[Line2D]:
     """Handles for a figure that stands alone; the last one explains the dashed level."""
-    handles = [Line2D([], [], linestyle="none", label=visible(label), **look(label, places)) for label in labels]
+    handles = [Line2D([], [], linestyle="none", label=visible(label), **look(label, slots)) for label in labels]
     level = Line2D([], [], color=SOFT, linewidth=1.1, dashes=(4, 3), label="full attention and its interval")
     return [*handles, level]
 
 
-def look(label: str, places: dict[str, int]) -> dict[str, Any]:
+def look(label: str, slots: Mapping[str, int]) -> dict[str, Any]:
     if label == FULL:
         return {"color": INK, "marker": "*", "markersize": 8.5, "markeredgecolor": CARD, "markeredgewidth": 0.5}
-    turn, colour = divmod(places[label], len(COLOURS))
+    turn, colour = divmod(slots[label], len(COLOURS))
     shape = MARKS[(colour + turn) % len(MARKS)]  # the eleventh label has the first colour and another mark
     return {
         "color": COLOURS[colour],
@@ -211,15 +180,29 @@ def look(label: str, places: dict[str, int]) -> dict[str, Any]:
 
 
 def _series(axes: Axes, series: list[tuple[int, Point]], dodge: float, style: dict[str, Any]) -> None:
-    place = axes.transData + ScaledTranslation(dodge, 0, axes.figure.dpi_scale_trans)
+    """One label's points with their whiskers, joined; moved `dodge` inches to the right."""
+    moved = axes.transData + ScaledTranslation(dodge, 0, axes.figure.dpi_scale_trans)
     colour = style["color"]
     if len(series) > 1:
-        path = [point.x for _, point in series], [point.y for _, point in series]
-        axes.plot(*path, color=colour, linewidth=1.1, alpha=0.7, transform=place)
+        axes.plot(
+            [point.x for _, point in series],
+            [point.y for _, point in series],
+            color=colour,
+            linewidth=1.1,
+            alpha=0.7,
+            transform=moved,
+        )
     for index, point in series:
-        whisker = [point.x, point.x], [point.low, point.high]
-        axes.plot(*whisker, color=colour, linewidth=1.1, alpha=0.6, transform=place, clip_on=False)
-        axes.plot([point.x], [point.y], transform=place, clip_on=False, gid=f"tip-{index}", **style)
+        axes.plot(
+            [point.x, point.x],
+            [point.low, point.high],
+            color=colour,
+            linewidth=1.1,
+            alpha=0.6,
+            transform=moved,
+            clip_on=False,
+        )
+        axes.plot([point.x], [point.y], transform=moved, clip_on=False, gid=f"tip-{index}", **style)
 
 
 def _bare(axes: Axes) -> None:
@@ -240,7 +223,3 @@ def _ticks(low: float, high: float, matched: bool) -> list[float]:
     if len(found) < 2:
         found = [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
     return found[:: math.ceil(len(found) / 5)] if found else []
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
