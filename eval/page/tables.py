@@ -40,7 +40,7 @@ def evidence(results: Results) -> Table:
             for base, found in pairs
             if found is not None
         ]
-    heads = columns("pair", "points", "won, lost", extra("p, corrected"), extra("detectable"))
+    heads = columns("pair", "points", extra("won, lost"), extra("p, corrected"), extra("detectable"))
     return Table("What the answer rests on: points, paired by document, corrected intervals", heads, rows_of(rows))
 
 

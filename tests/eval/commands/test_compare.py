@@ -236,7 +236,7 @@ def test_differences_are_those_of_the_records_and_cells(run, tmp_path):
     assert [row["name"] for row in found["rows"]] == ["overall", "needle_single", "majority_topic", "cloze"]
     for row in found["rows"]:
         wanted = cells[row["name"]]
-        for name in ("difference", "difference_low", "p_value", "test", "lost", "won", "detectable", "documents"):
+        for name in ("difference", "difference_low", "p_value", "test", "lost", "won", "documents"):
             assert row[name] == wanted[name]
         assert row["accuracy_b"] == wanted["accuracy"]
     assert found["tests"] == 4
@@ -252,6 +252,38 @@ def test_documents_are_paired_by_hash_not_by_place(run, tmp_path):
     found = compared(tmp_path, path(one), path(two))
     assert all(row["difference"] == 0 and row["won"] == row["lost"] == 0 for row in found["rows"])
     assert all(rows == [] for rows in found["documents"].values()) and len(found["rows"]) == 3 * 4
+
+
+def test_identical_runs_are_one_line(run, capsys):
+    one, two = run("one"), run("two")
+    assert main(["compare", path(one), path(two)]) == 0
+    shown = capsys.readouterr().out
+    assert shown == f"{path(two)} is as {path(one)}: 3 arms, 360 answers scored alike; same versions, code, machine.\n"
+    change_records(two, "swa-w64", lambda row: replace(row, score=1 - row.score) if row.index == 0 else row)
+    assert main(["compare", path(one), path(two)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "full: 120 documents, all scored alike" in lines and "sa-w64: 120 documents, all scored alike" in lines
+    assert "swa-w64" in lines  # its table follows
+    change(two, versions={"torch": "3", "numpy": "1"})
+    main(["compare", path(one), path(two)])
+    assert "differ in versions torch: 2 and 3" in capsys.readouterr().out
+
+
+def test_a_comparison_fits_a_terminal_of_sixty_columns(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    one, two = run("one"), run("two", draw=1)
+    change(two, versions={"torch": "a long version " * 6, "numpy": "1"})
+    assert main(["compare", path(one), path(two)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[:3] not in ("A  ", "B  ")]
+    assert max(map(len, lines)) <= 60 and any("p Holm" in line for line in lines)
+
+
+def test_a_verdict_of_a_comparison_and_its_interval_agree(run, tmp_path):
+    worse = {**PLANTED, "swa": {**PLANTED["swa"], "retrieval": 0.1}}
+    found = compared(tmp_path, path(run("one", documents=60)), path(run("two", worse, documents=60, draw=1)))
+    assert {row["significant"] for row in found["rows"]} == {True, False}
+    for row in found["rows"]:
+        assert row["significant"] == (not row["corrected_low"] <= 0 <= row["corrected_high"])
 
 
 def test_lost_and_won_documents_are_named(run, tmp_path, capsys):

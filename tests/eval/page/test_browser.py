@@ -106,27 +106,31 @@ def test_it_renders_whatever_the_model_said_and_asks_for_nothing(visit):
     assert page.get_by_text("document.title='hacked'").count() > 10
 
 
+def first_by_arm(page):
+    return page.locator("table.sortable", has=page.locator("caption", has_text="Accuracy by arm")).first
+
+
 def column(page, number):
-    rows = page.locator("table.sortable").first.locator("tbody tr")
+    rows = first_by_arm(page).locator("tbody tr")
     return [float(rows.nth(i).locator("td").nth(number).get_attribute("data-v") or "nan") for i in range(rows.count())]
 
 
 def test_tables_sort_by_mouse_and_by_keyboard(visit):
     page = visit()
-    head = page.locator("table.sortable").first.locator("th", has_text="overall")
+    head = first_by_arm(page).locator("th", has_text="overall")
     before = column(page, 0)
     head.locator("button").click()
     assert column(page, 0) == sorted(before) and head.get_attribute("aria-sort") == "ascending"
     head.locator("button").press("Enter")
     assert column(page, 0) == sorted(before, reverse=True) and head.get_attribute("aria-sort") == "descending"
-    other = page.locator("table.sortable").first.locator("th", has_text="vs full")
+    other = first_by_arm(page).locator("th", has_text="vs full")
     for _ in range(2):
         other.locator("button").click()
         assert [str(value) for value in column(page, 1)].index("nan") == 3  # what has no value stands last
     assert head.get_attribute("aria-sort") is None
-    names = page.locator("table.sortable").first.locator("th", has_text="arm")
+    names = first_by_arm(page).locator("th", has_text="arm")
     names.locator("button").click()
-    rows = page.locator("table.sortable").first.locator("tbody th").all_inner_texts()
+    rows = first_by_arm(page).locator("tbody th").all_inner_texts()
     assert [row.split("\n")[0] for row in rows] == ["full", "moba-w64", "sa-w64", "swa-w64"]
 
 
@@ -166,8 +170,28 @@ def test_a_phone_never_scrolls_sideways(visit):
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    region = page.locator(".wide").first
+    region = page.locator(".wide", has=page.locator("caption", has_text="Accuracy by task")).first
     assert region.evaluate("box => box.scrollWidth > box.clientWidth && box.tabIndex === 0")
+
+
+def test_a_phone_shows_the_essential_columns_without_scrolling_and_says_so(visit):
+    page = visit(viewport=PHONE)
+    for caption, heads in (("What the answer rests on", ["pair", "points"]), ("Accuracy by arm", None)):
+        region = page.locator(".wide", has=page.locator("caption", has_text=caption)).first
+        assert region.evaluate("box => box.scrollWidth <= box.clientWidth")
+        shown = region.locator("thead th >> visible=true").all_inner_texts()
+        assert shown == (heads or ["arm", "overall", "vs full"])
+        assert region.locator(".narrowed").is_visible()
+    wide = visit()
+    assert not wide.locator(".narrowed").first.is_visible()
+    assert wide.locator("th.extra >> visible=true").count() > 10
+
+
+def test_the_first_screen_holds_the_answer_a_chart_and_the_glossary(visit):
+    page = visit()
+    for part in (".answer", "svg.chart", ".glossary"):
+        box = page.locator(part).first.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= DESKTOP["height"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
