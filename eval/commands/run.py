@@ -135,7 +135,7 @@ def finish(outcome: Any, progress: Any) -> int:
         print(f"report:  {directory.path / 'report.html'}\nrecords: {directory.path}")
     if outcome.status is not None:
         return outcome.status
-    return 1 if results["failures"] else 0
+    return 1 if results.failures else 0
 
 
 def is_first_process() -> bool:

@@ -11,13 +11,13 @@ import nltk
 import numpy as np
 import pytest
 from eval_helpers import tiny_model, tiny_tokenizer
+from planted import summarised
 
 from sa_eval.documents import harness, ruler
 from sa_eval.lm.exact import ExactLM
 from sa_eval.loading import models, sources
 from sa_eval.progress import Progress
 from sa_eval.records.directory import RunDirectory
-from sa_eval.results import summary
 from sa_eval.run import runner
 from sa_eval.settings.arms import arms_from
 from sa_eval.settings.config import SettingsError, settings_from
@@ -172,7 +172,7 @@ def run(path, **given):
     loaded = models.Loaded(model, tiny_tokenizer(), source, models.identity(source, model))
     directory = RunDirectory.create(str(path), "tiny")
     runner.run_loaded(settings, loaded, arms_from(settings), directory, Progress(enabled=False))
-    return directory, summary.summarise(directory)
+    return directory, summarised(directory)
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ import json
 import pytest
 import torch
 from eval_helpers import tiny_model, tiny_tokenizer
+from planted import summarised
 
 import sa_patch
 from sa_eval.lm.exact import ExactLM
 from sa_eval.loading import models, sources
 from sa_eval.progress import Progress
 from sa_eval.records.directory import RunDirectory
-from sa_eval.results import summary
+from sa_eval.records.types import task_key
 from sa_eval.run import runner
 from sa_eval.settings.arms import Arm, arms_from
 from sa_eval.settings.config import SettingsError, settings_from
@@ -40,7 +41,7 @@ def run(path, model=None, **changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = run(tmp_path_factory.mktemp("runs") / "run", speed=True)
-    return directory, summary.summarise(directory)
+    return directory, summarised(directory)
 
 
 def by_arm(directory):
@@ -57,7 +58,7 @@ def test_every_arm_scores_the_same_documents(finished):
         for arm, records in by_arm(directory).items()
     }
     listed = sorted(
-        (summary.task_key(task), index, value)
+        (task_key(task["name"], task["length"]), index, value)
         for task in results["tasks"]
         for index, value in enumerate(task["hashes"])
     )
@@ -94,7 +95,7 @@ def test_latency_is_measured_for_every_arm_and_length(finished):
         (arm["name"], length) for arm in results["arms"] for length in (320, 400)
     }
     assert all(row["prefill_ms"] > 0 for row in results["speed"])
-    assert all(row["prefill_ratio"] == 1 for row in results["speed"] if row["arm"] == "full")
+    assert all(row["speedup"] == 1 for row in results["speed"] if row["arm"] == "full")
 
 
 def test_results_say_where_they_come_from(finished):
@@ -132,7 +133,7 @@ def test_a_failing_task_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(Arm, "apply", noted_apply)
     monkeypatch.setattr(ExactLM, "generate_until", breaks_in_swa)
     directory = run(tmp_path / "run", lengths=320)
-    results = summary.summarise(directory)
+    results = summarised(directory)
     records = by_arm(directory)
     assert {len(rows) for rows in records.values()} == {9}
     broken = [row for row in records["swa-w32", 0] if row["task"] == "needle_single@320"]
@@ -144,8 +145,8 @@ def test_a_failing_task_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
 
 def test_a_task_that_cannot_be_built_is_left_out_for_every_arm(tmp_path):
     directory = run(tmp_path / "run", lengths="24,320", modes="swa", tasks="needle_single,cloze")
-    results = summary.summarise(directory)
-    assert {summary.task_key(task) for task in results["tasks"]} == {"needle_single@320", "cloze@320"}
+    results = summarised(directory)
+    assert {task_key(task["name"], task["length"]) for task in results["tasks"]} == {"needle_single@320", "cloze@320"}
     assert {row["task"] for row in results["failures"]} == {"needle_single@24", "cloze@24"}
     assert all("smallest workable length" in row["error"] for row in results["failures"])
 
@@ -159,7 +160,7 @@ def test_an_arm_the_model_refuses_does_not_stop_the_others(tmp_path, monkeypatch
         return honest(self, model, seed)
 
     monkeypatch.setattr(Arm, "apply", apply)
-    results = summary.summarise(run(tmp_path / "run", lengths=320))
+    results = summarised(run(tmp_path / "run", lengths=320))
     assert results["unfinished"] == ["moba-w32"]
     assert {cell["arm"] for cell in results["cells"]} == {"full", "swa-w32", "sa-w32"}
     assert any(gate["gate"] == "failed documents" and "moba-w32" in str(gate["where"]) for gate in results["gates"])
@@ -186,7 +187,7 @@ def test_an_interrupt_restores_the_model_and_keeps_what_is_finished(tmp_path, mo
 
     monkeypatch.setattr(ExactLM, "loglikelihood", interrupted)
     directory = run(tmp_path / "run", model, lengths=320)
-    results = summary.summarise(directory)
+    results = summarised(directory)
     assert not sa_patch.is_patched(model)
     assert {cell["arm"] for cell in results["cells"] if cell["scope"] == "overall"} == {"full"}
     assert not any(cell["name"] == "cloze" and cell["arm"] != "full" for cell in results["cells"])
@@ -195,7 +196,7 @@ def test_an_interrupt_restores_the_model_and_keeps_what_is_finished(tmp_path, mo
 
 def test_seeds_are_one_row_averaged_per_document(tmp_path):
     directory = run(tmp_path / "run", modes="sa", seeds="0,1,2", lengths=320)
-    results = summary.summarise(directory)
+    results = summarised(directory)
     scores = {}
     for record in directory.records():
         if record["arm"] == "sa-w32":
@@ -219,7 +220,7 @@ def test_records_of_other_documents_are_refused(tmp_path):
     rows[1]["hash"] = "another"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(summary.HashMismatch, match="document 1 of cloze@320"):
-        summary.summarise(directory)
+        summarised(directory)
 
 
 def test_a_torn_last_line_is_not_a_record(tmp_path):
