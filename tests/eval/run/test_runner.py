@@ -14,6 +14,7 @@ from sa_eval.loading import models, sources
 from sa_eval.progress import Progress
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.types import task_key
+from sa_eval.results.scores import HashMismatch
 from sa_eval.run import runner
 from sa_eval.settings.arms import Arm, arms_from
 from sa_eval.settings.config import SettingsError, settings_from
@@ -219,7 +220,7 @@ def test_records_of_other_documents_are_refused(tmp_path):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     rows[1]["hash"] = "another"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(summary.HashMismatch, match="document 1 of cloze@320"):
+    with pytest.raises(HashMismatch, match="document 1 of cloze@320"):
         summarised(directory)
 
 
