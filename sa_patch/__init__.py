@@ -6,7 +6,7 @@ What works on models comes with transformers, which takes seconds to import: it 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sa_patch import compiled as compiled  # registers sa_patch::attend, the operator that exported programs name
+from sa_patch import operator as operator  # registers sa_patch::attend, which exported programs name
 from sa_patch.budget import Budget, LayerBudget
 from sa_patch.variants import VARIANTS, Variant, variant
 
