@@ -6,6 +6,7 @@ import difflib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from sa_eval import environment
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `sa-eval`; returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its table
+    warnings.filterwarnings("ignore", message="the prompt has")  # a gate says it, for every arm and length
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(given)

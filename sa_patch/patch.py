@@ -1,9 +1,11 @@
 """Patch: the handle of one patched model, and what it tells about itself."""
 
 import json
+import textwrap
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field, fields
+from functools import partial
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,7 @@ from sa_patch.variants.base import CPU, Variant
 CONFIG_VERSION = 1
 CONFIG_NAME = "sa_patch.json"
 LENGTHS = (1024, 8192, 32768)  # what describe() tells about, as far as the model's positions reach
+SCREEN = 80  # columns of print(patch)
 PIECES = "a prompt in one call, in chunks, or after a cached prefix gives the same"
 
 
@@ -137,8 +140,8 @@ class Patch:
         return Budget(length, window_pairs(length, self.variant.window_at(length)) / length, layers)
 
     def describe(self) -> str:
-        """What runs where and why, for people."""
-        return "\n".join(f"{name:<10} {text}" for name, text in self._facts())
+        """Everything about what runs where and why, for people; `print(patch)` shows what fits a screen."""
+        return "\n".join(f"{name:<10} {text}" for name, text in [*self._facts(), *self._refused()])
 
     def _facts(self) -> list[tuple[str, str]]:
         model, variant = self.model, self.variant
@@ -156,12 +159,7 @@ class Patch:
         ]
         if variant.dense_below and not variant.always_dense:
             facts.append(("short", self._short_line()))
-        place = integration.device(model)
-        limit = getattr(getattr(model, "config", None), "max_position_embeddings", None) or LENGTHS[-1]
-        lengths = sorted({min(length, limit) for length in LENGTHS})
-        refused = {name: why for length in reversed(lengths) for name, why in kernels.refusals(length, place).items()}
-        facts += [("refused", f"kernel {name}: {reason}") for name, reason in refused.items()]
-        facts += [("budget", self._budget_line(length)) for length in lengths]
+        facts += [("budget", self._budget_line(length)) for length in self._lengths()]
         reason = variant.whole_prompt_reason()
         facts.append(("pieces", f"the prompt must come in one call: {reason}" if reason else PIECES))
         if variant.caveat:
@@ -171,6 +169,19 @@ class Patch:
             total.update(layer)
         calls = ", ".join(f"{name} {count}" for name, count in total.items())
         return [*facts, ("calls", f"{calls} (over all layers)")]
+
+    def _lengths(self) -> list[int]:
+        """The lengths to tell about, as far as the model's positions reach."""
+        limit = getattr(getattr(self.model, "config", None), "max_position_embeddings", None) or LENGTHS[-1]
+        return sorted({min(length, limit) for length in LENGTHS})
+
+    def _refused(self) -> list[tuple[str, str]]:
+        """The kernels that can't run here, and why."""
+        place = integration.device(self.model)
+        found = {}
+        for length in reversed(self._lengths()):
+            found |= kernels.refusals(length, place)
+        return [("refused", f"kernel {name}: {reason}") for name, reason in found.items()]
 
     def _decode_line(self) -> str:
         if self.variant.decode == "full" or self.variant.always_dense:
@@ -215,7 +226,8 @@ class Patch:
         return line + (f", in {len(sparse)} layers" if sparse and len(sparse) < count else "")
 
     def __repr__(self) -> str:
-        return self.describe()
+        wrap = partial(textwrap.fill, width=SCREEN, subsequent_indent=" " * 11, break_on_hyphens=False)
+        return "\n".join(wrap(f"{name:<10} {text}") for name, text in self._facts())
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self._facts())

@@ -64,6 +64,8 @@ def _attention(
         if layer.layer_idx == 0:
             refuse_restarts(position_ids, geometry)
             _refuse_other_ends(ends, kwargs.get("cu_seq_lens_k"))
+            if not prompt and query.shape[2] == geometry.columns.length:  # generate's prompt may come in chunks
+                module.__dict__["_sa_patch"].warn_if_short(geometry.columns.length)
         output = attend(query, key, value, geometry, layer, factor, prompt=prompt)
     return output.transpose(1, 2).contiguous(), None
 

@@ -3,6 +3,9 @@
 import threading
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sa_patch.integration.state import State, state
 
 # Ways to generate that transformers fetches from its hub when they are asked for: nobody can test them beforehand.
@@ -49,6 +52,8 @@ def prefill(model: Any, *args: Any, **kwargs: Any) -> Any:
     held = state(model)
     if held is None:
         return type(model)._prefill(model, *args, **kwargs)
+    if args and isinstance(args[0], Tensor) and not torch.compiler.is_compiling():
+        held.warn_if_short(args[0].shape[-1])
     held.prompt_threads.add(threading.get_ident())
     try:
         return type(model)._prefill(model, *args, **kwargs)

@@ -1,6 +1,7 @@
 """State: one patch of one model, and where to find it."""
 
 import threading
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,7 @@ class State:
     snapshot: dict[str, Any] = field(default_factory=dict)  # the original config's values when it was copied
     prompt_threads: set[int] = field(default_factory=set)  # those in which generate is at its prompt
     told: str | None = None  # the implementation set behind the patch that its user was warned of
+    short_told: bool = False  # whether its user was warned of a prompt that is not longer than the window
 
     @property
     def reads_prompt(self) -> bool:
@@ -40,6 +42,22 @@ class State:
         if torch.compiler.is_compiling():
             return bool(self.prompt_threads)
         return threading.get_ident() in self.prompt_threads
+
+    def warn_if_short(self, length: int) -> None:
+        """Warn, once per patch, of a prompt of `length` tokens that the window covers: it is full attention.
+
+        Nothing is said where the options ask for full attention on short prompts.
+        """
+        window = self.variant.window_at(length)
+        if self.short_told or length > window or self.variant.always_dense or self.variant.dense_below:
+            return
+        self.short_told = True
+        warnings.warn(
+            f"the prompt has {length} tokens, not more than window={window}: {self.variant.name!r} is full attention "
+            "there, so nothing is saved and nothing is shown. Use a smaller window or a longer prompt (said once per "
+            "patch)",
+            stacklevel=2,
+        )
 
     @property
     def overridden(self) -> str | None:
