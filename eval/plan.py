@@ -75,7 +75,7 @@ def _row(model: Any, arm: Arm, lengths: tuple[int, ...]) -> list[str]:
     finally:
         if patch is not None:
             patch.restore()
-    numbers = [text for found in budgets for text in (f"{found['keys_per_query']:,.1f}", f"{found['density']:.3f}")]
+    numbers = [text for found in budgets for text in (f"{found.keys_per_query:,.1f}", f"{found.density:.3f}")]
     return [arm.name, ",".join(map(str, arm.seeds)), *numbers]
 
 

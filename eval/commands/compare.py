@@ -51,8 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         from sa_eval.records import opening
         from sa_eval.results import comparison
 
-        sides = [comparison.Side.of(*opening.open_run(path)) for path in (namespace.a, namespace.b)]
-        compared = comparison.compare(*sides, arms)
+        one, other = (comparison.Side.of(*opening.open_run(path)) for path in (namespace.a, namespace.b))
+        compared = comparison.compare(one, other, arms)
         text, found = render(compared, namespace.documents), compared.plain()
     print(text)
     if namespace.json:

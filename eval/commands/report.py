@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         raise SettingsError("several runs are merged into a new directory: name it with --out")
     if len(runs) == 1 and namespace.out is not None:
         raise SettingsError("--out is for merging several runs; the report of one run is written into it")
-    directory = runs[0][0] if len(runs) == 1 else merge.merge(runs, namespace.out)
+    directory = merge.merge(runs, str(namespace.out)) if len(runs) > 1 else runs[0][0]
     print("\n" + table.render(summary.summarise(directory)) + "\n")
     report.write(directory)
     print(f"report:  {directory.path / 'report.html'}\nrecords: {directory.path}")

@@ -78,7 +78,7 @@ def check_weights(name: str, folder: Path | None, found: Json, settings: Setting
 
 def fetched(path: str, hub: dict[str, Any]) -> Path:
     """The folder of the cache that a hub model was fetched to; its name is the commit."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     return Path(str(cached_file(path, "config.json", **hub))).parent
 
@@ -120,7 +120,7 @@ def _check_kind(name: str, config: dict[str, Any]) -> None:
 
 
 def _read_json(path: str, file: str, hub: dict[str, Any]) -> dict[str, Any] | None:
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     flags = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     place = cached_file(path, file, **hub, **flags)

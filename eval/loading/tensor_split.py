@@ -17,7 +17,7 @@ def plan(name: str, config: dict[str, Any]) -> Any:
         SettingsError: heads that cannot be shared out evenly.
     """
     from torch import distributed
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     world = distributed.get_world_size()
     text = config.get("text_config", config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def sheet(
     legend: Sequence[Line2D] = (),
 ) -> Figure:
     """A figure of equal cells, drawn one by one; with a heading (and a legend) when it has to stand alone."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(cast(Any, STYLE)):
         return _sheet(items, draw, min(columns, len(items)), heading, legend)
 
 
@@ -185,7 +185,7 @@ def _series(axes: Axes, series: list[tuple[int, Point]], dodge: float, style: di
     colour = style["color"]
     if len(series) > 1:
         axes.plot(
-            [point.x for _, point in series],
+            [cast(float, point.x) for _, point in series],
             [point.y for _, point in series],
             color=colour,
             linewidth=1.1,
@@ -194,7 +194,7 @@ def _series(axes: Axes, series: list[tuple[int, Point]], dodge: float, style: di
         )
     for index, point in series:
         axes.plot(
-            [point.x, point.x],
+            [cast(float, point.x)] * 2,
             [point.low, point.high],
             color=colour,
             linewidth=1.1,
@@ -202,7 +202,7 @@ def _series(axes: Axes, series: list[tuple[int, Point]], dodge: float, style: di
             transform=moved,
             clip_on=False,
         )
-        axes.plot([point.x], [point.y], transform=moved, clip_on=False, gid=f"tip-{index}", **style)
+        axes.plot([cast(float, point.x)], [point.y], transform=moved, clip_on=False, gid=f"tip-{index}", **style)
 
 
 def _bare(axes: Axes) -> None:

@@ -81,7 +81,8 @@ def accuracy(results: Results) -> list[Figure]:
         return []
     x_range = _range(sparse)
     figures = []
-    for length in dict.fromkeys(cell.length for cell in cells):
+    lengths: dict[Length, None] = dict.fromkeys(cell.length for cell in cells)
+    for length in lengths:
         for tail in tails(results):
             here = [cell for cell in cells if cell.length == length]
             note = _tail_name(tail) if tail or len(tails(results)) > 1 else ""
@@ -116,7 +117,9 @@ def costs(results: Results) -> list[Figure]:
         cells = [cell for cell in results.cells if cell.length == length and cell.scope == "overall"]
         panels = []
         for title, unit, cost_of in COSTS:
-            spent = {(row.arm, length): cost for row in rows if (cost := cost_of(row)) is not None}
+            spent: dict[tuple[str, Length], float] = {
+                (row.arm, length): cost for row in rows if (cost := cost_of(row)) is not None
+            }
             points = _points(results, [cell for cell in cells if (cell.arm, length) in spent], spent)
             if len(points) > 1:
                 panels.append(_panel(title, unit, points, _range([point.x for point in points if point.x]), False))
@@ -132,7 +135,8 @@ def depths(results: Results, records: Iterable[Record]) -> list[Heatmap]:
         if record.depth is not None:
             fifth = min(DEPTHS - 1, int(record.depth * DEPTHS))
             scores[record.arm, record.length, fifth].append(record.score)
-    lengths = sorted({record_length for _, record_length, _ in scores}, key=_by_length)
+    found: set[Length] = {length for _, length, _ in scores}
+    lengths = sorted(found, key=_by_length)
     rows = tuple(f"{100 * fifth // DEPTHS}\u2013{100 * (fifth + 1) // DEPTHS} %" for fifth in range(DEPTHS))
     heatmaps = []
     for arm in results.arms:

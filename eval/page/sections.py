@@ -9,7 +9,7 @@ from sa_eval.page.content import Block, Charts, Folded, Heading, Section, Table,
 from sa_eval.page.pictures import Figure
 from sa_eval.page.plots import tips
 from sa_eval.records.types import Record
-from sa_eval.results.types import Results
+from sa_eval.results.types import Length, Results
 
 
 def sections(results: Results, records: Sequence[Record], documents: list[document_list.Document]) -> list[Section]:
@@ -30,7 +30,7 @@ def sections(results: Results, records: Sequence[Record], documents: list[docume
 
 
 def _accuracy(results: Results) -> Section | None:
-    lengths = list(dict.fromkeys(cell.length for cell in results.cells))
+    lengths: list[Length] = list(dict.fromkeys(cell.length for cell in results.cells))
     if not lengths:
         return None
     figures = pictures.accuracy(results)

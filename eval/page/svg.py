@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import matplotlib
@@ -36,7 +37,7 @@ def save(figure: Figure, kind: str) -> bytes:
     """The figure as `svg` or `png`."""
     stream = io.BytesIO()
     about = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    with matplotlib.rc_context(drawing.STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(cast(Any, drawing.STYLE)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in another script; SVG keeps it
         figure.savefig(stream, format=kind, dpi=DPI, metadata=about)
     return stream.getvalue()

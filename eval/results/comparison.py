@@ -125,8 +125,8 @@ def compare(one: Side, other: Side, arms: tuple[str, str] | None = None) -> Comp
         scores = _joined(one, other, partners, (first, second))
         groups += _groups(scores, first, second)
         documents[pair] = _scored_differently(scores)
-        both = (plain(replace(side.arm(name), name="")) for side, name in ((one, first), (other, second)))
-        different[pair] = differences(*both)
+        mine, theirs = (plain(replace(side.arm(name), name="")) for side, name in ((one, first), (other, second)))
+        different[pair] = differences(mine, theirs)
     if not groups:
         choices = [", ".join(side.scores.arms) or "none" for side in (one, other)]
         raise SettingsError(
@@ -135,7 +135,8 @@ def compare(one: Side, other: Side, arms: tuple[str, str] | None = None) -> Comp
         )
     found, family = corrected({group.key: group.pair for group in groups})
     about = [differences(getattr(one.manifest, name), getattr(other.manifest, name), name) for name in ABOUT]
-    about.append(differences(*((side.manifest.keys or {}).get("code") for side in (one, other)), "code"))
+    mine, theirs = ((side.manifest.keys or {}).get("code") for side in (one, other))
+    about.append(differences(mine, theirs, "code"))
     return Comparison(
         a=str(one.directory.path),
         b=str(other.directory.path),
@@ -201,8 +202,8 @@ class _Group:
 
     def row(self, difference: Difference) -> Row:
         documents = stats.num_documents(self.pair.strata)
-        accuracies = (stats.stratified_mean(self.pair.strata, side) for side in (A, B))
-        return Row(*self.arms, self.length, self.scope, self.name, documents, *accuracies, difference)
+        first, second = (stats.stratified_mean(self.pair.strata, side) for side in (A, B))
+        return Row(*self.arms, self.length, self.scope, self.name, documents, first, second, difference)
 
 
 def _groups(scores: Scores, first: str, second: str) -> list[_Group]:

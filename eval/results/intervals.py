@@ -96,4 +96,4 @@ def _extended(found: Sequence[np.ndarray], value: float, reach: float, alpha: fl
 
     if above(end) <= 0:
         return end
-    return float(optimize.brentq(above, end, side, xtol=1e-5)) if above(side) < 0 else float(side)
+    return float(optimize.brentq(above, end, side, xtol=1e-5)) if above(side) < 0 else float(side)  # pyright: ignore[reportArgumentType]

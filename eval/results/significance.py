@@ -123,7 +123,7 @@ def mcnemar_detectable(documents: int, discordant: int, alpha: float = ALPHA) ->
         lost, won = max(drop, (share + drop) / 2), max(0.0, (share - drop) / 2)
         return POWER - mcnemar_power(documents, lost, won, alpha)
 
-    return float(optimize.brentq(missing, 0.5 / documents, 1.0, xtol=1e-4))
+    return float(optimize.brentq(missing, 0.5 / documents, 1.0, xtol=1e-4))  # pyright: ignore[reportArgumentType]
 
 
 def is_mcnemar(strata: Sequence[Stratum], arm: str, base: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import sa_patch
 from sa_eval.settings import layer_sets
@@ -37,7 +37,7 @@ class Arm:
         if "dense_layers" in options:
             depth = model.config.get_text_config().num_hidden_layers
             options["dense_layers"] = layer_sets.resolve(options["dense_layers"], depth)
-        return sa_patch.apply(model, variant=self._variant(seed, options), kernel=self.kernel)
+        return sa_patch.apply(model, variant=self._variant(seed, options), kernel=cast(Any, self.kernel))
 
     def _variant(self, seed: int, options: Mapping[str, Any]) -> sa_patch.Variant:
         return make_variant(self.mode, {"window": self.window or 1, **options, "seed": seed})

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from sa_eval import configs
+from sa_eval import configs  # pyright: ignore[reportAttributeAccessIssue]
 from sa_eval.settings.values import SettingsError
 
 FOLDER = Path(configs.__file__).parent

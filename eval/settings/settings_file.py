@@ -54,7 +54,7 @@ def _strict_loader() -> Any:
                 raise SettingsError(f"the config holds {shown(doubled[0])} twice: which one counts?")
             return super().construct_mapping(node, deep)
 
-        def construct_yaml_int(self, node: Any) -> int | str:
+        def construct_yaml_int(self, node: Any) -> Any:
             """`1:30` is a slice of layers here, not ninety (YAML 1.1 counts in sixties)."""
             return node.value if ":" in node.value else super().construct_yaml_int(node)
 
