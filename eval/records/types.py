@@ -7,7 +7,8 @@ JSON becomes these objects in `read`, and nothing else reads a run's JSON; they 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -22,8 +23,28 @@ Kind = TypeVar("Kind")
 Place = tuple[str, int, str, int]  # arm, seed, task, index
 
 
+class Mapped:
+    """Reading a row like a dict, until every reader takes attributes."""
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = getattr(self, name, default)
+        return default if value is None else value
+
+    def keys(self) -> Iterator[str]:
+        return (item.name for item in fields(cast(Any, self)))
+
+    def __contains__(self, name: str) -> bool:
+        return getattr(self, name, None) is not None
+
+
 @dataclass(frozen=True)
-class Record:
+class Record(Mapped):
     """One document under one arm and seed.
 
     Attributes:
@@ -60,7 +81,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(Mapped):
     """What a document asks, whatever the arm: both ends of its longest prompt, and the answer that is expected."""
 
     task: str
@@ -74,7 +95,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class MeasuredBudget:
+class MeasuredBudget(Mapped):
     """What a prefill costs, measured over the prompts that were read.
 
     Attributes:
@@ -93,7 +114,7 @@ class MeasuredBudget:
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Mapped):
     """`MeasuredBudget` of one arm at one length (None: tasks with their own lengths)."""
 
     arm: str
@@ -106,7 +127,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Speed:
+class Speed(Mapped):
     """Time and memory of one arm at one length.
 
     Attributes:
@@ -132,7 +153,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Mapped):
     """What the self-test of batches found for one arm: status passed, failed or not checked, in nats."""
 
     check: str
@@ -144,7 +165,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class ArmRun:
+class ArmRun(Mapped):
     """What an applied arm did: seconds, calls per layer (None: not patched), its description, notes."""
 
     arm: str
@@ -156,7 +177,7 @@ class ArmRun:
 
 
 @dataclass(frozen=True)
-class Failure:
+class Failure(Mapped):
     """Something that went wrong; `documents` are the indices it is about; None: not about single documents."""
 
     arm: str | None
@@ -169,7 +190,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class ArmRow:
+class ArmRow(Mapped):
     """An arm as a file holds it (`Arm.to_dict`); `reason` says why a combination is no arm of the run."""
 
     name: str
@@ -184,7 +205,7 @@ class ArmRow:
 
 
 @dataclass(frozen=True)
-class TaskRow:
+class TaskRow(Mapped):
     """A task at a length with its documents' hashes (`PreparedTask.to_dict`)."""
 
     name: str
@@ -204,7 +225,7 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
-class SessionRow:
+class SessionRow(Mapped):
     """One start of a run: `sa-eval run` is the first, every `sa-eval resume` a further one."""
 
     started: str
@@ -213,7 +234,7 @@ class SessionRow:
 
 
 @dataclass(frozen=True)
-class Merged:
+class Merged(Mapped):
     """Of a run that was put together from several: what each brought, and what they differ in."""
 
     runs: list[Facts]
@@ -228,7 +249,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Mapped):
     """Everything about a run but its answers. `settings` are plain values, as `Settings.to_dict` gives them."""
 
     started: str
@@ -240,7 +261,7 @@ class Manifest:
     tasks: list[TaskRow]
     schema: int = 1
     left_out: list[ArmRow] = field(default_factory=list)
-    keys: Facts | None = None
+    keys: Facts | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     sessions: list[SessionRow] = field(default_factory=list)
     finished: str | None = None
     merged: Merged | None = None
