@@ -100,12 +100,12 @@ def write_result(directory: RunDirectory, kind: str, result: Result) -> None:
 
 def check_out(out: str | None, parent: str = "runs") -> None:
     """Refuse a folder that is used or cannot be made, before anything is loaded."""
-    if out is not None and (kind := kind_of(out)) != RUN:
-        raise SettingsError(
-            f"{out} already holds a result of `sa-eval {kind}`: --out must name a new or empty directory; "
-            f"`sa-eval resume {out}` continues one that was interrupted"
-        )
     try:
+        if out is not None and (kind := kind_of(out)) != RUN:
+            raise SettingsError(
+                f"{out} already holds a result of `sa-eval {kind}`: --out must name a new or empty directory; "
+                f"`sa-eval resume {out}` continues one that was interrupted"
+            )
         RunDirectory.refuse_used(out)
         path = Path(out or parent).absolute()
         above = next(place for place in (path, *path.parents) if place.exists())

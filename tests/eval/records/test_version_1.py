@@ -51,7 +51,7 @@ def test_it_is_reported_and_compared(run, capsys):
         cell = next(one for one in results["cells"] if one["arm"] == arm and one["scope"] == "overall")
         assert cell["accuracy"] == pytest.approx(sum(scores) / len(scores))
     assert main(["compare", str(FILES), str(run)]) == 0
-    assert "alike in model, versions, code and machine" in capsys.readouterr().out
+    assert "same versions, code, machine" in capsys.readouterr().out
 
 
 def _records():
