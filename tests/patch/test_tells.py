@@ -1,5 +1,7 @@
 """What a patch tells about itself is what it does."""
 
+import warnings
+
 import pytest
 import torch
 from models import make_model
@@ -11,7 +13,6 @@ from sa_patch.variants import VARIANTS
 def test_describe_says_what_runs(qwen3, tokens):
     patch = sa_patch.apply(qwen3, "sa", 12, dense_layers=(-1,), seed=3)
     text = patch.describe()
-    assert text == repr(patch)
     for part in (
         "sa (stochastic attention), window=12, active",
         "seed=3",
@@ -88,7 +89,7 @@ def test_a_patch_says_when_it_was_overridden(qwen3, tokens):
         patch = sa_patch.apply(qwen3, "sa", 12)
         qwen3.set_attn_implementation("eager")
         assert not patch.active and not sa_patch.is_patched(qwen3)
-        assert "NOT RUNNING: the attention implementation was set to 'eager' behind it" in repr(patch)
+        assert "NOT RUNNING: the attention implementation was set to 'eager' behind it" in patch.describe()
         patch.restore()
         assert torch.equal(qwen3(tokens).logits, before)
 
@@ -116,3 +117,22 @@ def test_buckets_cross_over_earlier_than_permuted_windows(qwen3):
     for patch, length in zip(told, (512, 1344), strict=True):
         assert f"prompts up to {length:,} tokens stay full" in patch.describe()
         assert patch.budget(length).density == 1 and patch.budget(length + 1).density < 1
+
+
+@pytest.mark.parametrize("mode", sorted(sa_patch.variants.modes()))
+def test_printing_a_patch_fits_a_screen(mode):
+    patch = sa_patch.apply(make_model(max_position_embeddings=40_960), mode, 12, sinks=1, dense_layers=(0,))
+    lines = repr(patch).splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    assert "refused" not in repr(patch) and "refused" in patch.describe()
+
+
+def test_a_prompt_that_the_window_covers_is_warned_of_once(qwen3, tokens):
+    with sa_patch.apply(qwen3, "swa", 64), pytest.warns(UserWarning, match="the prompt has 48 tokens") as seen:
+        for _ in range(2):
+            qwen3(tokens)
+        qwen3.generate(tokens, max_new_tokens=2)
+    assert len(seen) == 1
+    with sa_patch.apply(qwen3, "swa", 12), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        qwen3(tokens)

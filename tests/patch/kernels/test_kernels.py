@@ -21,8 +21,9 @@ SCALING = 0.25
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-# Triton's interpreter and the function in FlexAttention's place are slow: longer ones are in files of their own.
-LENGTHS = {"triton": [13], "flex": [1, 13, 63]}
+# Triton's interpreter and the functions in place of FlexAttention and FlashAttention are slow: longer ones are in files
+# of their own. The reference is the specification: it is run for its refusals and dtypes only.
+LENGTHS = {"triton": [13], "flex": [1, 63], "flash": [1, 13, 63], "reference": [13]}
 
 
 def parity_runs() -> list[tuple[str, int]]:
