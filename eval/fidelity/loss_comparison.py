@@ -8,7 +8,7 @@ from sa_eval.fidelity.loss_headline import LEAST_PASSAGES, difference, number
 from sa_eval.fidelity.types import Cell, Fidelity, Interval, PassageRow
 from sa_eval.records.result_folder import check_arms
 from sa_eval.records.types import plain
-from sa_eval.results.table import aligned
+from sa_eval.results.table import aligned, identical
 from sa_eval.settings.values import SettingsError
 
 
@@ -90,11 +90,7 @@ def _pair(cell: Cell, partner: Cell) -> Pair:
 
 def render(pairs: list[Pair]) -> str:
     """What differs in a table, what is identical in one line."""
-    same, rest = [pair for pair in pairs if pair.identical], [pair for pair in pairs if not pair.identical]
-    blocks = []
-    if same:
-        names = "all" if not rest else "; ".join(pair.name for pair in same)
-        blocks.append(f"identical: {len(same)} of {len(pairs)} arms and lengths ({names})")
+    blocks, rest = identical(pairs)
     if rest:
         rows = [["", "KL of A", "KL of B", "B - A", "same top-1", "keys/q A", "keys/q B"], *map(_row, rest)]
         blocks.append(aligned(rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 from sa_eval.records.types import Failure
 from sa_eval.results.answer import points, span
@@ -119,6 +120,26 @@ def _detectable(cells: Sequence[Cell], family: Family) -> str:
     low, high = (points(value, sign=False) for value in (min(found), max(found)))
     size = f"{low} points" if low == high else f"{low} to {high} points, depending on the arm"
     return f"Detectable overall with power 0.8: a true difference to full of {size}."
+
+
+class Compared(Protocol):
+    """An arm at a length in two results, which may be the same in both."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def identical(self) -> bool: ...
+
+
+Pair = TypeVar("Pair", bound=Compared)
+
+
+def identical(pairs: Sequence[Pair]) -> tuple[list[str], list[Pair]]:
+    """What is identical in both results, in one line (none where nothing is), and the other pairs."""
+    same, rest = [pair for pair in pairs if pair.identical], [pair for pair in pairs if not pair.identical]
+    names = "all" if not rest else "; ".join(pair.name for pair in same)
+    return [f"identical: {len(same)} of {len(pairs)} arms and lengths ({names})"] if same else [], rest
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

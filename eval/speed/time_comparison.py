@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sa_eval.records.result_folder import check_arms
 from sa_eval.records.types import plain
-from sa_eval.results.table import aligned
+from sa_eval.results.table import aligned, identical
 from sa_eval.settings.values import SettingsError
 from sa_eval.speed.beside_full import LEAST_REPEATS, quotient, told_apart
 from sa_eval.speed.types import Row, SpeedResult
@@ -78,11 +78,7 @@ def _pair(row: Row, partner: Row) -> Pair:
 
 def render(pairs: list[Pair]) -> str:
     """What differs in a table, what is identical in one line."""
-    same, rest = [pair for pair in pairs if pair.identical], [pair for pair in pairs if not pair.identical]
-    blocks = []
-    if same:
-        names = "all" if not rest else "; ".join(pair.name for pair in same)
-        blocks.append(f"identical: {len(same)} of {len(pairs)} arms and lengths ({names})")
+    blocks, rest = identical(pairs)
     if rest:
         header = ["", "ms of A", "ms of B", "B times as fast", "tokens/s: B times as fast", "peak GiB of A", "of B"]
         blocks.append(aligned([header, *map(_row, rest)]))
