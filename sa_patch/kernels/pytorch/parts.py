@@ -26,7 +26,8 @@ def masked_part(
         (output [tiles, heads, q, head_dim], log-sum-exp [tiles, heads, q]) in float32, or float64 for such tensors; 0
         and -inf where a query sees nothing.
     """
-    if query.device.type == "cpu" and not needs_gradients(query, key, value):
+    # PyTorch's CPU flash kernel gives 0 for a single key that is NaN.
+    if query.device.type == "cpu" and not needs_gradients(query, key, value) and key.shape[2] > 1:
         return _masked_part_on_cpu(query, key, value, mask, scaling)
     exact = wide(query)
     grouped = query.unflatten(1, (key.shape[1], -1)).to(exact)

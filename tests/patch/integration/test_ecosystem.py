@@ -195,7 +195,7 @@ def test_liger_kernels_change_rounding_only():
     settings = {"TRITON_INTERPRET": "1", "LIGER_FUSED_MOE_AUTOTUNE": "0", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, TESTS / "run_liger.py"],
-        env={**os.environ, **settings},
+        env={**os.environ, **settings, "PYTHONPATH": str(TESTS.parents[1])},
         capture_output=True,
         text=True,
         check=False,

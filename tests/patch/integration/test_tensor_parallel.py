@@ -20,7 +20,7 @@ def run(folder):
             [sys.executable, SCRIPT, folder, str(rank), str(PROCESSES)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])},
             text=True,
         )
         for rank in range(PROCESSES)
