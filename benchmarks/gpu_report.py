@@ -72,7 +72,10 @@ def rules(cells: list[dict]) -> list[str]:
     lines = []
     arms = sorted({name.split("/")[0] for cell in cells for name in cell["calls"]} - {"full"})
     for arm in arms:
-        rows = sorted((cell["window"], cell["length"], best(cell, arm)) for cell in cells if best(cell, arm))
+        rows = sorted(
+            ((cell["window"], cell["length"], best(cell, arm)) for cell in cells if best(cell, arm)),
+            key=lambda row: row[:2],
+        )
         for window, length, found in rows:
             assert found is not None
             name, row = found

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in under 9 minutes on an H100-class one: tests first, then timings, into $OUT.
-# Needs torch, triton, transformers, accelerate, safetensors and pytest. Pictures need matplotlib, and are left out.
+# Needs torch, triton, transformers, accelerate, safetensors, pytest, pydantic, pyyaml, jinja2 and tqdm; with pytest-xdist
+# the tests compile side by side.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:?set OUT to the folder for the results}
@@ -14,7 +15,8 @@ step() {
   [ "${PIPESTATUS[0]}" -eq 0 ] || { echo "failed or out of time: $*" | tee -a "$out/suite.txt"; status=1; }
 }
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv | tee "$out/suite.txt"
-step 160 python -m pytest tests/patch/kernels/test_gpu.py tests/patch/kernels/test_triton.py -q -p no:cacheprovider --durations=10
+workers=$(python -c "import xdist" 2>/dev/null && echo "-n 8 -p no:benchmark")
+step 160 python -m pytest tests/patch/kernels/test_gpu.py -q -p no:cacheprovider -W default $workers
 shape="--device cuda --dtype bfloat16 --heads 32 --kv-heads 8 --head-dim 128 --rounds 3"
 step 90 python benchmarks/attention.py $shape --lengths 8192 32768 131072 --windows 512 \
   --arms swa sa sa-bucket sa-dyadic moba --kernels triton flash --out "$out/attention.json"
@@ -27,7 +29,7 @@ step 50 python benchmarks/attention.py --device cuda --dtype bfloat16 --heads 16
 step 45 python benchmarks/tune_triton.py --head-dims 128 --out "$out/tune.json"
 step 5 python benchmarks/gpu_report.py "$out/attention.json" "$out/short.json" "$out/paper.json"
 # The shape of Qwen3-8B end to end, with random weights. Stopped early, it keeps the lengths that are finished.
-packages=$(mktemp -d) && ln -s "$PWD/eval" "$packages/sa_eval"
+packages=$(mktemp -d) && mkdir "$packages/sa_eval" && ln -s "$PWD"/eval/* "$PWD/configs" "$packages/sa_eval"
 PYTHONPATH=$packages:$PYTHONPATH step 125 timeout -s INT 120 python -m sa_eval speed \
   --shape configs/shapes/qwen3-8b.json --device cuda --dtype bfloat16 --lengths 32768,65536,131072 --window 512 \
   --modes swa,sa,sa-bucket,moba --kernel triton --new-tokens 0 --repeats 1 --out "$packages/qwen3-8b"
