@@ -141,6 +141,10 @@ class Variant(ABC):
             return f"dense_below={self.dense_below!r} asks for the whole prompt's length (leave it out)"
         return None
 
+    def piece_reason(self, first: int) -> str | None:
+        """Why a piece of a prompt that begins at position `first` is refused, likewise; None where it is not."""
+        return self.whole_prompt_reason()
+
     def window_at(self, length: int) -> int:
         """The window in tokens for a sequence of `length` tokens."""
         return _tokens(self.window, length, 1)
