@@ -72,11 +72,11 @@ def test_any_task_runs_with_its_own_metric_and_documents(task_files, tmp_path, n
     assert not results["failures"]
     records = list(directory.records())
     assert len(records) == 2 * 2 * (len(ROWS) if num_samples == "all" else 3)
-    assert {(record["task"], record["metric"]) for record in records} == {
+    assert {(record.task, record.metric) for record in records} == {
         ("local_choice", "acc"),
         ("local_text", "exact_match"),
     }
-    assert all("acc_norm" in record["metrics"] for record in records if record["task"] == "local_choice")
+    assert all("acc_norm" in record.metrics for record in records if record.task == "local_choice")
     assert all(row["length"] is None for row in results["budgets"])
 
 
@@ -102,7 +102,7 @@ def test_a_task_where_less_is_better_is_refused_and_the_others_go_on(task_files,
     directory, results = run(tmp_path / "run", tasks=[task_files[0], str(worse)], num_samples=2)
     assert len(results["failures"]) == 1
     assert "less is better" in results["failures"][0]["error"]
-    assert {record["task"] for record in directory.records()} == {"local_choice"}
+    assert {record.task for record in directory.records()} == {"local_choice"}
 
 
 LETTERS = ["A", "B", "C", "D"]
@@ -184,7 +184,7 @@ def paper(hub, tmp_path, monkeypatch):
 def test_the_papers_tasks_run_through_lm_evals_own_files_and_report_both_metrics(paper):
     directory, results = paper
     assert not results["failures"]
-    metrics = {record["name"]: (record["metric"], set(record["metrics"])) for record in directory.records()}
+    metrics = {record.name: (record.metric, set(record.metrics)) for record in directory.records()}
     assert metrics == {
         "mmlu_virology": ("acc", {"acc"}),
         "boolq": ("acc", {"acc"}),
@@ -201,13 +201,13 @@ def test_the_papers_tasks_run_through_lm_evals_own_files_and_report_both_metrics
     gold = {"hellaswag": [0, 1, 2, 3], "arc_easy": [0, 1, 1, 0]}
     disagreed = 0
     for record in directory.records():
-        if record["name"] not in choices:
+        if record.name not in choices:
             continue
-        likelihoods = np.array(record["output"])
-        lengths = np.array([len(text.strip()) for text in choices[record["name"]]])
-        right = gold[record["name"]][record["index"]]
-        assert record["score"] == record["metrics"]["acc"] == float(likelihoods.argmax() == right)
-        assert record["metrics"]["acc_norm"] == float((likelihoods / lengths).argmax() == right)
+        likelihoods = np.array(record.output)
+        lengths = np.array([len(text.strip()) for text in choices[record.name]])
+        right = gold[record.name][record.index]
+        assert record.score == record.metrics["acc"] == float(likelihoods.argmax() == right)
+        assert record.metrics["acc_norm"] == float((likelihoods / lengths).argmax() == right)
         disagreed += likelihoods.argmax() != (likelihoods / lengths).argmax()
     assert disagreed  # the two metrics are told apart here
 
@@ -216,7 +216,7 @@ def test_code_that_a_model_writes_runs_only_when_that_is_confirmed(hub, tmp_path
     directory, results = run(tmp_path / "run", tasks=["humaneval", "boolq"])
     (failure,) = results["failures"]
     assert failure["task"] == "humaneval" and "--confirm-unsafe-code" in failure["error"]
-    assert {record["name"] for record in directory.records()} == {"boolq"}
+    assert {record.name for record in directory.records()} == {"boolq"}
     assert "HF_ALLOW_CODE_EVAL" not in os.environ and "openai/openai_humaneval" not in hub
 
 
@@ -246,7 +246,7 @@ def test_a_group_that_lm_eval_weighs_by_size_counts_as_one_task(hub, tmp_path, m
     directory, results = run(tmp_path / "run", tasks=["subjects", "boolq"], seeds=[0, 1], num_samples="all")
     scores = {arm: {"subjects": [], "boolq": []} for arm in ("full", "sa-w8")}
     for record in directory.records():
-        scores[record["arm"]]["boolq" if record["name"] == "boolq" else "subjects"].append(record["score"])
+        scores[record.arm]["boolq" if record.name == "boolq" else "subjects"].append(record.score)
     cells = {(cell["arm"], cell["name"]): cell for cell in results["cells"]}
     assert cells["full", "mmlu_virology"]["accuracy"] != cells["full", "mmlu_astronomy"]["accuracy"]
     for arm, (subjects, boolq) in ((arm, found.values()) for arm, found in scores.items()):
@@ -262,7 +262,7 @@ def test_one_member_of_a_group_that_cannot_be_fetched_costs_no_other(hub, tmp_pa
     (failure,) = results["failures"]
     assert failure["task"] == "hellaswag" and "cannot reach Rowan/hellaswag" in failure["error"]
     assert [(task["name"], task["family"]) for task in results["tasks"]] == [("boolq", "pair")]
-    assert {record["name"] for record in directory.records()} == {"boolq"}
+    assert {record.name for record in directory.records()} == {"boolq"}
 
 
 def prepared(name, **given):
@@ -292,7 +292,7 @@ def test_longbench_is_loaded_from_the_hub_and_says_when_it_cannot_be(hub, tmp_pa
         monkeypatch.setitem(sys.modules, package, mock.MagicMock())
     with mock.patch.dict(HUB, {"Xnhyacinth/LongBench": [row] * 3}):
         directory, results = run(tmp_path / "run", tasks=["longbench_2wikimqa"], num_samples=2)
-    assert not results["failures"] and {record["metric"] for record in directory.records()} == {"score"}
+    assert not results["failures"] and {record.metric for record in directory.records()} == {"score"}
     with pytest.raises(SettingsError, match="cannot reach Xnhyacinth/LongBench"):
         run(tmp_path / "none", tasks=["longbench_2wikimqa"])
 
