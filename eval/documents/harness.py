@@ -13,6 +13,7 @@ from lm_eval.tasks._index import Kind
 
 from sa_eval.documents import ruler
 from sa_eval.documents.prepared import PreparedTask, build_requests
+from sa_eval.records.types import task_key
 from sa_eval.settings.config import Settings, SettingsError, nearest
 from sa_eval.tasks import OFFLINE, TASKS
 
@@ -40,7 +41,7 @@ class Wanted:
 
     @property
     def label(self) -> str:
-        return self.name if self.length is None else f"{self.name}@{self.length}"
+        return task_key(self.name, self.length)
 
 
 def check_names(names: list[str]) -> None:

@@ -185,7 +185,7 @@ class ArmRow:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A task at a length with its documents' hashes (`PreparedTask.to_dict`)."""
+    """A task at a length with its documents' hashes (`PreparedTask.row`)."""
 
     name: str
     length: int | None

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sa_eval.budgets import measured_budget
-from sa_eval.records.types import Budget, Check
+from sa_eval.records.types import Budget
 from sa_eval.run import selftest
 
 Refused = Callable[[Any, str | None, Exception], None]
@@ -82,5 +82,5 @@ def batch_invariance(lm: Any, arms: Sequence[Any], tasks: Sequence[Any], directo
     rows = [lm.prompt_row(request) for task in tasks for request in task.task.instances]
     with progress.step("self-test of batches"):
         found = selftest.check(lm, arms, rows)
-    directory.append(*(Check(**row) for row in found))
+    directory.append(*found)
     selftest.refuse(found)

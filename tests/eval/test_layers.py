@@ -18,7 +18,7 @@ ALLOWED = {
     "loading": {"settings"},
     "estimate": {"loading", "settings"},
     "lm": {"loading", "settings"},
-    "documents": {"lm", "settings", "tasks"},
+    "documents": {"lm", "records", "settings", "tasks"},
     "processes": {"records", "settings"},
     "results": {"records", "settings"},
     "page": {"records", "results", "settings"},

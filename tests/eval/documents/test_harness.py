@@ -275,7 +275,7 @@ def prepared(name, **given):
 def test_solved_examples_are_drawn_alike_every_time_and_counted(hub):
     none, two, again = prepared("boolq"), prepared("boolq", num_fewshot=2), prepared("boolq", num_fewshot=2)
     assert two.hashes == again.hashes != none.hashes
-    assert [task.to_dict()["num_fewshot"] for task in (none, two)] == [0, 2]
+    assert [task.row().num_fewshot for task in (none, two)] == [0, 2]
     assert [request.args[0].count("Question:") for request in two.task.instances] == [3] * 6
     other = prepared("boolq", num_fewshot=2, doc_seed=1)
     assert other.hashes != two.hashes
@@ -283,7 +283,7 @@ def test_solved_examples_are_drawn_alike_every_time_and_counted(hub):
 
 def test_a_task_that_fixes_zero_examples_keeps_it(hub):
     task = prepared("humaneval", num_fewshot=3, confirm_unsafe_code=True)
-    assert task.to_dict()["num_fewshot"] == 0 and task.task.instances[0].args[0] == "def f0():\n"
+    assert task.row().num_fewshot == 0 and task.task.instances[0].args[0] == "def f0():\n"
 
 
 def test_longbench_is_loaded_from_the_hub_and_says_when_it_cannot_be(hub, tmp_path, monkeypatch):
