@@ -66,7 +66,7 @@ class Settings:
     device_map: str | None = setting(None, "accelerate's device map, for models larger than one device")
     tp: bool = setting(
         False,
-        "tensor parallel: the processes of torchrun or accelerate launch hold one model together, in place of a share "
+        "tensor parallel: the processes of torchrun or accelerate launch hold one model together, in index of a share "
         "of the documents each",
     )
     use_safetensors: bool = setting(
@@ -118,8 +118,8 @@ def known_settings() -> dict[str, Setting]:
         owners = " and ".join(declared().options[name].owners)
         raise TypeError(f"option {name!r} of mode {owners} has the name of a setting")
     names = list(own)
-    place = names.index("doc_seed") + 1
-    return {name: (own | options)[name] for name in [*names[:place], *options, *names[place:]]}
+    index = names.index("doc_seed") + 1
+    return {name: (own | options)[name] for name in [*names[:index], *options, *names[index:]]}
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import ast
 from collections import defaultdict
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def imported(file: Path) -> set[str]:
     return {name.split(".")[1] for name in found if name.startswith("sa_eval.")} - NOT_CODE
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     found = defaultdict(set)
     for file in ROOT.rglob("*.py"):

@@ -22,6 +22,8 @@ from sa_eval.run import runner
 from sa_eval.settings.arms import arms_from
 from sa_eval.settings.config import SettingsError, settings_from
 
+pytestmark = pytest.mark.usefixtures("few_tasks", "few_words")
+
 ROWS = [
     {
         "text": f"The clerk examined bundle {number} near the square. It was",
