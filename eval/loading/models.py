@@ -172,9 +172,8 @@ def pick_dtype(settings: Settings, device: str) -> str:
 def pick_batch_size(settings: Settings, device: Any, tokens: int) -> int:
     """Documents per forward pass, where prompts have about so many tokens.
 
-    On a CPU as many as hold CPU_BATCH_TOKENS: CPU time per prompt is least at 500 to 2,000 tokens a batch, for models
-    of 5 and of 135 million parameters alike; smaller batches leave the cores idle between layers, and what larger ones
-    compute between layers leaves the cache.
+    On a CPU as many as hold CPU_BATCH_TOKENS, and two at least: a rule of thumb from small models. Very small batches
+    leave cores idle between layers; what large ones compute there does not fit the caches.
     """
     if settings.batch_size is not None:
         return settings.batch_size

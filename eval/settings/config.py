@@ -50,7 +50,7 @@ class Settings:
     kernel: str = setting("auto", "sa_patch kernel")
     batch_size: int | None = setting(
         None,
-        "documents per forward pass (default: 16; 2 on a CPU, where larger batches only leave the caches)",
+        "documents per forward pass (default: 16; on a CPU as many as hold 1,024 tokens, 2 to 16)",
         minimum=1,
     )
     threads: int | None = setting(

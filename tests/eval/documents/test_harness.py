@@ -67,6 +67,15 @@ def task_files(tmp_path, monkeypatch):
     return [str(tmp_path / "choice.yaml"), str(tmp_path / "text.yaml")]
 
 
+def test_an_empty_choice_of_the_first_document_is_named(task_files, tmp_path):
+    row = {"text": "The clerk was", "choices": [" clever", ""], "gold": 0}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    _, results = run(tmp_path / "run", tasks=task_files)
+    (failure,) = results["failures"]
+    assert failure["task"] == task_files[0]
+    assert failure["error"].startswith(f"ValueError: document 0 of {task_files[0]}: choice 1 ('') has no text")
+
+
 @pytest.mark.parametrize("num_samples", [3, "all"])
 def test_any_task_runs_with_its_own_metric_and_documents(task_files, tmp_path, num_samples):
     harness.check_names(task_files)
