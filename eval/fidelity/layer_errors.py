@@ -17,8 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import sa_patch
 from sa_eval.fidelity import buckets
 from sa_eval.fidelity.probe import Call
+from sa_patch.forward import is_dense
+from sa_patch.geometry import Group
+from sa_patch.patterns import Dense
 
 PROBED = 512  # positions of a passage where layers are looked at; all of them in shorter passages
 SCORES = 2**23  # attention scores at once
@@ -126,8 +130,6 @@ class Watch:
 
 def _attention(call: Call, attending: Attending) -> Tensor:
     """The arm's attention on these queries, keys and values: [length, heads, head_dim]."""
-    import sa_patch
-
     output = sa_patch.attention(
         call.query,
         call.key,
@@ -193,10 +195,6 @@ def _by_distance(weights: Tensor, rows: Tensor, count: int) -> Tensor:
 
 def _pattern(call: Call, attending: Attending) -> Any:
     """Who sees whom when the arm reads this passage."""
-    from sa_patch.forward import is_dense
-    from sa_patch.geometry import Group
-    from sa_patch.patterns import Dense
-
     length, device = call.query.shape[2], call.query.device
     group, variant = Group(length, length, device), attending.variant
     if variant is None or is_dense(variant, length, call.layer, attending.num_layers, device):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sa_eval import environment
 from sa_eval.loading import gguf_file, model_files, soundness, tensor_split, weights
 from sa_eval.loading.identity import ModelIdentity
@@ -36,8 +38,6 @@ def load(source: Source, settings: Settings) -> Loaded:
     Raises:
         SettingsError: whatever is wrong with the files, in one message; nothing is written.
     """
-    import torch
-
     torch.set_num_threads(settings.threads or min(torch.get_num_threads(), environment.allowed_cpus()))
     device = pick_device(settings)
     header = None if source.file is None else gguf_file.read(source.name, source.file)
@@ -82,7 +82,6 @@ def _load_tokenizer(location: Location, settings: Settings) -> Any:
 
 
 def _load_weights(source: Source, location: Location, settings: Settings, device: str, config: dict[str, Any]) -> Any:
-    import torch
     from transformers import AutoModelForCausalLM
 
     options = dict(location.options)
@@ -110,7 +109,6 @@ def _load_weights(source: Source, location: Location, settings: Settings, device
 
 def empty_model(source: Source, settings: Settings) -> Any:
     """The model's shape without weights (meta device): enough to count pairs and bytes, for --dry-run."""
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with location_of(source, settings) as location, _told(f"cannot read the model {shown(settings.model)}"):
@@ -137,8 +135,6 @@ def _told(what: str) -> Iterator[None]:
 
 
 def pick_device(settings: Settings) -> str:
-    import torch
-
     if settings.device != "auto":
         try:
             device = torch.device(settings.device)
@@ -158,8 +154,6 @@ def pick_device(settings: Settings) -> str:
 
 def input_device(model: Any) -> Any:
     """Where a model's tokens go: its own device, or the CPU where accelerate fetches the embeddings from elsewhere."""
-    import torch
-
     return torch.device("cpu") if model.device.type == "meta" else model.device
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from sa_eval.budgets import measured_budget
 from sa_eval.records.types import Budget
 from sa_eval.run import selftest
+from sa_eval.speed import clock
 
 Refused = Callable[[Any, str | None, Exception], None]
 
@@ -46,8 +47,6 @@ def latency(
     lm: Any, arms: Sequence[Any], tasks: Sequence[Any], directory: Any, progress: Any, refused: Refused
 ) -> None:
     """Prefill latency of one prompt per length; a length is measured for all arms in turns, or not at all."""
-    from sa_eval.speed import clock
-
     known = {(row.arm, row.length) for row in directory.speed()}
     prompts: dict[Any, list[int]] = {}
     for task in tasks:

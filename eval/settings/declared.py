@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any
 
 FILE = "declared.json"
+Facts = dict[str, Any]  # one declaration as JSON holds it
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ def to_json(found: Declared) -> str:
 @cache
 def _written() -> Declared:
     found = json.loads(resources.files("sa_eval.settings").joinpath(FILE).read_text(encoding="utf-8"))
-    options = {
-        name: Option(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
-        for name, row in found["options"].items()
-    }
+    options = {name: Option(**_without_lists(row)) for name, row in found["options"].items()}
     return Declared({name: Mode(**row) for name, row in found["modes"].items()}, options)
+
+
+def _without_lists(row: Facts) -> Facts:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}

@@ -22,6 +22,8 @@ from sa_eval.run import runner
 from sa_eval.settings.config import settings_from
 from sa_eval.settings.values import SettingsError
 
+pytestmark = pytest.mark.usefixtures("few_tasks")
+
 TEXT = "The clerk examined the bundle near the square and the magic number was late again"
 ROWS = [
     {
