@@ -21,6 +21,7 @@ class LayerBudget:
         pairs: visible (query, key) pairs per head.
         router_scores: dot products a router spends on choosing keys, per head (a pair costs about two of them).
         exact: False when `pairs` is an upper bound because the exact number depends on the content.
+        charged: pairs that the router is charged for, half a pair per product; 0 where it is reported only.
     """
 
     layer_idx: int
@@ -28,6 +29,7 @@ class LayerBudget:
     pairs: int
     router_scores: int = 0
     exact: bool = True
+    charged: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,14 @@ class Budget:
         length: real tokens, n.
         target_keys_per_query: what swa at the same window has, the budget that was asked for (per sparse layer).
         per_layer: one entry per attention layer.
+        over_all: the target is what all layers have on average, full ones included (a plan's); otherwise what every
+            sparse layer has.
     """
 
     length: int
     target_keys_per_query: float
     per_layer: tuple[LayerBudget, ...]
+    over_all: bool = False
 
     @property
     def pairs(self) -> int:
@@ -71,11 +76,11 @@ class Budget:
 
     @property
     def off_target(self) -> float:
-        """Relative distance of the sparse layers from the target: 0.05 is 5 % more keys than asked for."""
-        sparse = [layer.pairs for layer in self.per_layer if layer.kind == "sparse"]
-        if not sparse:
+        """Relative distance of the layers that the target is about from it: 0.05 is 5 % more keys than asked for."""
+        counted = [layer.pairs + layer.charged for layer in self.per_layer if self.over_all or layer.kind == "sparse"]
+        if not counted:
             return 0.0
-        return sum(sparse) / len(sparse) / self.length / self.target_keys_per_query - 1
+        return sum(counted) / len(counted) / self.length / self.target_keys_per_query - 1
 
 
 def expected_union_pairs(length: int, own: int, sinks: int, local: int, first: int = 0) -> float:
