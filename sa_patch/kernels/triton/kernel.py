@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.base import refusal_of_inference_only, refusal_without_code
-from sa_patch.kernels.merging import merge
+from sa_patch.kernels.merging import Part
 from sa_patch.kernels.requests import make_requests
-from sa_patch.kernels.triton.plans import Plan, kept_plan
+from sa_patch.kernels.triton.plans import Extras, Plan, kept_plan
 from sa_patch.kernels.triton.tile_sizes import LARGEST_HEAD, Tile, tile_for, tiles_per_list
 from sa_patch.patterns import Band, Blocks, Pattern
 
@@ -51,28 +51,25 @@ class Triton:
             pattern = replace(pattern, local=0)
         if scaling <= 0:  # the programs take the largest product for the largest score
             query, scaling = (-query, -scaling) if scaling else (torch.zeros_like(query), 1.0)
-        tile, first, skip = _tile(query), pattern.first, pattern.sinks
-        prior, split = None, pattern.local > 0
+        tile, first, skip, local = _tile(query), pattern.first, pattern.sinks, pattern.local
+        prior = None
         if isinstance(pattern, Blocks) and pattern.selected is not None and pattern.selected.shape[-1]:
             requests = make_requests(pattern, key.shape[1], tile.rows)
-            prior = requests_part(
-                query, key, value, requests, tile, scaling, first=first, skip=skip, local=pattern.local
-            )
-        own = plan_part(
-            *(query, key, value, _plan(pattern, query, key), tile, scaling),
-            first=first,
-            skip=skip,
-            sinks=skip > 0,
-            local=pattern.local,
-            prior=prior,
-            with_lse=split,
-        )
-        if not split:
-            return own[0]
-        near = Band(length=pattern.length, query_len=pattern.query_len, width=min(pattern.local, pattern.length))
-        plan = _plan(near, query, key)
-        beside = plan_part(query, key, value, plan, tile, scaling, first=first, skip=skip, with_lse=True)
-        return merge([own, beside])[0].to(query.dtype)
+            prior = requests_part(query, key, value, requests, tile, scaling, first=first, skip=skip, local=local)
+        if local:
+            near = Band(length=pattern.length, query_len=pattern.query_len, width=min(local, pattern.length))
+            plan = _plan(near, query, key, Extras(skip))
+            prior = _beside(prior, plan_part(query, key, value, plan, tile, scaling, first=first, with_lse=True))
+        plan = _plan(pattern, query, key, Extras(skip, sinks=True, local=local))
+        return plan_part(query, key, value, plan, tile, scaling, first=first, prior=prior)[0]
+
+
+def _beside(parts: tuple[Tensor, Tensor] | None, part: Part) -> tuple[Tensor, Tensor]:
+    """Parts with a further one, as `plan_part` takes them."""
+    output, lse = part
+    assert lse is not None
+    output, lse = output[..., None, :], lse[..., None]
+    return (output, lse) if parts is None else (torch.cat([parts[0], output], -2), torch.cat([parts[1], lse], -1))
 
 
 def _refusal_here(query: Tensor, key: Tensor) -> str | None:
@@ -98,9 +95,9 @@ def _tile(query: Tensor) -> Tile:
     return tile_for(query.shape[-1], query.dtype == torch.float32)
 
 
-def _plan(pattern: Band | Blocks, query: Tensor, key: Tensor) -> Plan:
-    group = query.shape[1] // key.shape[1]
-    rows = max(1, _tile(query).rows // (1 << (group - 1).bit_length()))
-    # The tiles of a sliding window gain nothing from a common list: its keys are in the order of positions already.
+def _plan(pattern: Band | Blocks, query: Tensor, key: Tensor, extras: Extras) -> Plan:
+    group, tile = query.shape[1] // key.shape[1], _tile(query)
+    rows = max(1, tile.rows // (1 << (group - 1).bit_length()))
+    # Consecutive keys gain nothing from a common list.
     tiles = tiles_per_list(pattern.width, rows) if isinstance(pattern, Band) and pattern.order is not None else 1
-    return kept_plan(pattern, rows, tiles, query.device)
+    return kept_plan(pattern, rows, tile.keys, tiles, extras, query.device)

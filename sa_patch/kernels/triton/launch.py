@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sa_patch.kernels.merging import Part
 from sa_patch.kernels.requests import Requests
-from sa_patch.kernels.triton.plans import Plan
+from sa_patch.kernels.triton.plans import FACTS, Plan
 from sa_patch.kernels.triton.programs import plan_program, requests_program
 from sa_patch.kernels.triton.tile_sizes import Tile
 
@@ -24,9 +24,6 @@ def plan_part(
     scaling: float,
     *,
     first: int,
-    skip: int = 0,
-    sinks: bool = False,
-    local: int = 0,
     prior: tuple[Tensor, Tensor] | None = None,
     with_lse: bool = False,
 ) -> Part:
@@ -36,19 +33,16 @@ def plan_part(
         query: [batch, heads, q, head_dim]; key, value: [batch, kv_heads, n, head_dim]; head_dim contiguous.
         scaling: above 0.
         first: position of the first query.
-        skip: keys at positions below it are left out of the plan's lists.
-        sinks: the keys below `skip` are visible to every later query; otherwise to none.
-        local: leave out the pairs with query - key < local.
         prior: k parts over other keys, to be merged: output [batch, heads, q, k, head_dim], log-sum-exp [batch, heads,
             q, k].
         with_lse: return the log-sum-exp, because the part is merged with others.
 
     Returns:
-        (output [batch, heads, q, head_dim], float32 if with_lse; float32 log-sum-exp [batch, heads, q] or None)
+        (output [batch, heads, q, head_dim]; float32 log-sum-exp [batch, heads, q] or None)
     """
     batch, heads, num_queries, head_dim = query.shape
     kv_heads = key.shape[1]
-    output = torch.empty(query.shape, dtype=torch.float32 if with_lse else query.dtype, device=query.device)
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = torch.empty((batch, heads, num_queries), dtype=torch.float32, device=query.device) if with_lse else None
     tiles, rows = plan.query_pos.shape
     group, dim = heads // kv_heads, dim_for(head_dim)
@@ -59,14 +53,13 @@ def plan_part(
         (query, key, value),
         (
             *(output, output if lse is None else lse, prior_output, prior_lse),
-            *(plan.query_pos, plan.query_rank, plan.key_pos, plan.key_rank, plan.past, plan.stop),
+            *(plan.query_pos, plan.query_rank, plan.key_pos, plan.key_rank, plan.tiles),
         ),
-        (num_queries, first, plan.key_pos.shape[1], plan.width, skip, local, scaling * LOG2_E, kv_heads),
+        (num_queries, first, key.shape[2], plan.opened, plan.local, scaling * LOG2_E, kv_heads),
         (head_dim, group),
         (
-            *(rows, next_power_of_2(group), tile.keys, dim, plan.tiles_per_list, plan.width > 0, skip > 0, sinks),
-            *(local > 0, 0 if prior is None else prior_lse.shape[3], dim != head_dim, query.dtype == torch.float32),
-            with_lse,
+            *(rows, next_power_of_2(group), tile.keys, dim, len(FACTS), plan.banded, plan.listed, plan.opened > 0),
+            *(0 if prior is None else prior_lse.shape[3], dim != head_dim, query.dtype == torch.float32, with_lse),
         ),
         tile,
     )
@@ -87,6 +80,10 @@ def requests_part(
 ) -> tuple[Tensor, Tensor]:
     """A part for each of the k selected runs per query; arguments as `plan_part`.
 
+    Args:
+        skip: keys at positions below it are left out.
+        local: leave out the pairs with query - key < local.
+
     Returns:
         (output [batch, heads, q, k, head_dim], float32 log-sum-exp [batch, heads, q, k]); where a query has no run, the
         latter is -inf and the output undefined.
@@ -106,7 +103,7 @@ def requests_part(
             *(requests.run_size, skip, local, scaling * LOG2_E, kv_heads),
         ),
         (head_dim, heads // kv_heads),
-        (requests.rows, tile.keys, dim, skip > 0, local > 0, dim != head_dim, query.dtype == torch.float32),
+        (requests.rows, tile.keys, dim, local > 0, dim != head_dim, query.dtype == torch.float32),
         tile,
     )
     return output, lse

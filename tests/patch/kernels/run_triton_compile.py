@@ -21,25 +21,28 @@ from triton.compiler import ASTSource
 
 from sa_patch.kernels.triton import programs
 from sa_patch.kernels.triton.launch import dim_for
+from sa_patch.kernels.triton.plans import FACTS
 from sa_patch.kernels.triton.tile_sizes import TILES, Tile, tile_for
 
 TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-INDICES = {"query_pos", "query_rank", "key_pos", "key_rank", "past", "stop"}
-# The cases that differ in code: a permuted band; a run with what was selected merged; sinks beside a local window.
+INDICES = {"query_pos", "query_rank", "key_pos", "key_rank", "tiles"}
+# The cases that differ in code: a permuted band; a run with what was selected merged; a sliding window with sinks; sinks
+# in a permuted band beside a local window.
 PLANS = {
-    "plan": {"TILES": 8, "BANDED": True},
-    "runs": {"PRIORS": 1},
-    "extras": {"BANDED": True, "SKIP": True, "SINKS": True, "LOCAL": True, "WITH_LSE": True},
+    "plan": {"BANDED": True},
+    "runs": {"LISTED": False, "PRIORS": 1},
+    "window": {"BANDED": True, "LISTED": False, "SINKS": True},
+    "extras": {"BANDED": True, "SINKS": True, "PRIORS": 1, "WITH_LSE": True},
 }
 
 
 def constants(kind: str, head_dim: int, exact: bool, tile: Tile) -> dict:
     dim = dim_for(head_dim)
-    common = {"KEYS": tile.keys, "DIM": dim, "PADDED": dim != head_dim, "EXACT": exact, "SKIP": False, "LOCAL": False}
+    common = {"KEYS": tile.keys, "DIM": dim, "PADDED": dim != head_dim, "EXACT": exact}
     if kind == "requests":
-        return {**common, "ROWS": tile.rows}
-    plain = {"TILES": 1, "BANDED": False, "SINKS": False, "PRIORS": 0, "WITH_LSE": False}
+        return {**common, "ROWS": tile.rows, "LOCAL": False}
+    plain = {"FACTS": len(FACTS), "BANDED": False, "LISTED": True, "SINKS": False, "PRIORS": 0, "WITH_LSE": False}
     return {**common, **plain, "ROWS": tile.rows // 4, "GROUP": 4, **PLANS[kind]}
 
 
