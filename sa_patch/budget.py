@@ -21,6 +21,7 @@ class LayerBudget:
         pairs: visible (query, key) pairs per head.
         router_scores: dot products a router spends on choosing keys, per head (a pair costs about two of them).
         exact: False when `pairs` is an upper bound because the exact number depends on the content.
+        charged: pairs that the router is charged for, half a pair per product; 0 where it is reported only.
     """
 
     layer_idx: int
@@ -28,6 +29,7 @@ class LayerBudget:
     pairs: int
     router_scores: int = 0
     exact: bool = True
+    charged: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Budget:
     @property
     def off_target(self) -> float:
         """Relative distance of the sparse layers from the target: 0.05 is 5 % more keys than asked for."""
-        sparse = [layer.pairs for layer in self.per_layer if layer.kind == "sparse"]
+        sparse = [layer.pairs + layer.charged for layer in self.per_layer if layer.kind == "sparse"]
         if not sparse:
             return 0.0
         return sum(sparse) / len(sparse) / self.length / self.target_keys_per_query - 1

@@ -4,7 +4,7 @@ import json
 import textwrap
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -151,7 +151,7 @@ class Patch:
         reads = kernels.describe(self.kernel, bool(variant.sinks or variant.local), integration.device(model))
         facts = [
             ("patch", f"{variant.name} ({variant.label}), window={variant.window}, {self._status()}"),
-            ("options", self._changed_options() or "all defaults"),
+            ("options", ", ".join(f"{name}={value!r}" for name, value in variant.changed().items()) or "all defaults"),
             ("model", f"{type(model).__name__} ({kind}, {known} architecture), {self.num_layers} layers"),
             ("layers", f"full: {dense}; all others {variant.name}" if dense else f"all {variant.name}"),
             ("prefill", "sdpa, plain causal" if variant.always_dense else reads),
@@ -200,15 +200,6 @@ class Patch:
             return "restored, not running"
         other = self._state.overridden
         return f"NOT RUNNING: the attention implementation was set to {other!r} behind it" if other else "active"
-
-    def _changed_options(self) -> str:
-        defaults = {item.name: item.default for item in fields(self.variant)}
-        changed = {
-            name: getattr(self.variant, name)
-            for name, default in defaults.items()
-            if name != "window" and getattr(self.variant, name) != default
-        }
-        return ", ".join(f"{name}={value!r}" for name, value in changed.items())
 
     def _budget_line(self, length: int) -> str:
         """The first sparse layer's budget: counting every layer would take seconds on deep models."""

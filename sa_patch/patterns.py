@@ -332,3 +332,62 @@ class Pieces(Pattern):
 
     def _device(self) -> torch.device:
         return self.pieces[-1]._device()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Selected(Pattern):
+    """Sinks, the local window, and for every tile of queries some blocks that lie wholly between the two.
+
+    Blocks are `block_size` consecutive tokens, counted from the end of the sinks, so no pair is ever in two parts.
+    Tiles are `query_block` consecutive positions, counted from 0. A block may be chosen by a tile where it ends before
+    the local window of the tile's first query begins. Queries before `whole` see every earlier key.
+
+    Attributes:
+        block_size: tokens per block.
+        query_block: queries per tile.
+        count_per_tile: blocks a tile chooses, fewer where fewer may be chosen.
+        whole: see above; at least sinks + local.
+        selected: int64 [batch, choosers, tiles, count_per_tile], indices of blocks, -1 where there is none; a chooser
+            is one query head or the heads of a kv head. None where only the number of pairs is asked for.
+        heads: query heads.
+    """
+
+    block_size: int
+    query_block: int
+    count_per_tile: int
+    whole: int
+    selected: Tensor | None = None
+    heads: int = 1
+
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.selected is None else self.selected.device
+
+    def _own_covers_all(self) -> bool:
+        return self.whole >= self.length
+
+    def _own_visible(self, queries: Tensor) -> Tensor:
+        if self.selected is None:
+            raise ValueError("which blocks are seen depends on the content: the mask exists only in a forward pass")
+        key = torch.arange(self.length, device=queries.device)
+        block = torch.div(key - self.sinks, self.block_size, rounding_mode="floor")
+        tile = queries // self.query_block - self.first // self.query_block
+        chosen = self.selected[:, :, tile]
+        num_blocks = max(1, -(-self.length // self.block_size))
+        picked = torch.zeros(*chosen.shape[:-1], num_blocks + 1, dtype=torch.bool, device=chosen.device)
+        picked.scatter_(-1, torch.where(chosen < 0, num_blocks, chosen), True)
+        mask = picked[..., torch.where(block < 0, num_blocks, block)] & (block >= 0)
+        mask = mask.repeat_interleave(self.heads // chosen.shape[1], dim=1)
+        return mask | (key == queries[:, None]) | (queries[:, None] < self.whole)
+
+    def count(self) -> int:
+        """Number of visible pairs, exact whatever is chosen."""
+        row = torch.arange(self.first, self.length)
+        shown = self.sinks + max(self.local, 1) + self.block_size * self.choosable(row).clamp(max=self.count_per_tile)
+        everything = (row < self.whole) | (row >= self.length - self.tail)
+        return int(torch.where(everything, row + 1, torch.minimum(shown, row + 1)).sum())
+
+    def choosable(self, position: Tensor) -> Tensor:
+        """How many blocks the tile of a query may choose from: int64, as `position`."""
+        first = torch.div(position, self.query_block, rounding_mode="floor") * self.query_block
+        between = first + 1 - max(self.local, 1) - self.sinks
+        return torch.div(between.clamp(min=0), self.block_size, rounding_mode="floor")

@@ -16,6 +16,7 @@ Mode = Literal[
     "sa-dyadic-bucket",
     "sa+swa",
     "moba",
+    "routed",
     "random-keys",
 ]
 KernelName = Literal[
@@ -41,11 +42,11 @@ class Options(TypedDict, total=False):
     dense_tail: int
     """last queries of the prompt that see everything"""
 
-    sinks: int | float
-    """first tokens that stay visible to everyone; tokens, or a fraction of the prompt"""
+    sinks: int | float | None
+    """first tokens that stay visible to everyone; tokens, or a fraction of the prompt; none: 0, for routed 4"""
 
     local: int | float
-    """last keys that stay visible, the query included; tokens, or a fraction"""
+    """last keys that stay visible, the query included; tokens, or a fraction; for routed at least so many, and 0 is a quarter of the window"""
 
     dense_layers: Sequence[int]
     """layers left full; negative numbers count from the end"""
@@ -69,4 +70,16 @@ class Options(TypedDict, total=False):
     """blocks per query, the own one included; none: 2, or what fits block_size (moba only)"""
 
     block_size: int | None
-    """tokens per block; none: what matches the budget (moba only)"""
+    """tokens per block; none: for moba what matches the budget, for routed 8 (moba and routed only)"""
+
+    share: Literal["head", "group"]
+    """who chooses blocks: every query head, or a kv head's group of them (routed only)"""
+
+    query_block: int
+    """consecutive queries that choose blocks together (routed only)"""
+
+    router: Literal["mean", "variance"]
+    """how blocks are ranked: by mean keys, or with their variance (routed only)"""
+
+    router_cost: Literal["reported", "charged"]
+    """reported: the router's products are told beside the budget; charged: the window pays for them (routed only)"""

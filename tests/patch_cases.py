@@ -23,6 +23,10 @@ TOGETHER = {
     "sa+swa-dyadic": ("sa+swa", {"horizon": "dyadic", "sinks": 2}),
     "sa+swa-dyadic-bucket": ("sa+swa", {"horizon": "dyadic", "form": "bucket"}),
     "moba-sinks-local-tail": ("moba", {"sinks": 2, "local": 5, "dense_tail": 3}),
+    "routed-small-blocks": ("routed", {"block_size": 2, "sinks": 1}),
+    "routed-mean-local-tail": ("routed", {"block_size": 1, "router": "mean", "local": 3, "sinks": 1, "dense_tail": 5}),
+    "routed-group-tiles": ("routed", {"share": "group", "query_block": 3, "router": "mean"}),
+    "routed-nominal": ("routed", {"block_size": 2, "sinks": 1, "local": 3, "budget": "nominal"}),
     "random-keys-extras": ("random-keys", {"sinks": 2, "local": 4, "dense_tail": 5}),
     "random-keys-nominal": ("random-keys", {"budget": "nominal", "sinks": 2, "local": 3}),
 }
@@ -35,9 +39,9 @@ def tried(option: Option) -> list:
 
 
 def possible(mode: str, options: dict) -> bool:
-    """Whether the variant takes these options at every window."""
+    """Whether the variant takes these options at every window, and at any length."""
     try:
-        return all(sa_patch.variant(mode, window, **options) for window in WINDOWS)
+        return all(sa_patch.variant(mode, window, **options).sparse_budget(window + 1, 0) for window in WINDOWS)
     except (ValueError, NotImplementedError):
         return False
 
@@ -58,7 +62,7 @@ def every_case() -> dict[str, tuple[str, dict]]:
 
 CASES = every_case()
 # Those whose patterns are bands or blocks: kernels that gather tiles of keys run no others.
-TILED = [case for case, (mode, _) in CASES.items() if VARIANTS[mode].layout != "scattered"]
+TILED = [case for case, (mode, _) in CASES.items() if VARIANTS[mode].layout not in ("scattered", "selected")]
 
 
 def make_variant(case: str, window: int | float = 12, **changes) -> sa_patch.Variant:

@@ -97,8 +97,10 @@ def _arm(
 ) -> Arm:
     """The arm of one combination; `name`, and the options it says already, come from an entry of `arms`."""
     mode, window, tail = modes()[mode_name], values["window"], values["dense_tail"]
+    own = mode.variant.defaults  # what None stands for
     chosen = {"budget": settings.options["budget"], **values, **mode.fixed}
-    defaults = {item.name: item.default for item in options_of(mode.variant)}
+    chosen = {key: own.get(key) if value is None else value for key, value in chosen.items()}
+    defaults = {item.name: own.get(item.name, item.default) for item in options_of(mode.variant)}
     special = {key: value for key, value in chosen.items() if key != "window" and value != defaults[key]}
     if mode.variant.name == "swa" and _inside(chosen, window):
         del special["local"]

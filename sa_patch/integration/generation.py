@@ -40,10 +40,11 @@ def _refuse_generation(held: State, name: str, config: Any) -> None:
             f"{asked} {again[asked]}, so it needs {', and '.join(needs)}. Change the options, generate without it, or "
             "restore the patch"
         )
-    if getattr(config, "prefill_chunk_size", None) and reason:
+    chunk = getattr(config, "prefill_chunk_size", None)
+    reason = variant.piece_reason(chunk) if chunk else None
+    if reason:
         raise NotImplementedError(
-            f"prefill_chunk_size={config.prefill_chunk_size} cuts the prompt, but {reason}. Leave one of them out, "
-            "or restore the patch"
+            f"prefill_chunk_size={chunk} cuts the prompt, but {reason}. Leave one of them out, or restore the patch"
         )
 
 

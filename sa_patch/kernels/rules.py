@@ -39,6 +39,7 @@ _CPU = Rules(
         "permuted": (7, 1344),
         "routed": (9, 1536),
         "merged": (9, 2240),
+        "selected": (64, 8192),  # one query and head at a time; 16 queries of a group together need 1,600 tokens
         "scattered": (80, 2048),  # every query's keys are gathered
     },
     # One core of a 2-core Xeon, 8 heads on 2 kv heads of 64: benchmarks/attention.py and benchmarks/crossover.py.

@@ -13,6 +13,7 @@ from sa_patch.variants.full import Full
 from sa_patch.variants.moba import Moba
 from sa_patch.variants.options import Option, options_of
 from sa_patch.variants.random_keys import RandomKeys
+from sa_patch.variants.routed import Routed
 from sa_patch.variants.sliding_window import SlidingWindow
 from sa_patch.variants.stochastic import Stochastic, StochasticPlusWindow
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from sa_patch.signature import Mode, Options
 
 VARIANTS: dict[str, type[Variant]] = {
-    kind.name: kind for kind in (Full, SlidingWindow, Stochastic, StochasticPlusWindow, Moba, RandomKeys)
+    kind.name: kind for kind in (Full, SlidingWindow, Stochastic, StochasticPlusWindow, Moba, Routed, RandomKeys)
 }
 
 

@@ -19,6 +19,8 @@ from sa_patch.patterns import Dense, Pattern
 from sa_patch.variants.options import option, options_of
 
 CPU = torch.device("cpu")
+BLOCK_SIZE_HELP = "tokens per block; none: for moba what matches the budget, for routed 8"
+ROUTER_COST_HELP = "reported: the router's products are told beside the budget; charged: the window pays for them"
 
 # What a comparison does with it: a method is what is asked about; baselines and controls are what it is held against.
 Role = Literal["method", "baseline", "control"]
@@ -56,6 +58,7 @@ class Variant(ABC):
     always_dense: ClassVar[bool] = False
     layout: ClassVar[str] = "merged"  # how the visible keys lie in memory, see kernels.rules
     prefix_consistent: ClassVar[bool] = False  # True where a token's keys don't depend on the tokens after it
+    defaults: ClassVar[Mapping[str, Any]] = {"sinks": 0}  # what None stands for, where it depends on nothing else
 
     window: int | float = option(
         512, "keys per query, the query included; 0 < x < 1 is a fraction of the prompt", minimum=1, told="w{}"
@@ -68,8 +71,16 @@ class Variant(ABC):
         outside_budget=True,
     )
     dense_tail: int = option(0, "last queries of the prompt that see everything", told="tail{}")
-    sinks: int | float = option(0, "first tokens that stay visible to everyone; tokens, or a fraction of the prompt")
-    local: int | float = option(0, "last keys that stay visible, the query included; tokens, or a fraction")
+    sinks: int | float = option(
+        None,
+        "first tokens that stay visible to everyone; tokens, or a fraction of the prompt; none: 0, for routed 4",
+        optional=True,
+    )
+    local: int | float = option(
+        0,
+        "last keys that stay visible, the query included; tokens, or a fraction; for routed at least so many, and 0 is "
+        "a quarter of the window",
+    )
     dense_layers: tuple[int, ...] = option(
         (), "layers left full; negative numbers count from the end", outside_budget=True, told="dense_{}"
     )
@@ -92,6 +103,8 @@ class Variant(ABC):
             item.check(value)
             if isinstance(value, list):
                 object.__setattr__(self, item.name, tuple(value))
+            elif value is None and item.name in self.defaults:
+                object.__setattr__(self, item.name, self.defaults[item.name])
         self._check_extras()
         _ = self.spec  # now: while a compiler traces, numbers may be symbols
 
@@ -127,6 +140,10 @@ class Variant(ABC):
         if self.dense_below:
             return f"dense_below={self.dense_below!r} asks for the whole prompt's length (leave it out)"
         return None
+
+    def piece_reason(self, first: int) -> str | None:
+        """Why a piece of a prompt that begins at position `first` is refused, likewise; None where it is not."""
+        return self.whole_prompt_reason()
 
     def window_at(self, length: int) -> int:
         """The window in tokens for a sequence of `length` tokens."""
@@ -183,6 +200,12 @@ class Variant(ABC):
     def dense(self, group: Group) -> Dense:
         """Causal attention for this sequence."""
         return Dense(length=group.length, query_len=group.query_len)
+
+    def changed(self) -> dict[str, Any]:
+        """The options that are not what the variant takes by itself, the window aside."""
+        declared = {item.name: self.defaults.get(item.name, item.default) for item in options_of(type(self))}
+        found = {name: getattr(self, name) for name in declared}
+        return {name: value for name, value in found.items() if name != "window" and value != declared[name]}
 
     def options(self) -> dict:
         """All options by name, JSON-serialisable."""

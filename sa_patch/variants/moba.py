@@ -12,7 +12,7 @@ from sa_patch.budget import LayerBudget, closest
 from sa_patch.counting import triangle
 from sa_patch.geometry import Group
 from sa_patch.patterns import Blocks, Pattern
-from sa_patch.variants.base import CPU, Role, Sizes, Variant
+from sa_patch.variants.base import BLOCK_SIZE_HELP, CPU, Role, Sizes, Variant
 from sa_patch.variants.options import option
 
 _SCORE_BYTES = (1 << 28, 1 << 26)  # router scores held at once: on a GPU, where few launches matter, and on a CPU
@@ -46,7 +46,7 @@ class Moba(Variant):
     top_k: int | None = option(
         None, "blocks per query, the own one included; none: 2, or what fits block_size", minimum=1, told="top{}"
     )
-    block_size: int | None = option(None, "tokens per block; none: what matches the budget", minimum=1, told="block{}")
+    block_size: int | None = option(None, BLOCK_SIZE_HELP, minimum=1, told="block{}")
 
     def __post_init__(self) -> None:
         super().__post_init__()

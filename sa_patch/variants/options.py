@@ -87,10 +87,13 @@ def option(
     swept: bool = True,
     outside_budget: bool = False,
     told: str | None = None,
+    optional: bool = False,
 ) -> Any:
     """A dataclass field that is an option; the arguments are those of `Option`. `told` is the name before the value
-    where it is not given, and the value alone for a choice."""
+    where it is not given, and the value alone for a choice. `optional` where the annotation has no None, because the
+    variant puts its own value in its place (see `Variant.defaults`)."""
     rule = {"help": help, "minimum": minimum, "swept": swept, "outside_budget": outside_budget, "told": told}
+    rule["optional"] = optional
     return field(default=default, metadata={"option": rule})
 
 
@@ -105,6 +108,7 @@ def _read(variant: type, item: Any) -> Option:
     rule = dict(item.metadata["option"])
     name = item.name.replace("_", "")
     told = rule.pop("told") or {"choice": "{}", "switch": name}.get(kind, name + "{}")
+    optional = rule.pop("optional") or optional
     return Option(item.name, kind, item.default, words=words, optional=optional, told=told, **rule)
 
 

@@ -13,19 +13,22 @@ from sa_patch.kernels.pytorch.bands import band_part
 from sa_patch.kernels.pytorch.blocks import blocks_part
 from sa_patch.kernels.pytorch.parts import sinks_part
 from sa_patch.kernels.pytorch.scattered import scattered
-from sa_patch.patterns import Band, Blocks, Pattern, Scattered
+from sa_patch.kernels.pytorch.selected import selected
+from sa_patch.patterns import Band, Blocks, Pattern, Scattered, Selected
 
 
 class Torch:
     masks = False
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
-        known = isinstance(pattern, (Band, Blocks, Scattered))
+        known = isinstance(pattern, (Band, Blocks, Scattered, Selected))
         return None if known else f"it has no code for {type(pattern).__name__} patterns"
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
         if isinstance(pattern, Scattered):
             return scattered(query, key, value, pattern, scaling)
+        if isinstance(pattern, Selected):
+            return selected(query, key, value, pattern, scaling)
         assert isinstance(pattern, (Band, Blocks)), "refusal() was not asked"
         if isinstance(pattern, Band) and pattern.order is None and not pattern.circular:
             # A sliding window holds a local window that is no wider.

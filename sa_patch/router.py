@@ -1,0 +1,105 @@
+"""Which blocks of keys the tiles of queries choose, by content. Imports torch only.
+
+A score estimates log of the attention mass that a query puts on a block. With keys of mean m and covariance C,
+log mean exp(s q.k) = s q.m + (s^2 / 2) q'Cq + ...; "mean" takes the first term, "variance" adds half of the second
+one with the diagonal of C (all of it overshoots where single keys stand out).
+"""
+
+import torch
+from torch import Tensor
+
+SCORE_BYTES = (1 << 28, 1 << 23)  # scores held at once: on a GPU, where few launches matter, and on a CPU
+VARIANCE_SHARE = 0.5
+
+
+def block_statistics(key: Tensor, start: int, block_size: int, second_order: bool) -> Tensor:
+    """What scores are products with: float32 [rows, kv_heads, blocks, head_dim or 2 head_dim].
+
+    Args:
+        key: [rows, kv_heads, length, head_dim].
+        start: the first token of block 0; tokens after the last whole block belong to none.
+    """
+    count = max(0, key.shape[2] - start) // block_size
+    blocks = key[:, :, start : start + count * block_size].float().unflatten(2, (count, block_size))
+    mean = blocks.mean(dim=3)
+    return torch.cat([mean, blocks.var(dim=3, unbiased=False)], dim=-1) if second_order else mean
+
+
+def choose_blocks(
+    query: Tensor,
+    key: Tensor,
+    *,
+    start: int,
+    block_size: int,
+    query_block: int,
+    count: int,
+    local: int,
+    choosers: int,
+    second_order: bool,
+    scaling: float,
+) -> Tensor:
+    """The best `count` blocks of every chooser and tile, in float32 whatever the dtype.
+
+    One query head with tiles of one query chooses by its scores. Where several queries choose together, by the mean of
+    their softmax over the blocks that may be chosen. Equal scores: the earlier block.
+
+    Args:
+        query: [rows, heads, query_len, head_dim], the last queries of the sequences; the first one starts a tile.
+        key: [rows, kv_heads, length, head_dim].
+        start, block_size: where blocks lie.
+        local: the local window; a tile's blocks end before its first query's window begins.
+        choosers: query heads, or kv heads (their query heads choose together).
+
+    Returns:
+        int64 [rows, choosers, tiles, count], ascending, -1 first where fewer may be chosen.
+    """
+    rows, heads, query_len, _ = query.shape
+    first = key.shape[2] - query_len
+    statistics = block_statistics(key, start, block_size, second_order)
+    tiles = -(-query_len // query_block)
+    num_blocks = statistics.shape[2]
+    step = max(1, SCORE_BYTES[query.device.type == "cpu"] // (4 * rows * heads * query_block * max(1, num_blocks)))
+    chosen = []
+    for tile in range(0, tiles, step):
+        begin, end = tile * query_block, min((tile + step) * query_block, query_len)
+        places = torch.arange(begin, end, query_block, device=query.device) + first
+        allowed = ((places + 1 - local - start).clamp(min=0) // block_size)[:, None]  # [tiles, 1]
+        most = min(num_blocks, max(0, end - 1 + first + 1 - local - start) // block_size)
+        if most == 0:
+            chosen.append(allowed.new_full((rows, choosers, allowed.shape[0], count), -1))
+            continue
+        block = torch.arange(most, device=query.device)
+        scores = _scores(query[:, :, begin:end], statistics[:, :, :most], second_order, scaling)
+        weights = _together(scores, allowed, block, query_block, choosers)
+        best = weights.topk(min(count, most), dim=-1)
+        index = best.indices.masked_fill(best.values == -torch.inf, -1).sort(dim=-1).values
+        chosen.append(torch.nn.functional.pad(index, (count - index.shape[-1], 0), value=-1))
+    return torch.cat(chosen, dim=2)
+
+
+def _scores(query: Tensor, statistics: Tensor, second_order: bool, scaling: float) -> Tensor:
+    """[rows, heads, q, blocks] from queries [rows, heads, q, head_dim], scaled."""
+    exact = query.float() * scaling
+    if second_order:
+        exact = torch.cat([exact, exact.square() * (VARIANCE_SHARE / 2)], dim=-1)
+    grouped = exact.unflatten(1, (statistics.shape[1], -1))
+    return (grouped @ statistics[:, :, None].transpose(-1, -2)).flatten(1, 2)
+
+
+def _together(scores: Tensor, allowed: Tensor, block: Tensor, query_block: int, choosers: int) -> Tensor:
+    """What tiles and choosers rank blocks by: [rows, choosers, tiles, blocks], -inf where a block may not be chosen."""
+    heads, queries = scores.shape[1:3]
+    tiles = allowed.shape[0]
+    if query_block == 1 and choosers == heads:
+        return scores.masked_fill_(block >= allowed, -torch.inf)
+    missing = tiles * query_block - queries
+    scores = torch.nn.functional.pad(scores, (0, 0, 0, missing)) if missing else scores
+    scores = scores.unflatten(2, (tiles, query_block)).masked_fill_(block >= allowed[:, None], -torch.inf)
+    # The mean of the rows' softmax is one product: 1 / (sum of exp) of every row, times the exps.
+    scores = scores.sub_(scores.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)).exp_()
+    share = scores.sum(dim=-1, keepdim=True).clamp_(min=1).reciprocal_()
+    if missing:  # rows beyond the last query vote for nothing
+        share[:, :, -1, query_block - missing :] = 0
+    scores, share = (one.unflatten(1, (choosers, -1)).transpose(2, 3).flatten(3, 4) for one in (scores, share))
+    votes = (share.transpose(-1, -2) @ scores)[..., 0, :]
+    return votes.masked_fill_(block >= allowed, -torch.inf)
