@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.base import refusal_of_inference_only, refusal_without_code
+from sa_patch.kernels.dense import causal
 from sa_patch.kernels.merging import Part
 from sa_patch.kernels.requests import make_requests
 from sa_patch.kernels.triton.plans import Extras, Plan, kept_plan
 from sa_patch.kernels.triton.tile_sizes import LARGEST_HEAD, Tile, tile_for, tiles_per_list
-from sa_patch.patterns import Band, Blocks, Pattern
+from sa_patch.patterns import Band, Blocks, Pattern, Selected
 
 
 @lru_cache(maxsize=1)
@@ -35,7 +36,7 @@ class Triton:
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return (
-            refusal_without_code(pattern, Band, Blocks)
+            refusal_without_code(pattern, Band, Blocks, Selected)
             or _refusal_here(query, key)
             or refusal_of_inference_only(query, key, value)
         )
@@ -43,14 +44,15 @@ class Triton:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
         from sa_patch.kernels.triton.launch import plan_part, requests_part
 
-        assert isinstance(pattern, (Band, Blocks)), "refusal() was not asked"
+        assert isinstance(pattern, (Band, Blocks, Selected)), "refusal() was not asked"
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+        if isinstance(pattern, Selected):
+            return _selected(query, key, value, pattern, scaling)
         # A sliding window holds a local window that is no wider, and every pattern holds the query itself.
         contained = pattern.width if isinstance(pattern, Band) and pattern.order is None else 1
         if 0 < pattern.local <= contained:
             pattern = replace(pattern, local=0)
-        if scaling <= 0:  # the programs take the largest product for the largest score
-            query, scaling = (-query, -scaling) if scaling else (torch.zeros_like(query), 1.0)
+        query, scaling = _positive(query, scaling)
         tile, first, skip, local = _tile(query), pattern.first, pattern.sinks, pattern.local
         prior = None
         if isinstance(pattern, Blocks) and pattern.selected is not None and pattern.selected.shape[-1]:
@@ -62,6 +64,27 @@ class Triton:
             prior = _beside(prior, plan_part(query, key, value, plan, tile, scaling, first=first, with_lse=True))
         plan = _plan(pattern, query, key, Extras(skip, sinks=True, local=local))
         return plan_part(query, key, value, plan, tile, scaling, first=first, prior=prior)[0]
+
+
+def _positive(query: Tensor, scaling: float) -> tuple[Tensor, float]:
+    """The same scores with a scaling above 0: the programs take the largest product for the largest score."""
+    if scaling > 0:
+        return query, scaling
+    return (-query, -scaling) if scaling else (torch.zeros_like(query), 1.0)
+
+
+def _selected(query: Tensor, key: Tensor, value: Tensor, pattern: Selected, scaling: float) -> Tensor:
+    from sa_patch.kernels.triton.launch import routed
+
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    dense = min(max(0, pattern.whole - pattern.first), pattern.query_len)  # queries that see every earlier key
+    if dense:
+        seen = pattern.first + dense
+        output[:, :, :dense] = causal(query[:, :, :dense], key[:, :, :seen], value[:, :, :seen], scaling)
+    if dense < pattern.query_len:
+        query, scaling = _positive(query, scaling)
+        routed(query, key, value, pattern, _tile(query), scaling, output)
+    return output
 
 
 def _beside(parts: tuple[Tensor, Tensor] | None, part: Part) -> tuple[Tensor, Tensor]:

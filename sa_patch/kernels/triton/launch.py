@@ -1,5 +1,6 @@
 """Launching the programs of the `triton` kernel."""
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch import Tensor
 from sa_patch.kernels.merging import Part
 from sa_patch.kernels.requests import Requests
 from sa_patch.kernels.triton.plans import FACTS, Plan
-from sa_patch.kernels.triton.programs import plan_program, requests_program
+from sa_patch.kernels.triton.programs import plan_program, requests_program, routed_program
 from sa_patch.kernels.triton.tile_sizes import Tile
+from sa_patch.patterns import Selected
 
 LOG2_E = 1.4426950408889634
 
@@ -107,6 +109,33 @@ def requests_part(
         tile,
     )
     return output, lse
+
+
+def routed(
+    query: Tensor, key: Tensor, value: Tensor, pattern: Selected, tile: Tile, scaling: float, output: Tensor
+) -> None:
+    """Attention of the queries from `pattern.whole` on, into `output` [batch, heads, q, head_dim], contiguous."""
+    selected = pattern.selected
+    assert selected is not None
+    batch, heads, num_queries, head_dim = query.shape
+    choosers, tiles, count = selected.shape[1:]
+    group, dim = heads // choosers, dim_for(head_dim)
+    together = next_power_of_2(group)
+    rows = max(16 // together, min(next_power_of_2(pattern.query_block), tile.rows // together), 1)
+    parts = -(-pattern.query_block // rows)
+    launch(
+        routed_program,
+        (tiles * parts, batch * choosers, 1),
+        (query, key, value),
+        (output, selected.contiguous()),
+        (
+            *(num_queries, pattern.first, pattern.length, pattern.whole, pattern.query_block, count, choosers, tiles),
+            *(parts, pattern.sinks, max(pattern.local, 1), scaling * LOG2_E, key.shape[1]),
+        ),
+        (head_dim, group),
+        (rows, together, tile.keys, dim, pattern.block_size, dim != head_dim, query.dtype == torch.float32),
+        tile if rows * together > 64 else replace(tile, warps=min(tile.warps, 4)),
+    )
 
 
 # Compiled programs by everything that Triton compiles them for: its own look-up takes longer than the launch.

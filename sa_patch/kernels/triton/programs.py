@@ -4,6 +4,7 @@
 of all heads that share a kv head, so that keys are loaded once for the group. Keys in a tile's future are never
 visited. Ranks are compared in permuted bands, positions only in steps where a query of the tile may not see a key.
 `requests_program`: queries collected by the run of keys they asked for.
+`routed_program`: tiles of queries against sinks, the blocks they chose, and their local windows, in one pass.
 """
 
 import triton
@@ -123,7 +124,7 @@ def plan_program(
             if BANDED and not LISTED:
                 seen = seen & (here[None, :] > (qpos - width)[:, None])
             scores = tl.where(seen, scores, -float("inf"))
-        if SINKS:  # noqa: SIM102: decided by the compiler, the other one by the program
+        if SINKS:  # noqa: SIM102
             if start < skip:
                 sink = start + s
                 seen = (sink < skip)[None, :] & (sink[None, :] <= qpos[:, None])
@@ -184,3 +185,68 @@ def requests_program(
     tl.store(pointers, (acc / some[:, None]).to(output.dtype.element_ty), mask=inside)
     found = (top * scale_log2 + tl.log2(some)) * LN_2
     tl.store(lse + pair, tl.where(total == 0.0, -float("inf"), found), mask=real)
+
+
+@triton.jit
+def _routed_pos(blocks, i, chosen, sinks, begin, BLOCK: tl.constexpr):
+    """Key number i of a tile's list: blocks, sinks, local windows."""
+    block = tl.load(blocks + i // BLOCK, mask=i < chosen, other=0).to(tl.int32)
+    other = i - chosen
+    pos = tl.where(other < sinks, other, begin + other - sinks)
+    return tl.where(i < chosen, sinks + tl.maximum(block, 0) * BLOCK + i % BLOCK, pos)
+
+
+# fmt: off
+@triton.jit(do_not_specialize=[*_PLAIN, "length", "whole", "query_block", "count", "choosers", "num_tiles", "parts"])
+def routed_program(
+    query, key, value, output, selected,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+    num_queries, first, length, whole, query_block, count, choosers, num_tiles, parts, skip, local, scale_log2, kv_heads,
+    head_dim, group,
+    ROWS: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    PADDED: tl.constexpr, EXACT: tl.constexpr,
+):
+    # fmt: on
+    tile, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    batch, chooser = tl.program_id(1) // choosers, tl.program_id(1) % choosers
+    m, d, s = tl.arange(0, ROWS * GROUP), tl.arange(0, DIM), tl.arange(0, KEYS)
+    begin = first + tile * query_block
+    row, member = part * ROWS + m % ROWS, m // ROWS
+    qpos = begin + row
+    real = (row < query_block) & (qpos < length) & (qpos >= whole) & (member < group)
+    at, qhead = (qpos - first).to(tl.int64), (chooser * group + member).to(tl.int64)
+    inside = real[:, None] & (d < head_dim)[None, :]
+    pointers = query + batch.to(tl.int64) * stride_qb + (qhead * stride_qh + at * stride_qn)[:, None] + d[None, :]
+    q = tl.load(pointers, mask=inside, other=0.0)
+    head = (chooser // (choosers // kv_heads)).to(tl.int64)
+    kbase = key + batch.to(tl.int64) * stride_kb + head * stride_kh
+    vbase = value + batch.to(tl.int64) * stride_vb + head * stride_vh
+    top = tl.full([ROWS * GROUP], -1.0e30, tl.float32)
+    total = tl.zeros([ROWS * GROUP], tl.float32)
+    acc = tl.zeros([ROWS * GROUP, DIM], tl.float32)
+    blocks = selected + (tl.program_id(1).to(tl.int64) * num_tiles + tile) * count
+    missing = tl.maximum(count - tl.maximum(begin + 1 - local - skip, 0) // BLOCK, 0) * BLOCK  # they come first
+    chosen = count * BLOCK
+    # The windows of this part of the tile, and the last key that one of its queries may see.
+    near = begin + part * ROWS + 1 - local
+    last = tl.minimum(tl.minimum(part * ROWS + ROWS, query_block) + begin, length) - near + chosen + skip
+    start_at = missing // KEYS * KEYS
+    ahead = _routed_pos(blocks, start_at + s, chosen, skip, near, BLOCK)
+    for start in range(start_at, last, KEYS):
+        pos = ahead
+        ahead = _routed_pos(blocks, start + KEYS + s, chosen, skip, near, BLOCK)
+        place = tl.minimum(tl.maximum(pos, 0), length - 1)
+        k = _rows(kbase, place, stride_kn, d, head_dim, PADDED)
+        v = _rows(vbase, place, stride_vn, d, head_dim, PADDED)
+        scores = _dot(q, tl.trans(k), EXACT)
+        if (start < missing) | (start + KEYS > chosen):
+            i = start + s
+            here = near + i - chosen - skip
+            open = ((i >= missing) & (i < chosen + skip))[None, :]
+            window = (here[None, :] <= qpos[:, None]) & (here[None, :] > (qpos - local)[:, None])
+            seen = open | (window & (i >= chosen + skip)[None, :])
+            scores = tl.where(seen, scores, -float("inf"))
+        top, total, acc = _step(scores, v, top, total, acc, scale_log2, EXACT)
+    row_at = (batch.to(tl.int64) * choosers * group + qhead) * num_queries + at
+    pointers = output + (row_at * head_dim)[:, None] + d[None, :]
+    tl.store(pointers, (acc / tl.where(total == 0.0, 1.0, total)[:, None]).to(output.dtype.element_ty), mask=inside)

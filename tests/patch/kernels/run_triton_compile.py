@@ -27,8 +27,8 @@ from sa_patch.kernels.triton.tile_sizes import TILES, Tile, tile_for
 TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INDICES = {"query_pos", "query_rank", "key_pos", "key_rank", "tiles"}
-# The cases that differ in code: a permuted band; a run with what was selected merged; a sliding window with sinks; sinks
-# in a permuted band beside a local window.
+# The cases that differ in code: a permuted band; a run with what was selected merged; a sliding window with sinks;
+# sinks in a permuted band beside a local window.
 PLANS = {
     "plan": {"BANDED": True},
     "runs": {"LISTED": False, "PRIORS": 1},
@@ -42,6 +42,8 @@ def constants(kind: str, head_dim: int, exact: bool, tile: Tile) -> dict:
     common = {"KEYS": tile.keys, "DIM": dim, "PADDED": dim != head_dim, "EXACT": exact}
     if kind == "requests":
         return {**common, "ROWS": tile.rows, "LOCAL": False}
+    if kind == "routed":
+        return {**common, "ROWS": 16, "GROUP": 4, "BLOCK": 8}
     plain = {"FACTS": len(FACTS), "BANDED": False, "LISTED": True, "SINKS": False, "PRIORS": 0, "WITH_LSE": False}
     return {**common, **plain, "ROWS": tile.rows // 4, "GROUP": 4, **PLANS[kind]}
 
@@ -54,13 +56,13 @@ def pointers(name: str, kind: str) -> str | None:
         return "*fp32"
     if name in INDICES:
         return "*i32"
-    return "*i64" if name in ("order", "tile_run", "tile_start", "tile_count") else None
+    return "*i64" if name in ("selected", "order", "tile_run", "tile_start", "tile_count") else None
 
 
 def compiled(kind: str, capability: int, dtype: str, head_dim: int, tile: Tile | None = None) -> dict:
     exact = dtype == "float32"
     tile = tile or tile_for(head_dim, exact)
-    program = programs.requests_program if kind == "requests" else programs.plan_program
+    program = getattr(programs, f"{kind}_program", programs.plan_program)
     values, signature, constexprs, attributes = constants(kind, head_dim, exact, tile), {}, {}, {}
     for place, parameter in enumerate(program.params):
         name, pointer = parameter.name, pointers(parameter.name, TYPES[dtype])
@@ -101,5 +103,5 @@ if __name__ == "__main__":
     capability, dtype, *rest = sys.argv[1:]
     sizes = [int(word) for word in rest if word.isdigit()] or list(TILES)
     for head_dim in sizes:
-        for kind in [word for word in rest if not word.isdigit()] or [*PLANS, "requests"]:
+        for kind in [word for word in rest if not word.isdigit()] or [*PLANS, "requests", "routed"]:
             print(json.dumps(compiled(kind, int(capability), dtype, head_dim)), flush=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from patch_cases import TILED, make_pattern, make_variant, random_heads
+from patch_cases import CASES, TILED, make_pattern, make_variant, random_heads
 
 import sa_patch
 from sa_patch import kernels
@@ -15,6 +15,7 @@ from sa_patch.patterns import Pieces
 pytest.importorskip("triton")
 launch = pytest.importorskip("sa_patch.kernels.triton.launch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+RUN = [*TILED, *(case for case in CASES if case.startswith("routed"))]
 DTYPES = (torch.float32, torch.float16, *((torch.bfloat16,) if DEVICE == "cuda" else ()))
 
 
@@ -40,9 +41,9 @@ def check(case, length, query_len, heads, head_dim, dtype, window=12):
     assert float((found - exact).abs().max()) <= allowed
 
 
-@pytest.mark.parametrize("case", TILED)
+@pytest.mark.parametrize("case", RUN)
 def test_triton_equals_reference(case):
-    if "moba" in case:  # routes are the content's: in one dtype they are the same for both kernels
+    if "moba" in case or "routed" in case:  # routes are the content's: in one dtype they are the same for both kernels
         check(case, 70, 70, (4, 2), 16, torch.float32)
         return
     for dtype in DTYPES:
@@ -135,7 +136,7 @@ def test_what_triton_can_not_do_is_refused(monkeypatch):
 
 
 @given(
-    case=st.sampled_from(TILED),
+    case=st.sampled_from(RUN),
     length=st.integers(2, 50),
     query_len=st.integers(1, 50),
     heads=st.sampled_from([(2, 2), (3, 1), (5, 1), (8, 1)]),
