@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.merging import Part
-from sa_patch.kernels.requests import Requests
 from sa_patch.kernels.triton.plans import FACTS, Plan
-from sa_patch.kernels.triton.programs import plan_program, requests_program, routed_program
+from sa_patch.kernels.triton.programs import plan_program, routed_program
 from sa_patch.kernels.triton.tile_sizes import Tile
 from sa_patch.patterns import Selected
 
@@ -68,49 +67,6 @@ def plan_part(
     return output, lse
 
 
-def requests_part(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    requests: Requests,
-    tile: Tile,
-    scaling: float,
-    *,
-    first: int,
-    skip: int,
-    local: int,
-) -> tuple[Tensor, Tensor]:
-    """A part for each of the k selected runs per query; arguments as `plan_part`.
-
-    Args:
-        skip: keys at positions below it are left out.
-        local: leave out the pairs with query - key < local.
-
-    Returns:
-        (output [batch, heads, q, k, head_dim], float32 log-sum-exp [batch, heads, q, k]); where a query has no run, the
-        latter is -inf and the output undefined.
-    """
-    batch, heads, num_queries, head_dim = query.shape
-    kv_heads = key.shape[1]
-    shape, dim = (batch, heads, num_queries, requests.num_chosen), dim_for(head_dim)
-    output = torch.empty(*shape, head_dim, dtype=query.dtype, device=query.device)
-    lse = torch.full(shape, -torch.inf, dtype=torch.float32, device=query.device)
-    launch(
-        requests_program,
-        (requests.tile_run.numel(), 1, 1),
-        (query, key, value),
-        (output, lse, requests.order, requests.tile_run, requests.tile_start, requests.tile_count),
-        (
-            *(num_queries, first, requests.num_chosen, requests.num_runs, batch * kv_heads * requests.num_runs),
-            *(requests.run_size, skip, local, scaling * LOG2_E, kv_heads),
-        ),
-        (head_dim, heads // kv_heads),
-        (requests.rows, tile.keys, dim, local > 0, dim != head_dim, query.dtype == torch.float32),
-        tile,
-    )
-    return output, lse
-
-
 def routed(
     query: Tensor, key: Tensor, value: Tensor, pattern: Selected, tile: Tile, scaling: float, output: Tensor
 ) -> None:
@@ -145,29 +101,30 @@ _COMPILED: dict[tuple, Any] = {}
 def launch(
     program: Any,
     grid: tuple[int, int, int],
-    heads: tuple[Tensor, Tensor, Tensor],
+    heads: tuple[Tensor, ...],
     tensors: tuple[Tensor, ...],
     numbers: tuple[int | float, ...],
-    sizes: tuple[int, int],
+    sizes: tuple[int, ...],
     constants: tuple[int, ...],
     tile: Tile,
 ) -> None:
     """Launch a program with arguments in its own order, on the tensors' device.
 
     Args:
-        heads: query, key, value; their strides come after `tensors`.
+        heads: query, key, value, as far as they are needed, [batch, heads, n, head_dim]; their strides come after
+            `tensors`.
         numbers: arguments whose values Triton does not specialize the program for.
-        sizes: head_dim, and query heads per kv head.
+        sizes: head_dim, and query heads per kv head or chooser.
     """
-    query, key, value = heads
-    strides = (*query.stride()[:3], *key.stride()[:3], *value.stride()[:3])
+    strides = tuple(stride for tensor in heads for stride in tensor.stride()[:3])
     arguments = (*heads, *tensors, *strides, *numbers, *sizes, *constants)
-    device = query.device
+    device = tensors[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():  # Triton launches on the current device
         with torch.cuda.device(device):
             return launch(program, grid, heads, tensors, numbers, sizes, constants, tile)
-    regular = _is_regular(strides) and not (query.data_ptr() | key.data_ptr() | value.data_ptr()) % 16
-    known = (program, device.index, query.dtype, tensors[0].dtype, sizes[0], constants, tile)
+    regular = _is_regular(strides) and not any(tensor.data_ptr() % 16 for tensor in (*heads, *tensors))
+    dtypes = *(tensor.dtype for tensor in heads[:1]), *(tensor.dtype for tensor in tensors[:2])
+    known = (program, device.index, dtypes, sizes[:1], constants, tile)
     compiled = _COMPILED.get(known) if regular else None
     if compiled is not None:
         compiled[grid](*arguments)

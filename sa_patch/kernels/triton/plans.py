@@ -102,7 +102,7 @@ def join(plans: Sequence[Plan], step: int) -> Plan:
         begin += plan.key_pos.numel() // step
     names, banded = ("query_pos", "query_rank", "key_pos", "key_rank"), any(plan.banded for plan in plans)
     joined = {name: torch.cat([getattr(plan, name) for plan in plans]) for name in names}
-    opened, local = plans[0].opened, plans[0].local
+    opened, local = max(plan.opened for plan in plans), plans[0].local
     return Plan(**joined, tiles=torch.cat(tiles), banded=banded, listed=True, opened=opened, local=local)
 
 

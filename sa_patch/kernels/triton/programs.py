@@ -3,7 +3,6 @@
 `plan_program`: planned tiles of queries against sorted lists of keys, gathered, in one pass. A tile holds some tokens
 of all heads that share a kv head, so that keys are loaded once for the group. Keys in a tile's future are never
 visited. Ranks are compared in permuted bands, positions only in steps where a query of the tile may not see a key.
-`requests_program`: queries collected by the run of keys they asked for.
 `routed_program`: tiles of queries against sinks, the blocks they chose, and their local windows, in one pass.
 """
 
@@ -138,55 +137,6 @@ def plan_program(
         tl.store(lse + row, tl.where(total == 0.0, -float("inf"), found), mask=real)
 
 
-# fmt: off
-@triton.jit(do_not_specialize=[*_PLAIN, "num_chosen", "num_runs", "all_runs", "run_size"])
-def requests_program(
-    query, key, value, output, lse, order, tile_run, tile_start, tile_count,
-    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    num_queries, first, num_chosen, num_runs, all_runs, run_size, skip, local, scale_log2, kv_heads, head_dim, group,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, LOCAL: tl.constexpr,
-    PADDED: tl.constexpr, EXACT: tl.constexpr,
-):
-    # fmt: on
-    tile = tl.program_id(0)
-    run = tl.load(tile_run + tile)
-    if run >= all_runs:
-        return
-    m, d, s = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, KEYS)
-    real = m < tl.load(tile_count + tile)
-    pair = tl.load(order + tl.load(tile_start + tile) + m, mask=real, other=0)
-    row = pair // num_chosen
-    at, qhead = row % num_queries, row // num_queries
-    batch, head = run // num_runs // kv_heads, run // num_runs % kv_heads
-    qhead = qhead - batch * kv_heads * group
-    inside = real[:, None] & (d < head_dim)[None, :]
-    pointers = query + batch.to(tl.int64) * stride_qb + (qhead * stride_qh + at * stride_qn)[:, None] + d[None, :]
-    q = tl.load(pointers, mask=inside, other=0.0)
-    kbase = key + batch.to(tl.int64) * stride_kb + head.to(tl.int64) * stride_kh
-    vbase = value + batch.to(tl.int64) * stride_vb + head.to(tl.int64) * stride_vh
-    top = tl.full([ROWS], -1.0e30, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, DIM], tl.float32)
-    begin = run % num_runs * run_size
-    for start in range(0, run_size, KEYS):
-        pos = begin + start + s
-        place = tl.minimum(pos, begin + run_size - 1)
-        k = _rows(kbase, place, stride_kn, d, head_dim, PADDED)
-        v = _rows(vbase, place, stride_vn, d, head_dim, PADDED)
-        scores = _dot(q, tl.trans(k), EXACT)
-        if (start + KEYS > run_size) | (begin + start < skip):
-            seen = (start + s < run_size) & (pos >= skip)
-            scores = tl.where(seen[None, :], scores, -float("inf"))
-        if LOCAL:
-            scores = tl.where(at[:, None] + first - pos[None, :] >= local, scores, -float("inf"))
-        top, total, acc = _step(scores, v, top, total, acc, scale_log2, EXACT)
-    some = tl.where(total == 0.0, 1.0, total)
-    pointers = output + (pair * head_dim)[:, None] + d[None, :]
-    tl.store(pointers, (acc / some[:, None]).to(output.dtype.element_ty), mask=inside)
-    found = (top * scale_log2 + tl.log2(some)) * LN_2
-    tl.store(lse + pair, tl.where(total == 0.0, -float("inf"), found), mask=real)
-
-
 @triton.jit
 def _routed_pos(blocks, i, chosen, sinks, begin, BLOCK: tl.constexpr):
     """Key number i of a tile's list: blocks, sinks, local windows."""
@@ -201,8 +151,8 @@ def _routed_pos(blocks, i, chosen, sinks, begin, BLOCK: tl.constexpr):
 def routed_program(
     query, key, value, output, selected,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    num_queries, first, length, whole, query_block, count, choosers, num_tiles, parts, skip, local, scale_log2, kv_heads,
-    head_dim, group,
+    num_queries, first, length, whole, query_block, count, choosers, num_tiles, parts, skip, local, scale_log2,
+    kv_heads, head_dim, group,
     ROWS: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
     PADDED: tl.constexpr, EXACT: tl.constexpr,
 ):

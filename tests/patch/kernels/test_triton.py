@@ -128,11 +128,14 @@ def test_what_triton_can_not_do_is_refused(monkeypatch):
         short = (tensor.detach().bfloat16() for tensor in (query, key, value))
         with pytest.raises(NotImplementedError, match="interpreter multiplies bfloat16 wrongly"):
             sa_patch.attention(*short, make_variant("sa"), kernel="triton")
-        monkeypatch.setattr("sa_patch.kernels.triton.kernel._interpreted", lambda: False)
-        with pytest.raises(NotImplementedError, match="it needs a GPU, the tensors are on 'cpu'"):
-            sa_patch.attention(query, key, value, make_variant("sa"), kernel="triton")
-    pattern = make_pattern(make_variant("sa-dyadic"), 40)
-    assert isinstance(pattern, Pieces) and kernels.get("triton").refusal(pattern, query, key, value)
+        with monkeypatch.context() as real:
+            real.setattr("sa_patch.kernels.triton.kernel._interpreted", lambda: False)
+            with pytest.raises(NotImplementedError, match="it needs a GPU, the tensors are on 'cpu'"):
+                sa_patch.attention(query, key, value, make_variant("sa"), kernel="triton")
+    for case in ("sa-dyadic", "sa-dyadic-extras"):  # computed in one pass, but for a local window or a dense tail
+        pattern = make_pattern(make_variant(case), 40)
+        assert isinstance(pattern, Pieces)
+        assert (kernels.get("triton").refusal(pattern, query, key, value) is None) == (case == "sa-dyadic")
 
 
 @given(
