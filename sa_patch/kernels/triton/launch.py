@@ -116,20 +116,23 @@ def launch(
         numbers: arguments whose values Triton does not specialize the program for.
         sizes: head_dim, and query heads per kv head or chooser.
     """
-    strides = tuple(stride for tensor in heads for stride in tensor.stride()[:3])
-    arguments = (*heads, *tensors, *strides, *numbers, *sizes, *constants)
-    device = tensors[0].device
+    device, pointers = tensors[0].device, (*heads, *tensors)
     if device.type == "cuda" and device.index != torch.cuda.current_device():  # Triton launches on the current device
         with torch.cuda.device(device):
             return launch(program, grid, heads, tensors, numbers, sizes, constants, tile)
-    regular = _is_regular(strides) and not any(tensor.data_ptr() % 16 for tensor in (*heads, *tensors))
+    strides = tuple(stride for tensor in heads for stride in tensor.stride()[:3])
+    addresses = [tensor.data_ptr() for tensor in pointers]
+    regular = _is_regular(strides) and not any(address % 16 for address in addresses)
     dtypes = *(tensor.dtype for tensor in heads[:1]), *(tensor.dtype for tensor in tensors[:2])
     known = (program, device.index, dtypes, sizes[:1], constants, tile)
     compiled = _COMPILED.get(known) if regular else None
     if compiled is not None:
-        compiled[grid](*arguments)
+        compiled[grid](*addresses, *strides, *numbers, *sizes, *constants)  # of a tensor, Triton would ask the driver
         return None
-    compiled = program[grid](*arguments, num_warps=tile.warps, num_stages=tile.stages)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    if tile.registers:
+        options["maxnreg"] = tile.registers
+    compiled = program[grid](*pointers, *strides, *numbers, *sizes, *constants, **options)
     if regular and compiled is not None:
         _COMPILED[known] = compiled
     return None

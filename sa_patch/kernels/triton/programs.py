@@ -47,7 +47,7 @@ _PLAIN = ["num_queries", "first", "skip", "local", "kv_heads", "group"]
 @triton.jit(do_not_specialize=[*_PLAIN, "length"])
 def plan_program(
     query, key, value, output, lse, prior_output, prior_lse,
-    query_pos, query_rank, key_pos, key_rank, tiles,
+    query_pos, query_rank, key_pos, key_rank, facts,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     num_queries, first, length, skip, local, scale_log2, kv_heads, head_dim, group,
     ROWS: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, FACTS: tl.constexpr,
@@ -57,7 +57,7 @@ def plan_program(
     # fmt: on
     tile = tl.program_id(0)
     batch, head = tl.program_id(1) // kv_heads, tl.program_id(1) % kv_heads
-    fact = tiles + tile * FACTS
+    fact = facts + tile * FACTS
     width = tl.load(fact + 4)
     m, d, s = tl.arange(0, ROWS * GROUP), tl.arange(0, DIM), tl.arange(0, KEYS)
     qpos = tl.load(query_pos + tile * ROWS + m % ROWS)

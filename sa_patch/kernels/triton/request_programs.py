@@ -57,7 +57,7 @@ def table_program(wanted, begin, end, pairs, all_runs, ROWS: tl.constexpr, RUNS:
 # fmt: off
 @triton.jit(do_not_specialize=[*_PLAIN, "num_chosen", "num_runs", "all_runs", "run_size"])
 def requests_program(
-    query, key, value, output, lse, order, begin, end,
+    query, key, value, output, lse, order, begin_of, end_of,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     num_queries, first, num_chosen, num_runs, all_runs, run_size, skip, local, scale_log2, kv_heads, head_dim, group,
     ROWS: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, RUNS: tl.constexpr, LOCAL: tl.constexpr,
@@ -68,12 +68,12 @@ def requests_program(
     # The run whose tiles end after this one: as many end before as have numbers below it.
     run, e = 0, tl.arange(0, RUNS)
     for start in range(0, all_runs, RUNS):
-        ends = tl.load(end + start + e, mask=start + e < all_runs, other=2147483647)
+        ends = tl.load(end_of + start + e, mask=start + e < all_runs, other=2147483647)
         run += tl.sum((ends <= tile).to(tl.int32), 0)
     if run >= all_runs:
         return
-    before = tl.load(end + run - 1, mask=run > 0, other=0)
-    start_at, stop_at = tl.load(begin + run) + (tile - before) * ROWS, tl.load(begin + run + 1)
+    before = tl.load(end_of + run - 1, mask=run > 0, other=0)
+    start_at, stop_at = tl.load(begin_of + run) + (tile - before) * ROWS, tl.load(begin_of + run + 1)
     m, d, s = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, KEYS)
     real = start_at + m < stop_at
     pair = tl.load(order + start_at + m, mask=real, other=0)

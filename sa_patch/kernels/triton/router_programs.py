@@ -37,7 +37,7 @@ def statistics_program(
         part = rest.to(statistics.dtype.element_ty)
         tl.store(at, part)
         rest = rest - part.to(tl.float32)
-        at += step.to(tl.int64)
+        at += step.to(tl.int64) * DIM
     if SPREAD:
         spread = tl.zeros([DIM], tl.float32)
         for start in range(0, size, ROWS):
@@ -94,14 +94,14 @@ def _scores(
     line = (source + tl.minimum(start + s, num_blocks - 1)) * DIM
     scores = _dot(q, tl.trans(tl.load(statistics + line[:, None] + d[None, :])), EXACT)
     if SPREAD:
-        scores += _dot(squares, tl.trans(tl.load(statistics + step + line[:, None] + d[None, :])), EXACT)
+        scores += _dot(squares, tl.trans(tl.load(statistics + step.to(tl.int64) * DIM + line[:, None] + d[None, :])), EXACT)
     if start + s.shape[0] > allowed:
         scores = tl.where((start + s < allowed)[None, :], scores, -float("inf"))
     return scores
 
 
 # fmt: off
-@triton.jit(do_not_specialize=[*_PLAIN, "query_block", "choosers", "tile_from", "tiles", "most"])
+@triton.jit(do_not_specialize=[*_PLAIN, "query_block", "choosers", "tile_from", "tiles", "most", "step"])
 def votes_program(
     query, statistics, votes, stride_qb, stride_qh, stride_qn,
     num_queries, first, begin, local, query_block, choosers, tile_from, tiles, most, num_blocks, step, scale, share,
@@ -123,7 +123,7 @@ def votes_program(
     squares = (wide * wide * share).to(statistics.dtype.element_ty)
     q = q.to(statistics.dtype.element_ty)
     allowed = tl.maximum(first + tile * query_block + 1 - local - begin, 0) // BLOCK
-    source = (batch * kv_heads + chooser // (choosers // kv_heads)) * num_blocks
+    source = (batch * kv_heads + chooser // (choosers // kv_heads)) * num_blocks  # int64, as batch is
     top = tl.full([ROWS * GROUP], -1.0e30, tl.float32)
     total = tl.zeros([ROWS * GROUP], tl.float32)
     for start in range(0, allowed, BLOCKS):

@@ -23,8 +23,7 @@ def _statistics(
     batch, kv_heads, _, head_dim = key.shape
     dim, kinds = dim_for(head_dim), parts + spread
     found = torch.empty(kinds, batch * kv_heads, count, dim, dtype=dtype, device=key.device)
-    step = batch * kv_heads * count * dim
-    numbers = (begin, count, kv_heads, size, step)
+    numbers = (begin, count, kv_heads, size, batch * kv_heads * count)
     constants = (min(64, next_power_of_2(size)), dim, parts, spread)
     grid, tile = (count, batch * kv_heads, 1), Tile(0, 0, 4, 1)
     launch(statistics_program, grid, (key,), (found,), numbers, (head_dim,), constants, tile)
@@ -101,7 +100,7 @@ class Votes:
         found = torch.empty(batch, self.choosers, tiles, most, dtype=torch.float32, device=self.query.device)
         numbers = (
             *(num_queries, self.first, self.start, self.local, self.query_block, self.choosers, tile, tiles, most),
-            *(self.count, self.statistics[0].numel(), self.scaling * LOG2_E),
+            *(self.count, self.statistics.shape[1] * self.count, self.scaling * LOG2_E),
             *(self.scaling * self.spread / 2, self.kv_heads),
         )
         blocks, dim = _BLOCKS if self.half else 16, dim_for(head_dim)
