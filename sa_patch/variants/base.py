@@ -77,9 +77,7 @@ class Variant(ABC):
         optional=True,
     )
     local: int | float = option(
-        0,
-        "last keys that stay visible, the query included; tokens, or a fraction; for routed at least so many, and 0 is "
-        "a quarter of the window",
+        0, "last keys that stay visible, the query included; tokens, or a fraction (routed: at least; 0 is w/4)"
     )
     dense_layers: tuple[int, ...] = option(
         (), "layers left full; negative numbers count from the end", outside_budget=True, told="dense_{}"
