@@ -13,6 +13,7 @@ from sa_patch.variants import VARIANTS, Variant, variant
 
 if TYPE_CHECKING:
     from sa_patch.api import apply, attention, is_patched, load, restore
+    from sa_patch.calibration import Calibration, calibrate
     from sa_patch.patch import Patch
 
 __version__ = "0.1.0"
@@ -20,12 +21,14 @@ __version__ = "0.1.0"
 __all__ = [
     "VARIANTS",
     "Budget",
+    "Calibration",
     "LayerBudget",
     "Patch",
     "Plan",
     "Variant",
     "apply",
     "attention",
+    "calibrate",
     "is_patched",
     "load",
     "restore",
@@ -36,7 +39,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("sa_patch.patch" if name == "Patch" else "sa_patch.api"), name)
+    homes = {"Patch": "sa_patch.patch", "Calibration": "sa_patch.calibration", "calibrate": "sa_patch.calibration"}
+    return getattr(import_module(homes.get(name, "sa_patch.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,9 @@
 
 A score estimates log of the attention mass that a query puts on a block. With keys of mean m and covariance C,
 log mean exp(s q.k) = s q.m + (s^2 / 2) q'Cq + ...; "mean" takes the first term, "variance" adds half of the second
-one with the diagonal of C (all of it overshoots where single keys stand out).
+one with the diagonal of C (all of it overshoots where single keys stand out). Two more are other methods' rules, to be
+compared with: "minmax" is Quest's upper bound of q.k over the block (arXiv 2406.10774), "antidiagonal" XAttention's sum
+of weights from sampled antidiagonals (arXiv 2503.16428).
 """
 
 from functools import lru_cache
@@ -30,7 +32,7 @@ def programs(query: Tensor, key: Tensor) -> Any:
     return routers if routers.takes(query, key) else None
 
 
-def block_statistics(key: Tensor, start: int, block_size: int, second_order: bool) -> Tensor:
+def block_statistics(key: Tensor, start: int, block_size: int, router: str) -> Tensor:
     """What scores are products with: float32 [rows, kv_heads, blocks, head_dim or 2 head_dim].
 
     Args:
@@ -39,8 +41,10 @@ def block_statistics(key: Tensor, start: int, block_size: int, second_order: boo
     """
     count = max(0, key.shape[2] - start) // block_size
     blocks = key[:, :, start : start + count * block_size].float().unflatten(2, (count, block_size))
+    if router == "minmax":
+        return torch.cat([blocks.amax(dim=3), blocks.amin(dim=3)], dim=-1)
     mean = blocks.mean(dim=3)
-    return torch.cat([mean, blocks.var(dim=3, unbiased=False)], dim=-1) if second_order else mean
+    return torch.cat([mean, blocks.var(dim=3, unbiased=False)], dim=-1) if router == "variance" else mean
 
 
 def choose_blocks(
@@ -53,15 +57,17 @@ def choose_blocks(
     count: int,
     local: int,
     choosers: int,
-    second_order: bool,
+    router: str,
     scaling: float,
+    stride: int = 1,
 ) -> Tensor:
     """The best `count` blocks of every chooser and tile.
 
     In float32 whatever the dtype, but on a GPU, where several queries choose together, from half-precision factors.
 
     One query head with tiles of one query chooses by its scores. Where several queries choose together, by the mean of
-    their softmax over the blocks that may be chosen. Equal scores: the earlier block.
+    their softmax over the blocks that may be chosen. "antidiagonal": by the mean of the softmax, summed over a block,
+    of sums of `stride` products along antidiagonals. Equal scores: the earlier block.
 
     Args:
         query: [rows, heads, query_len, head_dim], the last queries of the sequences; the first one starts a tile.
@@ -69,6 +75,8 @@ def choose_blocks(
         start, block_size: where blocks lie.
         local: the local window; a tile's blocks end before its first query's window begins.
         choosers: query heads, or kv heads (their query heads choose together).
+        router: how blocks are ranked, see above.
+        stride: of "antidiagonal"; it divides query_block and block_size.
 
     Returns:
         int64 [rows, choosers, tiles, count], ascending, -1 first where fewer may be chosen.
@@ -78,12 +86,14 @@ def choose_blocks(
     tiles, num_blocks = -(-query_len // query_block), max(0, key.shape[2] - start) // block_size
     made = programs(query, key) if num_blocks else None
     lines, votes, statistics = rows * heads * query_block, None, None
-    if made is not None and made.Votes.fit(query_block, heads // choosers):
+    if router == "antidiagonal":
+        lines = rows * heads * (query_block // stride) * (block_size // stride)
+    elif made is not None and router in ("mean", "variance") and made.Votes.fit(query_block, heads // choosers):
         shape = {"start": start, "block_size": block_size, "query_block": query_block, "local": local}
-        spread, lines = VARIANCE_SHARE if second_order else 0.0, rows * choosers
+        spread, lines = VARIANCE_SHARE if router == "variance" else 0.0, rows * choosers
         votes = made.Votes(query, key, choosers=choosers, spread=spread, scaling=scaling, **shape)
     else:
-        statistics = block_statistics(key, start, block_size, second_order)
+        statistics = block_statistics(key, start, block_size, router)
     step = max(1, SCORE_BYTES[query.device.type == "cpu"] // (4 * lines * max(1, num_blocks)))
     chosen = []
     for tile in range(0, tiles, step):
@@ -96,9 +106,13 @@ def choose_blocks(
             continue
         if votes is not None:
             weights = votes.of(tile, allowed.shape[0], most)
+        elif statistics is None:
+            keys = key[:, :, start : start + most * block_size]
+            sizes = query_block, block_size, stride, choosers
+            weights = _antidiagonal(query[:, :, begin:end], keys, allowed, sizes, scaling)
         else:
             block = torch.arange(most, device=query.device)
-            scores = _scores(query[:, :, begin:end], statistics[:, :, :most], second_order, scaling)
+            scores = _scores(query[:, :, begin:end], statistics[:, :, :most], router, scaling)
             weights = _together(scores, allowed, block, query_block, choosers)
         best = weights.topk(min(count, most), dim=-1)
         index = best.indices.masked_fill(best.values == -torch.inf, -1).sort(dim=-1).values
@@ -106,11 +120,13 @@ def choose_blocks(
     return torch.cat(chosen, dim=2)
 
 
-def _scores(query: Tensor, statistics: Tensor, second_order: bool, scaling: float) -> Tensor:
+def _scores(query: Tensor, statistics: Tensor, router: str, scaling: float) -> Tensor:
     """[rows, heads, q, blocks] from queries [rows, heads, q, head_dim], scaled."""
     exact = query.float() * scaling
-    if second_order:
+    if router == "variance":
         exact = torch.cat([exact, exact.square() * (VARIANCE_SHARE / 2)], dim=-1)
+    elif router == "minmax":
+        exact = torch.cat([exact.clamp(min=0), exact.clamp(max=0)], dim=-1)
     grouped = exact.unflatten(1, (statistics.shape[1], -1))
     return (grouped @ statistics[:, :, None].transpose(-1, -2)).flatten(1, 2)
 
@@ -132,3 +148,26 @@ def _together(scores: Tensor, allowed: Tensor, block: Tensor, query_block: int, 
     scores, share = (one.unflatten(1, (choosers, -1)).transpose(2, 3).flatten(3, 4) for one in (scores, share))
     votes = (share.transpose(-1, -2) @ scores)[..., 0, :]
     return votes.masked_fill_(block >= allowed, -torch.inf)
+
+
+def _antidiagonal(
+    query: Tensor, key: Tensor, allowed: Tensor, sizes: tuple[int, int, int, int], scaling: float
+) -> Tensor:
+    """As `_together`, for XAttention's rule; queries beyond the last one are zeros.
+
+    Args:
+        query: [rows, heads, q, head_dim]; key: [rows, kv_heads, blocks * block_size, head_dim].
+        sizes: query_block, block_size, stride, choosers.
+    """
+    query_block, block_size, stride, choosers = sizes
+    tiles, kv_heads = allowed.shape[0], key.shape[1]
+    missing = tiles * query_block - query.shape[2]
+    rows = torch.nn.functional.pad(query.float(), (0, 0, 0, missing)) if missing else query.float()
+    rows = rows.unflatten(2, (-1, stride)).flip(3).flatten(3).unflatten(1, (kv_heads, -1))
+    columns = key.float().unflatten(2, (-1, stride)).flatten(3)[:, :, None]
+    scores = (rows @ columns.transpose(-1, -2)).flatten(1, 2) * (scaling / stride)
+    block = torch.arange(scores.shape[-1], device=query.device) // (block_size // stride)
+    scores = scores.unflatten(2, (tiles, -1)).masked_fill_(block >= allowed[:, None], -torch.inf)
+    weights = scores.softmax(-1).nan_to_num(0).unflatten(-1, (-1, block_size // stride)).sum((-1, -3))
+    votes = weights.unflatten(1, (choosers, -1)).mean(2)
+    return votes.masked_fill_(torch.arange(votes.shape[-1], device=query.device) >= allowed, -torch.inf)

@@ -78,8 +78,11 @@ class Options(TypedDict, total=False):
     query_block: int
     """consecutive queries that choose blocks together (routed only)"""
 
-    router: Literal["mean", "variance"]
-    """how blocks are ranked: by mean keys, or with their variance (routed only)"""
+    router: Literal["mean", "variance", "minmax", "antidiagonal"]
+    """how blocks are ranked: by mean keys, with their variance, by Quest's bound, or XAttention's antidiagonals (routed only)"""
+
+    stride: int
+    """of router antidiagonal: one product stands for so many (routed only)"""
 
     router_cost: Literal["reported", "charged"]
     """reported: the router's products are told beside the budget; charged: the window pays for them (routed only)"""

@@ -52,7 +52,9 @@ class Routed(Variant):
         share: "head": every query head chooses; "group": the query heads of a kv head choose together.
         query_block: tiles of so many queries choose together. 1: a token's keys don't depend on the tokens after it.
         router: "mean" ranks blocks by q . mean(keys); "variance" adds half of the diagonal second-order term, see
-            sa_patch/router.py. Scores are scaled by head_dim ** -0.5.
+            sa_patch/router.py. "minmax" and "antidiagonal" are the rules of Quest and of XAttention, to compare with.
+            Scores are scaled by head_dim ** -0.5.
+        stride: of "antidiagonal"; it divides query_block and block_size.
         router_cost: "charged": the window pays for the router, half a pair for every product of a query or a key with
             a vector of head_dim numbers, so that visible keys are fewer.
     """
@@ -68,9 +70,11 @@ class Routed(Variant):
         "head", "who chooses blocks: every query head, or a kv head's group of them"
     )
     query_block: int = option(1, "consecutive queries that choose blocks together", minimum=1, told="tile{}")
-    router: Literal["mean", "variance"] = option(
-        "variance", "how blocks are ranked: by mean keys, or with their variance"
+    router: Literal["mean", "variance", "minmax", "antidiagonal"] = option(
+        "variance",
+        "how blocks are ranked: by mean keys, with their variance, by Quest's bound, or XAttention's antidiagonals",
     )
+    stride: int = option(4, "of router antidiagonal: one product stands for so many", minimum=1, told="stride{}")
     router_cost: Literal["reported", "charged"] = option("reported", ROUTER_COST_HELP)
 
     def __post_init__(self) -> None:
@@ -82,6 +86,12 @@ class Routed(Variant):
             raise ValueError(
                 f"query_block={self.query_block} lets queries choose together, and generated tokens come one by one: "
                 "use query_block=1 with decode='sparse', or decode='full'"
+            )
+        size = self.block_size or BLOCK
+        if self.router == "antidiagonal" and (self.query_block % self.stride or size % self.stride):
+            raise ValueError(
+                "router='antidiagonal' needs a stride that divides query_block and block_size, got "
+                f"stride={self.stride}, query_block={self.query_block}, block_size={size}"
             )
         if self.router_cost == "charged" and (self.budget == "nominal" or self.decode == "sparse"):
             raise ValueError(
@@ -125,7 +135,8 @@ class Routed(Variant):
             size = self.block_size or BLOCK
             return Shares(sizes.sinks, local, size, max(1, sizes.window // size))
         room = sizes.window - sizes.sinks - local
-        size = self.block_size or max(1, min(BLOCK, room))
+        step = self.stride if self.router == "antidiagonal" else 1
+        size = self.block_size or max(step, min(BLOCK, room) // step * step)
         if room < size and self.block_size:
             raise ValueError(
                 f"window={sizes.window} leaves no room for a block of {size} beside {sizes.sinks} sinks and a local "
@@ -168,8 +179,9 @@ class Routed(Variant):
                 count=shares.count,
                 local=shares.local,
                 choosers=query.shape[1] if self.share == "head" else key.shape[1],
-                second_order=self.router == "variance",
+                router=self.router,
                 scaling=query.shape[-1] ** -0.5,
+                stride=self.stride,
             )
         return self.pattern(group, shares, selected, query.shape[1])
 
@@ -186,7 +198,9 @@ class Routed(Variant):
         """Products with vectors of head_dim numbers that choosing takes, per head: queries' and keys'."""
         pattern = self.pattern(Group(length, length, CPU), shares, None, 1)
         scores = int(pattern.choosable(torch.arange(length)).sum())
-        return (scores + max(0, length - shares.sinks) // shares.block_size) * (2 if self.router == "variance" else 1)
+        if self.router == "antidiagonal":
+            return scores * shares.block_size // self.stride
+        return (scores + max(0, length - shares.sinks) // shares.block_size) * (1 if self.router == "mean" else 2)
 
 
 @lru_cache(maxsize=1024)

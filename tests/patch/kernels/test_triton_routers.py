@@ -37,10 +37,10 @@ def test_the_nearest_earlier_block_is_the_one_torch_finds(length, query_len, siz
         (90, 90, {"block_size": 4, "query_block": 1, "choosers": 2, "local": 11, "start": 1, "count": 30}),
     ],
 )
-@pytest.mark.parametrize("second_order", [False, True])
-def test_votes_choose_what_torch_chooses(length, query_len, options, second_order, monkeypatch):
+@pytest.mark.parametrize("ranked", ["mean", "variance"])
+def test_votes_choose_what_torch_chooses(length, query_len, options, ranked, monkeypatch):
     query, key = on_device(length, 4, 2, query_len=query_len)
-    options = {**options, "second_order": second_order, "scaling": 0.25}
+    options = {**options, "router": ranked, "scaling": 0.25}
     monkeypatch.setattr(router, "SCORE_BYTES", (1 << 11, 1 << 11))  # several chunks
     monkeypatch.setattr(router, "programs", lambda query, key: routers)
     found = router.choose_blocks(query, key, **options)

@@ -12,6 +12,8 @@ from sa_patch.variants.routed import Routed
 
 def scores_by_hand(query, keys, router, scaling):
     """log of the mean weight of some keys [block, head_dim] for a query [head_dim], to the order that is asked for."""
+    if router == "minmax":
+        return scaling * float(torch.maximum(query * keys.amax(0), query * keys.amin(0)).sum())
     first = scaling * float(query @ keys.mean(0))
     spread = float((scaling * query).square() @ (keys - keys.mean(0)).square().mean(0))
     return first + (spread / 4 if router == "variance" else 0)
@@ -54,13 +56,48 @@ def visible_by_hand(variant, query, key):
     return mask.tril()
 
 
-@pytest.mark.parametrize("router", ["mean", "variance"])
+@pytest.mark.parametrize("router", ["mean", "variance", "minmax"])
 @pytest.mark.parametrize("options", [{}, {"share": "group"}, {"query_block": 4}, {"share": "group", "query_block": 5}])
 def test_the_best_blocks_are_seen(options, router):
     query, key, _ = random_heads(90, heads=4, kv_heads=2, batch=1)
     variant = sa_patch.variant("routed", 24, block_size=4, sinks=2, router=router, **options)
     found = make_pattern(variant, 90, 0, query * 3, key).visible()[0]
     assert torch.equal(found, visible_by_hand(variant, query[0] * 3, key[0]))
+
+
+@pytest.mark.parametrize("share", ["head", "group"])
+@pytest.mark.parametrize("stride", [2, 4])
+def test_antidiagonals_are_summed(stride, share):
+    query, key, _ = random_heads(88, heads=4, kv_heads=2, batch=1)
+    options = {"block_size": 8, "query_block": 8, "router": "antidiagonal", "stride": stride, "share": share}
+    variant = sa_patch.variant("routed", 40, sinks=2, **options)
+    shares, mask = variant.shares(88), make_pattern(variant, 88, 0, query * 3, key).visible()[0]
+    for tile in range(5, 11):
+        blocks = (8 * tile + 1 - shares.local - 2) // 8
+        votes = torch.zeros(4, blocks)
+        for head in range(4):
+            for row in range(8 * tile, 8 * tile + 8, stride):  # one row of samples per stride of queries
+                products = torch.zeros(8 * blocks // stride)
+                for column in range(len(products)):
+                    for step in range(stride):  # queries backwards, keys forwards
+                        one, two = (
+                            query[0, head, row + stride - 1 - step] * 3,
+                            key[0, head // 2, 2 + column * stride + step],
+                        )
+                        products[column] += one @ two / 4 / stride
+                votes[head] += products.softmax(0).view(blocks, -1).sum(1)
+        if share == "group":
+            votes = votes.view(2, 2, -1).sum(1).repeat_interleave(2, 0)
+        for head in range(4):
+            best = sorted(votes[head].topk(min(shares.count, blocks)).indices.tolist())
+            seen = mask[head, 8 * tile, 2 : 2 + 8 * blocks].view(blocks, 8)
+            assert [block for block in range(blocks) if seen[block].all()] == best
+    products = variant.sparse_budget(88, 0).router_scores
+    assert products == sum(max(0, row // 8 * 8 + 1 - shares.local - 2) // 8 * 8 for row in range(88)) // stride
+    with pytest.raises(
+        ValueError, match="a stride that divides query_block and block_size, got stride=4, query_block=1"
+    ):
+        sa_patch.variant("routed", 40, router="antidiagonal")
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 24, 33, 128, 200])
