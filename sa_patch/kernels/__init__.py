@@ -64,6 +64,9 @@ def execute(requested: str, query: Tensor, key: Tensor, value: Tensor, pattern: 
         NotImplementedError: when the requested kernel refuses the pattern.
     """
     if isinstance(pattern, Pieces):
+        whole = get(_measured(pattern, query.device)[0] if requested == "auto" else requested)
+        if whole.joins and whole.refusal(pattern, query, key, value) is None:
+            return whole(query, key, value, pattern, scaling)
         outputs = []
         for piece in pattern.pieces:
             rows = query[:, :, piece.first - pattern.first : piece.length - pattern.first]

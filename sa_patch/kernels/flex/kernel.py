@@ -23,6 +23,7 @@ _MOST_SHAPES = 64  # kinds of calls that are compiled in a process; more are ref
 
 class Flex:
     masks = False
+    joins = False
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return (
