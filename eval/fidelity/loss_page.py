@@ -7,7 +7,20 @@ from sa_eval.fidelity.loss_headline import number, sentences
 from sa_eval.fidelity.loss_table import LEGEND, gates
 from sa_eval.fidelity.types import Cell, Fidelity
 from sa_eval.page import result_page
-from sa_eval.page.content import Field, Folded, Heading, Section, Table, amount, columns, rows_of, text, words
+from sa_eval.page.content import (
+    Column,
+    Field,
+    Folded,
+    Heading,
+    Section,
+    Table,
+    amount,
+    columns,
+    extra,
+    rows_of,
+    text,
+    words,
+)
 from sa_eval.page.result_plots import Picture
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.types import FULL
@@ -66,12 +79,11 @@ def _measured(results: Fidelity, pictures: dict[str, Picture]) -> list[Section]:
 
 def _losses(results: Fidelity, length: int) -> Table:
     cells = loss_charts.ordered(results, length)
-    names = ("arm", "KL, nats", "same top-1, %", "cost, nats per token", "perplexity", "kept mass, %", "error, %")
+    names = ("cost, nats per token", "perplexity", "kept mass, %", "error, %", "residual, %", "keys per query")
+    names += ("KL, all predictions", "SD between seeds")
     rows = rows_of([_numbers(cell) for cell in cells])
     caption = f"{cells[0].passages:,} passages, {cells[0].overall.predictions:,} scored predictions per arm and seed"
-    return Table(
-        caption, columns(*names, "residual, %", "keys per query", "KL, all predictions", "SD between seeds"), rows
-    )
+    return Table(caption, columns("arm", "KL, nats", "same top-1, %", *map(extra, names)), rows)
 
 
 def _numbers(cell: Cell) -> list[Field]:
@@ -117,7 +129,8 @@ def _texts(results: Fidelity) -> Section:
     for row in results.texts:
         counts = (row.length, row.passages, row.tokens_used, row.tokens_left)
         rows.append([words(row.name), *(amount(count, ",") for count in counts), words(row.sha256[:16])])
-    heads = columns("text", "length", "passages", "tokens read", "tokens left out", text("SHA-256 begins"))
+    heads = columns("text", "length", "passages", extra("tokens read"), extra("tokens left out"))
+    heads += (Column("SHA-256 begins", text=True, extra=True),)
     intro = "What was read at each length; nothing is cut off silently."
     return Section("texts", "Texts", intro, (Table("Texts", heads, rows_of(rows)),))
 
@@ -126,8 +139,8 @@ def _setup(results: Fidelity) -> Section:
     measures = result_page.facts("What the words mean", results.measures)
     left_out = [[words(arm.name), words(arm.reason or "")] for arm in results.left_out]
     caption = "Combinations of the settings that are no arm, and why"
-    extra = [Table(caption, columns("arm", text("reason")), rows_of(left_out))] if left_out else []
-    return result_page.setup(results, "sa-eval fidelity", (measures, *extra))
+    tables = [Table(caption, columns("arm", text("reason")), rows_of(left_out))] if left_out else []
+    return result_page.setup(results, "sa-eval fidelity", (measures, *tables))
 
 
 def _percent(value: float | None) -> Field:

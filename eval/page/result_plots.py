@@ -223,7 +223,9 @@ def _draw_lines(axes: Axes, panel: Lines, slots: dict[str, int]) -> None:
     axes.set_xticks([position for position, _ in panel.ticks], [text for _, text in panel.ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     if sum(len(text) for _, text in panel.ticks) > 34:
-        axes.tick_params(axis="x", labelsize=6, labelrotation=35)
+        axes.tick_params(axis="x", labelsize=6)
+        for label in axes.get_xticklabels():  # ends at its tick: a long one would leave the picture
+            label.set(rotation=35, horizontalalignment="right", rotation_mode="anchor")
     if panel.linear_below is not None:
         axes.set_yscale("symlog", linthresh=panel.linear_below)
         axes.set_ylim(bottom=-panel.linear_below / 4)

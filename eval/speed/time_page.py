@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sa_eval.page import result_page
-from sa_eval.page.content import Field, Heading, Section, Table, Text, amount, columns, rows_of, words
+from sa_eval.page.content import Field, Heading, Section, Table, Text, amount, columns, extra, rows_of, words
 from sa_eval.page.drawing import looks
 from sa_eval.page.result_plots import Dots, Lines, Picture, Series, styles
 from sa_eval.page.result_plots import Row as DotRow
@@ -106,9 +106,10 @@ def _length(result: SpeedResult, length: int) -> Sequence[Heading | Table]:
         for failure in result.failures
         if failure.length == length
     ]
-    names = ("arm", "times as fast", "first token, ms", "first call, ms", "over none", "peak, GiB", "tokens per s")
+    names = ("first call, ms", "over none", "peak, GiB", "tokens per s", "tokens: times as fast")
     caption = f"Time to the first token, memory and rate at {length:,} tokens"
-    return Heading(f"{length:,} tokens"), Table(caption, columns(*names, "tokens: times as fast"), rows_of(found))
+    heads = columns("arm", "times as fast", "first token, ms", *map(extra, names))
+    return Heading(f"{length:,} tokens"), Table(caption, heads, rows_of(found))
 
 
 def _fields(row: Row, full: Row | None) -> list[Field]:
