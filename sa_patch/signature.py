@@ -79,7 +79,7 @@ class Options(TypedDict, total=False):
     """consecutive queries that choose blocks together (routed only)"""
 
     router: Literal["mean", "variance", "minmax", "antidiagonal"]
-    """how blocks are ranked: by mean keys, with their variance, by Quest's bound, or XAttention's antidiagonals (routed only)"""
+    """how blocks are ranked: by mean keys, also by their variance, by Quest's bound, XAttention's sums (routed only)"""
 
     stride: int
     """of router antidiagonal: one product stands for so many (routed only)"""

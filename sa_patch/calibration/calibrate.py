@@ -256,7 +256,7 @@ class _Run:
         assert one is not None
         plan = Plan((one.variant,) * self.count, self.window)
         raw = self.journal.get(f"choose {_key(plan)}", lambda: self._divergences(plan, self.split.choose))
-        sums = dict.fromkeys(STRATA, 1e-9)
+        sums: dict[str, float] = {stratum: 1e-9 for stratum in STRATA}
         for passage, value in zip(self.split.choose, raw, strict=True):
             sums[passage.stratum] += value / self.counts[1]
         return sums

@@ -126,14 +126,15 @@ def swaps(
     """
     source, kept = random.Random(seed), 0
     recipes = {one.variant: one.recipe for one in candidates}
-    assert plan.window is not None
+    window = plan.window
+    assert window is not None
     for _ in range(tries):
         chosen = [Candidate(_recipe(variant, recipes), variant) for variant in plan.variants]
         sparse = [layer for layer, one in enumerate(chosen) if not one.variant.always_dense]
         changed = _moved(chosen, sparse, source) if source.random() < 0.6 else _replaced(chosen, sparse, source)
         if changed is None:
             continue
-        new = Plan(tuple(fitted(changed, plan.window, lengths)), plan.window)
+        new = Plan(tuple(fitted(changed, window, lengths)), window)
         if new != plan and judge(new, plan):
             plan, kept = new, kept + 1
     return plan, kept

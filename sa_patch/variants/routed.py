@@ -72,7 +72,7 @@ class Routed(Variant):
     query_block: int = option(1, "consecutive queries that choose blocks together", minimum=1, told="tile{}")
     router: Literal["mean", "variance", "minmax", "antidiagonal"] = option(
         "variance",
-        "how blocks are ranked: by mean keys, with their variance, by Quest's bound, or XAttention's antidiagonals",
+        "how blocks are ranked: by mean keys, also by their variance, by Quest's bound, XAttention's sums",
     )
     stride: int = option(4, "of router antidiagonal: one product stands for so many", minimum=1, told="stride{}")
     router_cost: Literal["reported", "charged"] = option("reported", ROUTER_COST_HELP)
