@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sa_patch.calibration.candidates import Candidate, candidate
+from sa_patch.calibration.candidates import RECIPES, Candidate, candidate
 from sa_patch.calibration.knapsack import choose
 from sa_patch.counting import triangle, window_pairs
 from sa_patch.plan import Plan
@@ -27,6 +27,7 @@ def cost(variant: Variant, length: int) -> int:
 
 
 def total(variants: Sequence[Variant], length: int) -> int:
+    """Pairs of all layers together at one length."""
     return sum(cost(variant, length) for variant in variants)
 
 
@@ -112,7 +113,6 @@ def drawn(candidates: Sequence[Candidate], layers: int, window: int, lengths: Se
 
 def swaps(
     plan: Plan,
-    losses: Tensor,
     candidates: Sequence[Candidate],
     lengths: Sequence[int],
     tries: int,
@@ -142,6 +142,8 @@ def swaps(
 
 def _moved(chosen: list[Candidate], sparse: list[int], source: random.Random) -> list[Candidate] | None:
     """A share of one layer's window given to another."""
+    if len(sparse) < 2:
+        return None
     giver, taker = source.sample(sparse, 2)
     windows = [int(chosen[layer].variant.window) for layer in (giver, taker)]
     share = max(4, round(windows[0] * source.choice((0.15, 0.3, 0.5))))
@@ -155,8 +157,9 @@ def _moved(chosen: list[Candidate], sparse: list[int], source: random.Random) ->
 
 
 def _replaced(chosen: list[Candidate], sparse: list[int], source: random.Random) -> list[Candidate] | None:
-    from sa_patch.calibration.candidates import RECIPES
-
+    """Another recipe in one layer."""
+    if not sparse:
+        return None
     place = source.choice(sparse)
     recipe = source.choice([name for name in RECIPES if name != chosen[place].recipe])
     other = candidate(recipe, int(chosen[place].variant.window))
@@ -164,8 +167,6 @@ def _replaced(chosen: list[Candidate], sparse: list[int], source: random.Random)
 
 
 def _recipe(variant: Variant, known: dict[Variant, str]) -> str:
-    from sa_patch.calibration.candidates import RECIPES
-
     if variant.always_dense:
         return "full"
     if variant in known:
