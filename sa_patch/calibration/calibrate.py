@@ -137,10 +137,10 @@ def calibrate(
     Raises:
         ValueError: when the texts are too short, or the model can't be patched or is patched.
     """
-    _check(window, lengths, passages, swaps)
+    made = check(texts, window, lengths=lengths, passages=passages, swaps=swaps, seed=seed)
     if integration.state(model) is not None:
         raise ValueError("the model is patched: restore it, calibration compares with its own full attention")
-    reader, made = Reader(model), split(texts, lengths[0], passages, window, seed)
+    reader = Reader(model)
     some = candidates(window, min(lengths))
     held = Journal(
         None if journal is None else Path(journal),
@@ -158,7 +158,20 @@ def calibrate(
         return run.run()
 
 
-def _check(window: int, lengths: Sequence[int], passages: tuple[int, int, int], swaps: int) -> None:
+def check(
+    texts: Sequence[tuple[str, Sequence[int]]],
+    window: int,
+    *,
+    lengths: Sequence[int] = (1024,),
+    passages: tuple[int, int, int] = (2, 4, 6),
+    swaps: int = 24,
+    seed: int = 0,
+) -> Split:
+    """The passages that `calibrate` would read, without a model.
+
+    Raises:
+        ValueError: as `calibrate` does, before anything is measured.
+    """
     numbers = {"window": window, "swaps": swaps, **{f"lengths[{place}]": one for place, one in enumerate(lengths)}}
     numbers |= {f"passages[{place}]": one for place, one in enumerate(passages)}
     for name, number in numbers.items():
@@ -169,6 +182,7 @@ def _check(window: int, lengths: Sequence[int], passages: tuple[int, int, int], 
         raise ValueError(f"every length must be more than twice the window of {window}, got {tuple(lengths)}")
     if len(passages) != 3:
         raise ValueError(f"passages are three numbers, to fit, choose and report with; got {passages!r}")
+    return split(texts, lengths[0], passages, window, seed)
 
 
 def _weights(model: nn.Module) -> str:
@@ -338,7 +352,7 @@ class _Run:
             error = math.sqrt(sum((one - mean) ** 2 for one in changes) / (len(changes) - 1) / len(changes))
             return mean < -BETTER * error
 
-        plan, kept = search.swaps(plan, self.candidates, self.lengths, self.tries, judge, self.seed)
+        plan, kept = search.swaps(plan, self.lengths, self.tries, judge, self.seed)
         return plan, (tried, kept)
 
     # Report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sa_patch.variants import Variant, make_variant
@@ -38,6 +39,22 @@ def candidate(recipe: str, window: int) -> Candidate | None:
         return Candidate(recipe, make_variant(mode, {"window": window, **options(window)}))
     except ValueError:
         return None
+
+
+@lru_cache(maxsize=10_000)
+def recipe_of(variant: Variant) -> str:
+    """The name of the recipe that gives a variant of a plan; "full" for full attention.
+
+    Raises:
+        ValueError: when no recipe does.
+    """
+    if variant.always_dense:
+        return "full"
+    for name in RECIPES:
+        one = candidate(name, int(variant.window))
+        if one is not None and one.variant == variant:
+            return name
+    raise ValueError(f"no recipe gives {variant.spec}")
 
 
 def candidates(window: int, longest: int) -> list[Candidate]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sa_patch.calibration.candidates import RECIPES, Candidate, candidate
+from sa_patch.calibration.candidates import RECIPES, Candidate, candidate, recipe_of
 from sa_patch.calibration.knapsack import choose
 from sa_patch.counting import triangle, window_pairs
 from sa_patch.plan import Plan
@@ -113,7 +113,6 @@ def drawn(candidates: Sequence[Candidate], layers: int, window: int, lengths: Se
 
 def swaps(
     plan: Plan,
-    candidates: Sequence[Candidate],
     lengths: Sequence[int],
     tries: int,
     judge: Callable[[Plan, Plan], bool],
@@ -125,11 +124,10 @@ def swaps(
         (the plan, how many changes were kept)
     """
     source, kept = random.Random(seed), 0
-    recipes = {one.variant: one.recipe for one in candidates}
     window = plan.window
     assert window is not None
     for _ in range(tries):
-        chosen = [Candidate(_recipe(variant, recipes), variant) for variant in plan.variants]
+        chosen = [Candidate(recipe_of(variant), variant) for variant in plan.variants]
         sparse = [layer for layer, one in enumerate(chosen) if not one.variant.always_dense]
         changed = _moved(chosen, sparse, source) if source.random() < 0.6 else _replaced(chosen, sparse, source)
         if changed is None:
@@ -164,12 +162,3 @@ def _replaced(chosen: list[Candidate], sparse: list[int], source: random.Random)
     recipe = source.choice([name for name in RECIPES if name != chosen[place].recipe])
     other = candidate(recipe, int(chosen[place].variant.window))
     return None if other is None else [other if layer == place else one for layer, one in enumerate(chosen)]
-
-
-def _recipe(variant: Variant, known: dict[Variant, str]) -> str:
-    if variant.always_dense:
-        return "full"
-    if variant in known:
-        return known[variant]
-    found = [name for name in RECIPES if (one := candidate(name, int(variant.window))) and one.variant == variant]
-    return found[0]
