@@ -46,7 +46,7 @@ def _found(
 ) -> list[Section]:
     strata = ". ".join(f"{name.capitalize()}: {said.STRATA.get(name, '')}" for name in found.strata)
     use = (
-        "sa_patch.json in this folder is the plan; folders of runs may be moved, a plan needs only that file. "
+        "sa_patch.json in this folder is the plan, and all that is needed to use it. "
         f"{found.swaps_kept} of {found.swaps_tried} changes that were tried on the passages to choose with were kept."
     )
     each = Folded("Passage by passage", tuple(_by_passage(found, name) for name in found.strata))
@@ -76,9 +76,14 @@ def outcomes_picture(result: CalibrationResult, found: Findings) -> Picture:
             Row(row.name, _style(row), row.stratum(name).divergence, *_range(row.stratum(name)))
             for row in found.outcomes
         ]
-        panels.append(Dots(f"{name}, every passage's range", "KL(full || arm), nats", tuple(rows)))
-    slots = looks(_style(row).label for row in found.outcomes)
+        panels.append(Dots(name, "KL, nats; line: from passage to passage", tuple(rows)))
+    slots = _slots(found)
     return Picture("outcomes", f"How far from full attention: {result.model['name']}", tuple(panels), slots)
+
+
+def _slots(found: Findings) -> dict[str, int]:
+    """Colours and marks, the same in both pictures."""
+    return looks([*(_style(row).label for row in found.outcomes), *(row.recipe for row in found.layers)])
 
 
 def _style(row: OutcomeRow) -> Style:
@@ -95,7 +100,7 @@ def layers_picture(result: CalibrationResult, found: Findings) -> Picture:
     bars = tuple(Bar(Style(row.recipe), row.keys_per_query, _told(row)) for row in found.layers)
     level = found.allowed[str(result.length)] / len(found.layers) / result.length
     panel = Bars(f"The plan at {result.length:,} tokens", "layer", "keys per query", bars, level)
-    slots = looks(row.recipe for row in found.layers)
+    slots = _slots(found)
     return Picture("layers", f"Which layer got what: {result.model['name']}", (panel,), slots)
 
 
@@ -112,7 +117,12 @@ def _outcomes(result: CalibrationResult, found: Findings) -> Table:
         values = [Field(number(part.divergence), value=part.divergence) for part in row.strata]
         differences = [_difference(part) for part in row.strata]
         rows.append(
-            [words(row.name, row.role), *values, *differences, amount(said.keys_per_query(result, row), ",.1f")]
+            [
+                words(row.name, row.role if row.role == "control" else ""),
+                *values,
+                *differences,
+                amount(said.keys_per_query(result, row), ",.1f"),
+            ]
         )
     count = len(found.outcomes[0].strata[0].of_passages)
     caption = (
@@ -146,7 +156,7 @@ def _by_passage(found: Findings, stratum: str) -> Table:
 def _layers(found: Findings) -> Table:
     rows = []
     for row in found.layers:
-        options = ", ".join(f"{name}={value}" for name, value in row.options.items() if name not in ("window", "seed"))
+        options = ", ".join(f"{name}={value}" for name, value in row.options.items())
         window = Field("all keys") if row.window is None else amount(row.window, "")
         rows.append(
             [amount(row.layer, ""), words(row.recipe), window, amount(row.keys_per_query, ",.1f"), words(options)]

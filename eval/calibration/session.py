@@ -39,10 +39,11 @@ from sa_patch.calibration.candidates import RECIPES, recipe_of
 from sa_patch.calibration.reading import Reader
 from sa_patch.calibration.strata import STRATA
 from sa_patch.saved import config_of, write_config
+from sa_patch.variants import options_of
 
 KIND = "calibrate"
 FIT, PROBES, CONTROLS = 4, 2, 7  # passes: candidates on one passage; recipes run in one layer alone; arms of the report
-NEEDS_MEMORY = "Everything is measured while a text is read (prefill); generated tokens read the whole cache."
+PREFILL = "Everything is measured while a text is read (prefill); generated tokens read the whole cache."
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def head(asked: CalibrationSettings, material: Material) -> CalibrationResult:
         hardware=environment.hardware(models.input_device(material.loaded.model)),
         code=code_hash(),
         texts=material.rows,
-        notes=[*guessing, NEEDS_MEMORY],
+        notes=[*guessing, PREFILL],
     )
 
 
@@ -264,11 +265,16 @@ def _outcome(found: calibration.Calibration, one: calibration.Outcome) -> Outcom
 
 def _layer(found: calibration.Calibration, layer: int) -> LayerRow:
     variant, length = found.plan.variants[layer], found.lengths[0]
+    usual = {option.name: option.default for option in options_of(type(variant))}
     return LayerRow(
         layer=layer,
         recipe=recipe_of(variant),
         mode=variant.name,
         window=None if variant.always_dense else int(variant.window),
         keys_per_query=search.cost(variant, length) / length,
-        options=variant.options(),
+        options={
+            name: value
+            for name, value in variant.options().items()
+            if name != "window" and value not in (usual[name], variant.defaults.get(name, usual[name]))
+        },
     )

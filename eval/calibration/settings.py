@@ -40,9 +40,15 @@ class CalibrationSettings:
 
     of: Settings
     text: tuple[str, ...] = setting(
-        (), "UTF-8 text files like those the model will read", read=_text, kind="files", many=True
+        (),
+        "UTF-8 text files like those the model will read (default: none, they are needed)",
+        read=_text,
+        kind="files",
+        many=True,
     )
-    window: int | None = setting(None, "keys per query, the mean over all layers", minimum=12)
+    window: int | None = setting(
+        None, "keys per query, the mean over all layers (default: none, it is needed)", minimum=12
+    )
     lengths: tuple[int, ...] = setting(
         (1024,),
         "prompt lengths at which the budget holds; passages have the first one",

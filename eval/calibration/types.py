@@ -59,7 +59,7 @@ class OutcomeRow:
 @dataclass(frozen=True, kw_only=True)
 class LayerRow:
     """What the plan gives a layer; `window` is None for full attention, keys per query are those at the passages'
-    length."""
+    length, and options are those that are not the variant's defaults."""
 
     layer: int
     recipe: str
