@@ -1,9 +1,9 @@
 """Tile sizes of the Triton programs: one table, and what follows from a pattern. Imports nothing.
 
-Not measured on a GPU. Chosen by what the compiler makes of them (tests/patch/kernels/test_triton_compiles.py): for
-sm_90, 128 rows on 8 warps keep both products on wgmma at up to 240 registers without spilling, where 4 warps spill at
-head_dim 128 (80 stores) and 128 keys a step do on any number of warps; 64 rows would need twice the bytes per
-multiplication, more than L2 delivers. float32 has no tensor cores to fill: 64 rows spilled 400 stores.
+Chosen by what the compiler makes of them (tests/patch/kernels/test_triton_compiles.py): for sm_90, 128 rows on 8
+warps keep both products on wgmma at up to 255 registers without spilling, where 4 warps spill at head_dim 128 (160
+stores) and 128 keys a step do on any number of warps; 64 rows on 4 warps let two instances share a processor, but take
+twice the bytes per multiplication from L2. float32 has no tensor cores to fill: 64 rows spilled 400 stores.
 benchmarks/tune_triton.py times the candidates on a GPU.
 """
 
