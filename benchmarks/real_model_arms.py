@@ -29,8 +29,6 @@ VARIANTS: tuple[Line, ...] = (
 MORE: tuple[Line, ...] = (
     ("sa+swa + 4 sinks", "sa+swa", lambda window: {"sinks": 4}),
     ("moba k=2", "moba", lambda window: {"top_k": 2}),
-    ("moba k=4", "moba", lambda window: {"top_k": 4}),
-    ("moba k=8", "moba", lambda window: {"top_k": 8}),
     ("routed, by the mean", "routed", lambda window: {"router": "mean"}),
     ("routed, Quest's bound", "routed", lambda window: {"router": "minmax"}),
     ("routed, groups and 16 queries", "routed", lambda window: {"share": "group", "query_block": 16}),
