@@ -128,15 +128,15 @@ class Patch:
         if not 0 <= layer_idx < self.num_layers:
             raise ValueError(f"layer_idx={layer_idx} is out of range: the model has layers 0..{self.num_layers - 1}")
         group = Group(length, length, CPU)
-        if is_dense(self.variant, length, layer_idx, self.num_layers, integration.device(self.model)):
+        if is_dense(self.variant, length, layer_idx, self.num_layers, *integration.place(self.model)):
             return self.variant.dense(group).visible()
         return self.variant.sparse_pattern(group, layer_idx, None, None).visible()
 
     def budget(self, length: int) -> Budget:
         """What reading a prompt of `length` tokens costs, counted from the patterns: total and per layer."""
         _check_length(length)
-        place, count = integration.device(self.model), self.num_layers
-        layers = tuple(layer_budget(self.variant, length, layer, count, place) for layer in range(count))
+        place, count = integration.place(self.model), self.num_layers
+        layers = tuple(layer_budget(self.variant, length, layer, count, *place) for layer in range(count))
         return Budget(length, window_pairs(length, self.variant.window_at(length)) / length, layers)
 
     def describe(self) -> str:
@@ -148,7 +148,8 @@ class Patch:
         kind = getattr(getattr(model, "config", None), "model_type", "unknown")
         known = "verified" if kind in integration.VERIFIED else "tested" if kind in integration.TESTED else "untested"
         dense = sorted({layer % self.num_layers for layer in variant.dense_layers})
-        reads = kernels.describe(self.kernel, bool(variant.sinks or variant.local), integration.device(model))
+        layout = "merged" if variant.sinks or variant.local else variant.layout
+        reads = kernels.describe(self.kernel, layout, *integration.place(model), *integration.head_shape(model))
         facts = [
             ("patch", f"{variant.name} ({variant.label}), window={variant.window}, {self._status()}"),
             ("options", ", ".join(f"{name}={value!r}" for name, value in variant.changed().items()) or "all defaults"),
@@ -189,10 +190,10 @@ class Patch:
         return "sparse: every generated token reads its own row of the pattern"
 
     def _short_line(self) -> str:
-        variant, place = self.variant, integration.device(self.model)
+        variant, place = self.variant, integration.place(self.model)
         if isinstance(variant.dense_below, int):
             return f"prompts up to {variant.dense_below:,} tokens stay full"
-        length = bisect_left(range(1 << 24), True, key=lambda length: not is_short(variant, length + 1, place))
+        length = bisect_left(range(1 << 24), True, key=lambda length: not is_short(variant, length + 1, *place))
         return f"prompts up to {length:,} tokens stay full: sparse was not measured to be faster there (crossover)"
 
     def _status(self) -> str:
@@ -203,10 +204,10 @@ class Patch:
 
     def _budget_line(self, length: int) -> str:
         """The first sparse layer's budget: counting every layer would take seconds on deep models."""
-        place, count = integration.device(self.model), self.num_layers
-        sparse = [idx for idx in range(count) if not is_dense(self.variant, length, idx, count, place)]
+        place, count = integration.place(self.model), self.num_layers
+        sparse = [idx for idx in range(count) if not is_dense(self.variant, length, idx, count, *place)]
         try:
-            layer = layer_budget(self.variant, length, sparse[0] if sparse else 0, count, place)
+            layer = layer_budget(self.variant, length, sparse[0] if sparse else 0, count, *place)
         except ValueError as error:
             return f"{length:,} tokens: {error}"
         budget = Budget(length, window_pairs(length, self.variant.window_at(length)) / length, (layer,))
