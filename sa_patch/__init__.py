@@ -13,6 +13,7 @@ from sa_patch.variants import VARIANTS, Variant, variant
 if TYPE_CHECKING:
     from sa_patch.api import apply, attention, is_patched, load, restore
     from sa_patch.patch import Patch
+    from sa_patch.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -27,14 +28,17 @@ __all__ = [
     "is_patched",
     "load",
     "restore",
+    "tune",
     "variant",
 ]
+
+_MODULES = {"Patch": "sa_patch.patch", "tune": "sa_patch.tuning"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("sa_patch.patch" if name == "Patch" else "sa_patch.api"), name)
+    return getattr(import_module(_MODULES.get(name, "sa_patch.api")), name)
 
 
 def __dir__() -> list[str]:

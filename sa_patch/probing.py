@@ -1,7 +1,6 @@
 """What a kernel says to a variant before there is a prompt: asked about a short pattern of the same build."""
 
 from collections.abc import Iterator
-from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -12,7 +11,8 @@ from sa_patch.patterns import Pattern, Pieces
 from sa_patch.variants.base import CPU, Variant
 from sa_patch.variants.options import options_of
 
-_LARGEST = 1024  # a window up to this is tried as it is
+_LARGEST = 128  # a window up to this is tried as it is
+_LENGTHS = ("dense_below", "dense_layers", "dense_tail")  # say nothing about how a pattern is built
 _SMALL = {"window": 64, "sinks": 2, "local": 4}
 _BUILD = ("choice", "switch")  # kinds of options that say how a pattern is built; others say how large it is
 
@@ -37,7 +37,7 @@ def refusal(
 def probe(variant: Variant) -> Pattern | None:
     """A short prompt's pattern of a variant, or of a small one built alike; None where neither can be made."""
     for small in _candidates(variant):
-        length = 4 * small.window_at(_LARGEST) + 8
+        length = 4 * small.window_at(_LARGEST) + 8  # no variant sees all of it
         pattern = make_pattern(small, *_random(length))
         if any(not piece.covers_all for piece in pieces_of(pattern)):
             return pattern
@@ -64,10 +64,10 @@ def _random(length: int) -> tuple[Tensor, Tensor]:
 def _candidates(variant: Variant) -> Iterator[Variant]:
     if variant.window_at(_LARGEST) <= _LARGEST:
         yield variant
-    built = {item.name: getattr(variant, item.name) for item in options_of(type(variant)) if item.kind in _BUILD}
-    held = {item.name for item in fields(variant)}
-    sizes = {name: size for name, size in _SMALL.items() if name in held and getattr(variant, name)}
-    try:
-        yield type(variant)(**{**built, **sizes})
-    except (ValueError, TypeError, NotImplementedError):
-        return  # sizes that belong together: not a question to ask before the prompt
+    options = [item for item in options_of(type(variant)) if item.name not in _LENGTHS]
+    sizes = {name: size for name, size in _SMALL.items() if getattr(variant, name, 0)}
+    for kept in (options, [item for item in options if item.kind in _BUILD]):
+        try:
+            yield type(variant)(**{**{item.name: getattr(variant, item.name) for item in kept}, **sizes})
+        except (ValueError, TypeError, NotImplementedError):
+            continue  # sizes that belong to the window

@@ -59,7 +59,7 @@ def _measured(pattern: Pattern, query: Tensor, key: Tensor) -> list[str]:
     name = rules.kernel_at(found.at(layout), pattern.query_len, pattern.length)
     if query.device.type == "cuda" and name != "sdpa" and found.is_borrowed(layout):
         _tell_unmeasured(query.device, str(query.dtype).removeprefix("torch."), query.shape[-1])
-    return [name for name in dict.fromkeys([name, "torch", "sdpa"]) if name in KERNELS]
+    return [name for name in dict.fromkeys([name, rules.FALLBACK, "sdpa"]) if name in KERNELS]
 
 
 def _tell_unmeasured(device: torch.device, dtype: str, head_dim: int) -> None:
@@ -164,11 +164,17 @@ def describe(requested: str, layout: str, device: torch.device, dtype: torch.dty
     if requested != "auto":
         return f"kernel {requested}, as asked for"
     found = rules.choice(device, dtype, head_dim, group)
-    steps = [f"{_called(name)} up to {most:,} tokens" for most, name in found.at(layout) if most is not None]
-    text = ", ".join([*steps, f"{_called(found.at(layout)[-1][1])} beyond" if steps else found.at(layout)[-1][1]])
+    text = steps_text(found.at(layout))
     source = found.source(layout).source
     why = f"nothing was measured here: rules {source}" if found.is_borrowed(layout) else source
     return "; ".join([f"kernel auto: {text}: {why}", *rules.ignored(device)])
+
+
+def steps_text(steps: rules.Steps) -> str:
+    """The kernels by prompt length, in words."""
+    told = [f"{_called(name)} up to {most:,} tokens" for most, name in steps if most is not None]
+    last = _called(steps[-1][1])
+    return ", ".join([*told, f"{last} beyond" if told else last])
 
 
 def _called(name: str) -> str:

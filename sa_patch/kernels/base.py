@@ -3,7 +3,7 @@
 Kernels know patterns, never variants, and never import each other.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ class Kernel(Protocol):
     Attributes:
         masks: it computes with the whole mask, dense tail included. All others get patterns without a tail, and
             `execute` replaces what they return for the tail's queries.
+
+    A kernel that compiles says how long that may take, in `compile_seconds`.
     """
 
     masks: bool
@@ -38,6 +40,19 @@ class Kernel(Protocol):
         Returns:
             [batch, heads, query_len, head_dim] in query's dtype.
         """
+        ...
+
+
+@runtime_checkable
+class Sized(Kernel, Protocol):
+    """A kernel whose sizes are a matter of the device: `sa_patch.tune` tries others."""
+
+    def candidates(self, head_dim: int, dtype: torch.dtype) -> list[tuple[int, ...]]:
+        """Sizes that may be faster on some device."""
+        ...
+
+    def sized(self, sizes: tuple[int, ...]) -> Kernel:
+        """The kernel with these sizes."""
         ...
 
 

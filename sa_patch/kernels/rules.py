@@ -25,6 +25,7 @@ SHIPPED = Path(__file__).parent / "measured"
 ANY = "any"
 Steps = tuple[tuple[int | None, str], ...]
 
+FALLBACK = "torch"  # runs what the kernel of a rule refuses
 _MASKED_KEYS = 2048  # with few queries, a masked dense call only up to so many keys
 
 
@@ -116,7 +117,7 @@ def kernel_at(steps: Steps, query_len: int, length: int) -> str:
         fits = most is None or query_len * length <= most * most
         if fits and (name != "sdpa" or length <= max(_MASKED_KEYS, most or 0)):
             return name
-    return "torch"
+    return FALLBACK
 
 
 def choice_for(query: Tensor, key: Tensor) -> Choice:
@@ -126,12 +127,17 @@ def choice_for(query: Tensor, key: Tensor) -> Choice:
 
 def choice(device: torch.device, dtype: torch.dtype, head_dim: int, group: int) -> Choice:
     """The rules for tensors of that kind."""
-    return _choice(device.type, device.index, str(dtype).removeprefix("torch."), head_dim, group)
+    return _choice(device.type, device.index, str(dtype).removeprefix("torch."), head_dim, group, True)
+
+
+def default_choice(device: torch.device, dtype: torch.dtype, head_dim: int, group: int) -> Choice:
+    """The rules for tensors of that kind without the user's file."""
+    return _choice(device.type, device.index, str(dtype).removeprefix("torch."), head_dim, group, False)
 
 
 @lru_cache(maxsize=256)
-def _choice(kind: str, index: int | None, dtype: str, head_dim: int, group: int) -> Choice:
-    own = _of_device(kind, index)
+def _choice(kind: str, index: int | None, dtype: str, head_dim: int, group: int, with_users: bool) -> Choice:
+    own = _of_device(kind, index) if with_users else _shipped_for(kind, index)
     steps: dict[str, Steps] = {}
     whose: dict[str, Rules] = {}
     tiles: dict[str, tuple[int, ...]] = {}
@@ -210,13 +216,15 @@ def _of_device(kind: str, index: int | None) -> tuple[Rules, ...]:
     """The rules that were measured on such a device, the user's first."""
     device = torch.device(kind) if index is None else torch.device(kind, index)
     own = _users(device)
+    return (*(() if own is None else (own,)), *_shipped_for(kind, index))
+
+
+def _shipped_for(kind: str, index: int | None) -> tuple[Rules, ...]:
     if kind == "cpu":
-        here = shipped()["cpu"]
-    elif kind == "cuda":
-        here = shipped().get(machine.identity(device).name)
-    else:
-        here = None
-    return tuple(rules for rules in (own, here) if rules is not None)
+        return (shipped()["cpu"],)
+    device = torch.device(kind) if index is None else torch.device(kind, index)
+    here = shipped().get(machine.identity(device).name) if kind == "cuda" else None
+    return () if here is None else (here,)
 
 
 @lru_cache(maxsize=1)

@@ -4,11 +4,12 @@ Not measured on a GPU. Chosen by what the compiler makes of them (tests/patch/ke
 sm_90, 128 rows on 8 warps keep both products on wgmma at up to 240 registers without spilling, where 4 warps spill at
 head_dim 128 (80 stores) and 128 keys a step do on any number of warps; 64 rows would need twice the bytes per
 multiplication, more than L2 delivers. float32 has no tensor cores to fill: 64 rows spilled 400 stores.
-benchmarks/tune_triton.py times the candidates on a GPU.
+`sa-eval tune` times the candidates on the user's own GPU.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from math import sqrt
 
 
@@ -52,3 +53,17 @@ def tiles_per_list(width: int, tokens: int) -> int:
     """
     best = sqrt((2 * width - 1) / tokens)
     return 1 << max(0, min(4, (round(best) - 1).bit_length()))
+
+
+# Up to this head_dim, half precision: (rows, keys, warps, stages). Those that spill on sm_90 at head_dim 128 (see
+# tests/patch/kernels/run_triton_compile.py) are not among them. float32 has no others: more of any size spills.
+_CANDIDATES = {
+    64: [*product([128], [64, 128], [8], [2, 3]), *product([64], [64, 128], [4], [2, 3])],
+    128: [*product([128], [32, 64], [8], [2, 3, 4]), *product([64], [32, 64], [4], [2, 3])],
+    256: [],
+}
+
+
+def candidates(head_dim: int, exact: bool) -> list[tuple[int, ...]]:
+    """Sizes that may be faster than `tile_for` on some GPU."""
+    return [] if exact else next(found for most, found in _CANDIDATES.items() if head_dim <= most)

@@ -78,7 +78,9 @@ def ran(length, case="sa", **shape):
 def test_on_a_cpu_short_prompts_are_masked(case, limit):
     assert (ran(limit, case), ran(limit + 1, case)) == ("sdpa", "torch")
     text = sa_patch.apply(make_model(), variant=make_variant(case)).describe()
-    assert f"kernel auto: sdpa with a mask up to {limit} tokens, torch beyond: measured on an x86 CPU in float32" in text
+    assert (
+        f"kernel auto: sdpa with a mask up to {limit} tokens, torch beyond: measured on an x86 CPU in float32" in text
+    )
 
 
 def test_a_variants_layout_is_that_of_its_patterns():
@@ -172,7 +174,9 @@ def test_a_gpu_follows_shipped_rules_of_its_own_name_only(gpu, monkeypatch):
         assert not any(found.is_borrowed(layout) for layout in entry.kernels)
         found = rules.choice(gpu("NVIDIA Never-Seen"), getattr(torch, entry.dtype), entry.head_dim, entry.group)
         assert found.at("window") == ((256, "sdpa"), (None, "torch")) and found.is_borrowed("window")
-        with pytest.raises(NotImplementedError, match="not been measured on this 'cuda' device in bfloat16: give a number"):
+        with pytest.raises(
+            NotImplementedError, match="not been measured on this 'cuda' device in bfloat16: give a number"
+        ):
             kernels.crossover("window", 64, gpu("NVIDIA Never-Seen"), torch.bfloat16)
 
 
@@ -185,7 +189,9 @@ def test_what_was_not_measured_on_a_gpu_is_told_once(gpu, monkeypatch):
     class OnGpu:
         device, dtype, shape = place, torch.bfloat16, query.shape
 
-    with pytest.warns(UserWarning, match="nothing was measured for bfloat16 and head_dim 16 on NVIDIA Never-Seen") as told:
+    with pytest.warns(
+        UserWarning, match="nothing was measured for bfloat16 and head_dim 16 on NVIDIA Never-Seen"
+    ) as told:
         assert kernels.choose("auto", pattern, OnGpu, key, value) == "torch"
         assert kernels.choose("auto", pattern, OnGpu, key, value) == "torch"
     assert len(told) == 1 and "sa-eval tune" in str(told[0].message)
