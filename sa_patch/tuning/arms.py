@@ -14,9 +14,10 @@ _EXTRAS = ({"sinks": 4, "local": 16}, {"sinks": 4})  # the first that a variant 
 
 @dataclass(frozen=True)
 class Arm:
-    """A variant, without its window.
+    """A mode, and a variant of it.
 
     Attributes:
+        name: the mode, where it is timed.
         layouts: in which its crossover lies.
         kinds: the layouts of its patterns' pieces.
         pieces: its patterns have several pieces.
@@ -31,7 +32,8 @@ class Arm:
     timed: bool
 
     def at(self, window: int) -> Variant:
-        return replace(self.variant, window=window)
+        """The variant at a window; those that are verified only have one of their own, which has room for extras."""
+        return make_variant(self.name, {"window": window}) if self.timed else self.variant
 
 
 def declared_arms() -> list[Arm]:

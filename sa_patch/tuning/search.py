@@ -190,7 +190,7 @@ class Search:
 
     def _verify(self, kernel: Kernel, arm: Arm) -> Verdict:
         refusal = None
-        for window in self.windows if arm.timed else self.windows[:1]:
+        for window in self.windows if arm.timed else [int(arm.variant.window)]:
             case = self._case(arm, window)
             refusal = refusal or self._refusal(kernel, case.pattern, case.tensors)
             if refusal:

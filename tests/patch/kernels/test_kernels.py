@@ -15,6 +15,7 @@ from sa_patch.kernels.dense import causal
 from sa_patch.kernels.merging import merge
 from sa_patch.kernels.pytorch.parts import masked_part
 from sa_patch.kernels.reference import Reference
+from sa_patch.tuning import parity
 
 SCALING = 0.25
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -38,20 +39,11 @@ def without_a_gpu(monkeypatch):
 
 
 def allowed_error(query, key, value, pattern) -> float:
-    """Twice the error of plain PyTorch in the same dtype, plus the roundings of parts and of the output."""
-    group = query.shape[1] // key.shape[1]
-    keys, values = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-    scores = (query @ keys.transpose(-1, -2) * SCALING).masked_fill(~pattern.visible(), -torch.inf)
-    plain = scores.softmax(-1) @ values
-    exact = kernels.get("reference")(query.double(), key.double(), value.double(), pattern, SCALING)
-    rounding = torch.finfo(query.dtype).eps * float(exact.abs().max())
-    return 2 * float((plain - exact).abs().max()) + 2 * rounding
+    return parity.allowed_error(query, key, value, pattern, SCALING)
 
 
 def error(output, query, key, value, pattern) -> float:
-    exact = kernels.get("reference")(query.double(), key.double(), value.double(), pattern, SCALING)
-    assert not output.isnan().any()
-    return float((output - exact).abs().max())
+    return parity.error(output, parity.exact_output(query, key, value, pattern, SCALING))
 
 
 def takes(name, pattern, *heads) -> bool:
