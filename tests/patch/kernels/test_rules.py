@@ -1,7 +1,9 @@
 """Rules: measured, never guessed; a file is read for the device and versions it was made with, and no others."""
 
+import importlib.util
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -207,3 +209,16 @@ def test_short_prompts_on_a_gpu_are_no_reason_to_tell(gpu, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert kernels.choose("auto", make_pattern(make_variant("sa"), 100), OnGpu, *short[1:]) == "sdpa"
+
+
+def test_shipped_rules_of_a_gpu_are_what_the_committed_figures_say():
+    root = Path(__file__).parents[3]
+    spec = importlib.util.spec_from_file_location("write_gpu_rules", root / "scripts" / "write_gpu_rules.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    files = [file for file in rules.SHIPPED.glob("*.json") if json.loads(file.read_text())["kind"] == "cuda"]
+    assert files
+    for file in files:
+        how = json.loads(file.read_text())["how"]
+        figures = json.loads((root / how.split()[-1]).read_text())
+        assert json.loads(file.read_text()) == json.loads(json.dumps(script.rules_from(figures, how)))
