@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sa_patch import operator as operator  # registers sa_patch::attend, which exported programs name
 from sa_patch.budget import Budget, LayerBudget
+from sa_patch.plan import Plan
 from sa_patch.variants import VARIANTS, Variant, variant
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "Budget",
     "LayerBudget",
     "Patch",
+    "Plan",
     "Variant",
     "apply",
     "attention",

@@ -15,6 +15,7 @@ from sa_patch.errors import unknown
 from sa_patch.forward import Layer, attend_sequences
 from sa_patch.geometry import Geometry
 from sa_patch.patch import CONFIG_VERSION, Patch, config_file
+from sa_patch.plan import Plan
 from sa_patch.tracing import values_are_hidden
 from sa_patch.variants import make_variant, modes, show_options
 from sa_patch.variants.base import Variant
@@ -31,6 +32,7 @@ def apply(
     window: int | float = 512,
     *,
     variant: Variant | None = None,
+    plan: Plan | None = None,
     kernel: KernelName = "auto",
     **options: Unpack[Options],
 ) -> Patch:
@@ -45,6 +47,7 @@ def apply(
         window: keys per query, the query included; 0 < x < 1 is a fraction of the prompt. All modes have the same
             number of (query, key) pairs at the same window (budget="pairs").
         variant: a variant object (`sa_patch.variant(...)` or your own) instead of mode, window and options.
+        plan: a `Plan`, another variant per layer, instead of mode, variant, window and options.
         kernel: "auto" or the name of one. An explicit one never falls back.
         **options: `sa_patch.signature.Options` says what each does. Every mode takes seed, budget, dense_tail, sinks,
             local, dense_layers, dense_below and decode; sa and sa+swa also take horizon, form and circular; moba takes
@@ -57,18 +60,20 @@ def apply(
         ValueError: for a bad argument or a model that can't be patched; the model is as it was.
         NotImplementedError: for an option that is not available yet.
     """
-    if variant is None:
-        variant = make_variant(mode, {"window": window, **options})
-    elif not isinstance(variant, Variant):
-        raise ValueError(f"variant must be a sa_patch Variant, got {type(variant).__name__}: see sa_patch.variant(...)")
-    else:
-        beside = {"mode": mode != "sa", "window": window != 512, **dict.fromkeys(options, True)}
-        if any(beside.values()):
-            ignored = ", ".join(name for name, given in beside.items() if given)
-            raise ValueError(f"variant= already holds its options; {ignored} would be ignored: set them on the variant")
+    if plan is not None and not isinstance(plan, Plan):
+        raise ValueError(f"plan must be a sa_patch.Plan, got {type(plan).__name__}")
+    if variant is not None:
+        _check_variant(variant)
+    whole = "plan" if plan is not None else "variant" if variant is not None else ""
+    beside = {"mode": mode != "sa", "window": window != 512, **dict.fromkeys(options, True)}
+    beside["variant"] = plan is not None and variant is not None
+    if whole and any(beside.values()):
+        ignored = ", ".join(name for name, given in beside.items() if given)
+        raise ValueError(f"{whole}= already holds its options; {ignored} would be ignored: set them on the variant")
+    chosen = plan or variant or make_variant(mode, {"window": window, **options})
     kernels.check_name(kernel)
     before = integration.state(model) if isinstance(model, nn.Module) else None
-    return Patch(model, integration.bind(model, variant, kernel), before)
+    return Patch(model, integration.bind(model, chosen, kernel), before)
 
 
 show_options(apply)
@@ -111,6 +116,11 @@ def load(model: nn.Module, path: str | Path) -> Patch:
             "sa_patch, or apply the options by hand"
         )
     settings = {name: value for name, value in config.items() if name != "version"}
+    if version > 1:
+        unknown_names = settings.keys() - {"kernel", "window", "variants", "layers"}
+        if unknown_names:
+            raise unknown("key of a plan", min(unknown_names), ["kernel", "window", "variants", "layers"])
+        return apply(model, plan=Plan.from_config(settings), kernel=settings.get("kernel", "auto"))
     if not isinstance(settings.get("mode"), str) or settings["mode"] not in modes():
         raise unknown("mode", settings.get("mode"), modes())
     for name in ("variant", "model"):
@@ -149,8 +159,7 @@ def attention(
         ValueError: for shapes that don't fit together.
         NotImplementedError: when the kernel can't run the variant.
     """
-    if not isinstance(variant, Variant):
-        raise ValueError(f"variant must be a sa_patch Variant, got {type(variant).__name__}: see sa_patch.variant(...)")
+    _check_variant(variant)
     if num_layers is None and any(layer < 0 for layer in variant.dense_layers):
         raise ValueError(f"dense_layers={variant.dense_layers} counts from the end: pass num_layers")
     _check_shapes(query, key, value)
@@ -162,6 +171,11 @@ def attention(
         return trace_function(query, key, value, mask, variant, *place, kernel, factor)
     geometry = Geometry.build(query.shape[0], query.shape[2], key.shape[2], mask, query.device)
     return attend_sequences(query, key, value, geometry, Layer(variant, kernel, *place), factor)
+
+
+def _check_variant(variant: object) -> None:
+    if not isinstance(variant, Variant):
+        raise ValueError(f"variant must be a sa_patch Variant, got {type(variant).__name__}: see sa_patch.variant(...)")
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -40,11 +40,14 @@ class Budget:
         length: real tokens, n.
         target_keys_per_query: what swa at the same window has, the budget that was asked for (per sparse layer).
         per_layer: one entry per attention layer.
+        over_all: the target is what all layers have on average, full ones included (a plan's); otherwise what every
+            sparse layer has.
     """
 
     length: int
     target_keys_per_query: float
     per_layer: tuple[LayerBudget, ...]
+    over_all: bool = False
 
     @property
     def pairs(self) -> int:
@@ -73,11 +76,11 @@ class Budget:
 
     @property
     def off_target(self) -> float:
-        """Relative distance of the sparse layers from the target: 0.05 is 5 % more keys than asked for."""
-        sparse = [layer.pairs + layer.charged for layer in self.per_layer if layer.kind == "sparse"]
-        if not sparse:
+        """Relative distance of the layers that the target is about from it: 0.05 is 5 % more keys than asked for."""
+        counted = [layer.pairs + layer.charged for layer in self.per_layer if self.over_all or layer.kind == "sparse"]
+        if not counted:
             return 0.0
-        return sum(sparse) / len(sparse) / self.length / self.target_keys_per_query - 1
+        return sum(counted) / len(counted) / self.length / self.target_keys_per_query - 1
 
 
 def expected_union_pairs(length: int, own: int, sinks: int, local: int, first: int = 0) -> float:

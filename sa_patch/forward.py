@@ -131,7 +131,7 @@ def attend(
         mask = None if geometry.key_mask is None else geometry.key_mask[:, None, None]
         return _read_cache(query, key, value, mask, layer, scaling)
     if new < length and not generated:
-        reason = layer.variant.whole_prompt_reason()
+        reason = layer.variant.piece_reason(length - new)
         if reason:
             raise NotImplementedError(
                 f"{new} new tokens after {length - new} cached ones (chunked prefill, a further turn, assisted "

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from sa_patch import integration, kernels
 from sa_patch.budget import Budget
-from sa_patch.counting import window_pairs
 from sa_patch.forward import KINDS, is_dense, is_short, layer_budget
 from sa_patch.geometry import Group
-from sa_patch.variants import VARIANTS
+from sa_patch.plan import Plan
+from sa_patch.probing import layouts_of
 from sa_patch.variants.base import CPU, Variant
 
-CONFIG_VERSION = 1
+CONFIG_VERSION = 2  # 1: one variant for all layers; 2: a plan
 CONFIG_NAME = "sa_patch.json"
 LENGTHS = (1024, 8192, 32768)  # what describe() tells about, as far as the model's positions reach
 SCREEN = 80  # columns of print(patch)
@@ -40,9 +40,21 @@ class Patch:
     _entered: list[integration.State | None] = field(default_factory=list)
 
     @property
+    def plan(self) -> Plan:
+        """What every layer runs."""
+        return self._state.plan
+
+    @property
     def variant(self) -> Variant:
-        """The variant with its options."""
-        return self._state.variant
+        """The variant with its options, where all layers share one.
+
+        Raises:
+            ValueError: for a plan of several.
+        """
+        single = self.plan.single
+        if single is None:
+            raise ValueError("the layers of this patch run several variants: see patch.plan.variants")
+        return single
 
     @property
     def kernel(self) -> str:
@@ -84,7 +96,9 @@ class Patch:
     @property
     def config(self) -> dict:
         """Everything needed to apply the same patch again, JSON-serialisable."""
-        return {"version": CONFIG_VERSION, "mode": self.variant.name, "kernel": self.kernel, **self.variant.options()}
+        if self.plan.single is None:
+            return {"version": CONFIG_VERSION, "kernel": self.kernel, **self.plan.to_config()}
+        return {"version": 1, "mode": self.variant.name, "kernel": self.kernel, **self.variant.options()}
 
     def save(self, path: str | Path) -> None:
         """Write `config` as JSON; `sa_patch.load(model, path)` applies it.
@@ -96,11 +110,7 @@ class Patch:
         Raises:
             ValueError: for a variant of your own, which `load` would not know.
         """
-        if VARIANTS.get(self.variant.name) is not type(self.variant):
-            raise ValueError(
-                f"{type(self.variant).__name__} is no built-in variant, so its config can't be loaded by name: "
-                "keep the code that makes it, or add it to sa_patch.VARIANTS"
-            )
+        self.plan.to_config()  # refuses variants that have no name
         file = config_file(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(self.config, indent=2) + "\n")
@@ -128,48 +138,66 @@ class Patch:
         if not 0 <= layer_idx < self.num_layers:
             raise ValueError(f"layer_idx={layer_idx} is out of range: the model has layers 0..{self.num_layers - 1}")
         group = Group(length, length, CPU)
-        if is_dense(self.variant, length, layer_idx, self.num_layers, *integration.place(self.model)):
-            return self.variant.dense(group).visible()
-        return self.variant.sparse_pattern(group, layer_idx, None, None).visible()
+        variant = self.plan.variants[layer_idx]
+        if is_dense(variant, length, layer_idx, self.num_layers, *integration.place(self.model)):
+            return variant.dense(group).visible()
+        return variant.sparse_pattern(group, layer_idx, None, None).visible()
 
     def budget(self, length: int) -> Budget:
         """What reading a prompt of `length` tokens costs, counted from the patterns: total and per layer."""
         _check_length(length)
         place, count = integration.place(self.model), self.num_layers
-        layers = tuple(layer_budget(self.variant, length, layer, count, *place) for layer in range(count))
-        return Budget(length, window_pairs(length, self.variant.window_at(length)) / length, layers)
+        layers = tuple(
+            layer_budget(variant, length, layer, count, *place) for layer, variant in enumerate(self.plan.variants)
+        )
+        return Budget(length, self.plan.target(length), layers, over_all=self.plan.window is not None)
 
     def describe(self) -> str:
         """Everything about what runs where and why, for people; `print(patch)` shows what fits a screen."""
         return "\n".join(f"{name:<10} {text}" for name, text in [*self._facts(), *self._refused()])
 
     def _facts(self) -> list[tuple[str, str]]:
-        model, variant = self.model, self.variant
+        plan, model = self.plan, self.model
         kind = getattr(getattr(model, "config", None), "model_type", "unknown")
         known = "verified" if kind in integration.VERIFIED else "tested" if kind in integration.TESTED else "untested"
-        dense = sorted({layer % self.num_layers for layer in variant.dense_layers})
-        layout = "merged" if variant.sinks or variant.local else variant.layout
-        reads = kernels.describe(self.kernel, layout, *integration.place(model), *integration.head_shape(model))
         facts = [
-            ("patch", f"{variant.name} ({variant.label}), window={variant.window}, {self._status()}"),
-            ("options", ", ".join(f"{name}={value!r}" for name, value in variant.changed().items()) or "all defaults"),
+            *self._what_runs(),
             ("model", f"{type(model).__name__} ({kind}, {known} architecture), {self.num_layers} layers"),
-            ("layers", f"full: {dense}; all others {variant.name}" if dense else f"all {variant.name}"),
-            ("prefill", "sdpa, plain causal" if variant.always_dense else reads),
+            ("prefill", self._prefill_line()),
             ("decode", self._decode_line()),
         ]
-        if variant.dense_below and not variant.always_dense:
-            facts.append(("short", self._short_line()))
+        facts += [("short", line) for variant in plan.distinct for line in self._short_line(variant)]
         facts += [("budget", self._budget_line(length)) for length in self._lengths()]
-        reason = variant.whole_prompt_reason()
+        reason = plan.whole_prompt_reason()
         facts.append(("pieces", f"the prompt must come in one call: {reason}" if reason else PIECES))
-        if variant.caveat:
-            facts.append(("note", variant.caveat))
+        facts += [("note", caveat) for caveat in dict.fromkeys(variant.caveat for variant in plan.distinct) if caveat]
         total = Counter()
         for layer in self.calls:
             total.update(layer)
         calls = ", ".join(f"{name} {count}" for name, count in total.items())
         return [*facts, ("calls", f"{calls} (over all layers)")]
+
+    def _what_runs(self) -> list[tuple[str, str]]:
+        """The variant with its options, or every layer's."""
+        single = self.plan.single
+        if single is None:
+            asked = "" if self.plan.window is None else f", {self.plan.window} keys per query on average"
+            title = f"a plan of {len(self.plan.distinct)} variants{asked}, {self._status()}"
+            return [("patch", title), *((f"layers {layers}", _brief(one)) for layers, one in self.plan.groups())]
+        dense = sorted({layer % self.num_layers for layer in single.dense_layers})
+        return [
+            ("patch", f"{single.name} ({single.label}), window={single.window}, {self._status()}"),
+            ("options", _options(single) or "all defaults"),
+            ("layers", f"full: {dense}; all others {single.name}" if dense else f"all {single.name}"),
+        ]
+
+    def _prefill_line(self) -> str:
+        if self.plan.always_dense:
+            return "sdpa, plain causal"
+        layouts = {layout: None for variant in self.plan.distinct for layout in layouts_of(variant)}
+        return kernels.describe(
+            self.kernel, [*layouts], *integration.place(self.model), *integration.head_shape(self.model)
+        )
 
     def _lengths(self) -> list[int]:
         """The lengths to tell about, as far as the model's positions reach."""
@@ -185,16 +213,18 @@ class Patch:
         return [("refused", f"kernel {name}: {reason}") for name, reason in found.items()]
 
     def _decode_line(self) -> str:
-        if self.variant.decode == "full" or self.variant.always_dense:
+        if self.plan.decode == "full" or self.plan.always_dense:
             return "full: every generated token reads the whole cache"
         return "sparse: every generated token reads its own row of the pattern"
 
-    def _short_line(self) -> str:
-        variant, place = self.variant, integration.place(self.model)
+    def _short_line(self, variant: Variant) -> list[str]:
+        place = integration.place(self.model)
+        if not variant.dense_below or variant.always_dense:
+            return []
         if isinstance(variant.dense_below, int):
-            return f"prompts up to {variant.dense_below:,} tokens stay full"
+            return [f"prompts up to {variant.dense_below:,} tokens stay full"]
         length = bisect_left(range(1 << 24), True, key=lambda length: not is_short(variant, length + 1, *place))
-        return f"prompts up to {length:,} tokens stay full: sparse was not measured to be faster there (crossover)"
+        return [f"prompts up to {length:,} tokens stay full: sparse was not measured to be faster there (crossover)"]
 
     def _status(self) -> str:
         if integration.state(self.model) is not self._state:
@@ -203,19 +233,23 @@ class Patch:
         return f"NOT RUNNING: the attention implementation was set to {other!r} behind it" if other else "active"
 
     def _budget_line(self, length: int) -> str:
-        """The first sparse layer's budget: counting every layer would take seconds on deep models."""
+        """Of one variant, the first sparse layer's: counting every layer would take seconds on deep models."""
         place, count = integration.place(self.model), self.num_layers
-        sparse = [idx for idx in range(count) if not is_dense(self.variant, length, idx, count, *place)]
+        dense = [is_dense(one, length, layer, count, *place) for layer, one in enumerate(self.plan.variants)]
+        sparse = [layer for layer in range(count) if not dense[layer]]
         try:
-            layer = layer_budget(self.variant, length, sparse[0] if sparse else 0, count, *place)
+            if self.plan.single is None:
+                budget = self.budget(length)
+            else:
+                layer = layer_budget(self.variant, length, sparse[0] if sparse else 0, count, *place)
+                budget = Budget(length, self.plan.target(length), (layer,))
         except ValueError as error:
             return f"{length:,} tokens: {error}"
-        budget = Budget(length, window_pairs(length, self.variant.window_at(length)) / length, (layer,))
         bound = "" if budget.exact else "at most "
         line = f"{length:,} tokens: {bound}{budget.keys_per_query:,.1f} keys per query, density {budget.density:.1%}"
         if abs(budget.off_target) > 0.05:
             line += f" ({budget.off_target:+.0%} of the {budget.target_keys_per_query:,.1f} asked for)"
-        return line + (f", in {len(sparse)} layers" if sparse and len(sparse) < count else "")
+        return line + (f", in {len(sparse)} layers" if 0 < len(sparse) < count and self.plan.single else "")
 
     def __repr__(self) -> str:
         wrap = partial(textwrap.fill, width=SCREEN, subsequent_indent=" " * 11, break_on_hyphens=False)
@@ -224,6 +258,17 @@ class Patch:
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self._facts())
         return f'<table style="text-align:left">{rows}</table>'
+
+
+def _options(variant: Variant) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in variant.changed().items())
+
+
+def _brief(variant: Variant) -> str:
+    """A variant with its options in one line."""
+    return ", ".join(
+        filter(None, [variant.name, "" if variant.always_dense else f"window={variant.window}", _options(variant)])
+    )
 
 
 def config_file(path: str | Path) -> Path:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sa_patch import kernels
 from sa_patch.geometry import Group
+from sa_patch.kernels.rules import layout_of
 from sa_patch.patterns import Pattern, Pieces
 from sa_patch.variants.base import CPU, Variant
 from sa_patch.variants.options import options_of
@@ -42,6 +43,12 @@ def probe(variant: Variant) -> Pattern | None:
         if any(not piece.covers_all for piece in pieces_of(pattern)):
             return pattern
     return None
+
+
+def layouts_of(variant: Variant) -> list[str]:
+    """How the keys of a variant's patterns lie in memory, see `rules.layout_of`; none where it shows everything."""
+    pattern = None if variant.always_dense else probe(variant)
+    return sorted({layout_of(piece) for piece in pieces_of(pattern)}) if pattern else []
 
 
 def make_pattern(variant: Variant, query: Tensor, key: Tensor) -> Pattern:

@@ -46,7 +46,7 @@ class Options(TypedDict, total=False):
     """first tokens that stay visible to everyone; tokens, or a fraction of the prompt; none: 0, for routed 4"""
 
     local: int | float
-    """last keys that stay visible, the query included; tokens, or a fraction; for routed at least so many, and 0 is a quarter of the window"""
+    """last keys that stay visible, the query included; tokens, or a fraction (routed: at least; 0 is w/4)"""
 
     dense_layers: Sequence[int]
     """layers left full; negative numbers count from the end"""

@@ -62,7 +62,7 @@ def every_case() -> dict[str, tuple[str, dict]]:
 
 CASES = every_case()
 # Those whose patterns are bands or blocks: kernels that gather tiles of keys run no others.
-TILED = [case for case, (mode, _) in CASES.items() if VARIANTS[mode].layout != "scattered"]
+TILED = [case for case, (mode, _) in CASES.items() if VARIANTS[mode].layout not in ("scattered", "selected")]
 
 
 def make_variant(case: str, window: int | float = 12, **changes) -> sa_patch.Variant:

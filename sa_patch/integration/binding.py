@@ -17,14 +17,15 @@ from sa_patch.integration.modules import attention_modules, device, heads_of, is
 from sa_patch.integration.state import NAME, UNPATCHED, State, state
 from sa_patch.kept import KEPT
 from sa_patch.kernels import crossover
+from sa_patch.plan import Plan
 from sa_patch.probing import refusal
 from sa_patch.variants.base import Variant
 
 _IMPLEMENTATION = "_attn_implementation_internal"  # where a config keeps the name
 
 
-def bind(model: nn.Module, variant: Variant, kernel: str) -> State:
-    """Make the model run a variant. Replaces an earlier patch; on error the model is as it was.
+def bind(model: nn.Module, plan: Variant | Plan, kernel: str) -> State:
+    """Make the model run a variant, or a plan of several. Replaces an earlier patch; on error the model is as it was.
 
     Raises:
         ValueError: when the model can't be patched or the variant doesn't fit it.
@@ -32,15 +33,21 @@ def bind(model: nn.Module, variant: Variant, kernel: str) -> State:
     """
     modules = attention_modules(model)
     count = len(modules)
-    for layer in variant.dense_layers:
-        if not -count <= layer < count:
-            raise ValueError(f"dense_layers has {layer}, but the model has layers 0..{count - 1}")
-    if variant.dense_below == "crossover":
-        crossover(variant.layout, 1, *place(model))
-    _check_kernel(model, variant, kernel)
+    if isinstance(plan, Variant):
+        plan = Plan((plan,) * count)
+    if len(plan.variants) != count:
+        raise ValueError(f"the plan has {len(plan.variants)} layers, the model {count}: make one for this model")
+    for variant in plan.distinct:
+        for layer in variant.dense_layers:
+            if not -count <= layer < count:
+                raise ValueError(f"dense_layers has {layer}, but the model has layers 0..{count - 1}")
+        if variant.dense_below == "crossover":
+            crossover(variant.layout, 1, *place(model))
+        _check_kernel(model, variant, kernel)
     if state(model) is None and modules[0].__dict__["config"]._attn_implementation == NAME:
         raise ValueError(UNPATCHED)
-    made = State(variant, kernel, tuple(Layer(variant, kernel, layer, count) for layer in range(count)))
+    layers = tuple(Layer(variant, kernel, layer, count) for layer, variant in enumerate(plan.variants))
+    made = State(plan, kernel, layers)
     attach(model, made)
     return made
 

@@ -15,14 +15,14 @@ _REMOTE = ("contrastive_search", "dola_generation", "group_beam_search", "constr
 def check_generation(model: Any, mode: Any, config: Any, options: Any) -> None:
     """`generate`'s own check, and ours: what would be computed wrong is refused before anything runs."""
     held = state(model)
-    if held is not None and held.overridden is None and not held.variant.always_dense:
+    if held is not None and held.overridden is None and not held.plan.always_dense:
         _refuse_generation(held, getattr(mode, "value", mode), config)
     type(model)._validate_generation_mode(model, mode, config, options)
 
 
 def _refuse_generation(held: State, name: str, config: Any) -> None:
-    variant = held.variant
-    reason = variant.whole_prompt_reason()
+    plan = held.plan
+    reason = plan.whole_prompt_reason()
     if name in _REMOTE:
         raise NotImplementedError(
             f"{name} runs code that transformers downloads, untested with sa_patch: use greedy search, sampling or "
@@ -33,17 +33,18 @@ def _refuse_generation(held: State, name: str, config: Any) -> None:
         "use_cache=False": "reads the whole text again for every token, as a prompt",
     }
     asked = name if name in again else "use_cache=False" if config.use_cache is False else None
-    needs = ["decode='sparse', got 'full'"] if variant.decode == "full" else []
+    needs = ["decode='sparse', got 'full'"] if plan.decode == "full" else []
     needs += [f"keys that no later token changes, but {reason}"] if reason else []
     if asked and needs:
         raise NotImplementedError(
             f"{asked} {again[asked]}, so it needs {', and '.join(needs)}. Change the options, generate without it, or "
             "restore the patch"
         )
-    if getattr(config, "prefill_chunk_size", None) and reason:
+    chunk = getattr(config, "prefill_chunk_size", None)
+    reason = plan.piece_reason(chunk) if chunk else None
+    if reason:
         raise NotImplementedError(
-            f"prefill_chunk_size={config.prefill_chunk_size} cuts the prompt, but {reason}. Leave one of them out, "
-            "or restore the patch"
+            f"prefill_chunk_size={chunk} cuts the prompt, but {reason}. Leave one of them out, or restore the patch"
         )
 
 

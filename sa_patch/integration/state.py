@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sa_patch.forward import Layer
-from sa_patch.variants.base import Variant
+from sa_patch.plan import Plan
 
 NAME = "sa_patch"  # of the attention implementation
 
@@ -26,7 +26,7 @@ UNPATCHED = (
 class State:
     """One patch of one model. Its layers hold it, so every wrapper and copy of the model finds it there."""
 
-    variant: Variant
+    plan: Plan
     kernel: str
     layers: tuple[Layer, ...]
     original_config: Any = None
@@ -48,12 +48,15 @@ class State:
 
         Nothing is said where the options ask for full attention on short prompts.
         """
-        window = self.variant.window_at(length)
-        if self.short_told or length > window or self.variant.always_dense or self.variant.dense_below:
+        sparse = [variant for variant in self.plan.distinct if not variant.always_dense]
+        if self.short_told or any(length > variant.window_at(length) or variant.dense_below for variant in sparse):
+            return
+        if not sparse:
             return
         self.short_told = True
+        window, name = min(variant.window_at(length) for variant in sparse), " and ".join(v.name for v in sparse)
         warnings.warn(
-            f"the prompt has {length} tokens, not more than window={window}: {self.variant.name!r} is full attention "
+            f"the prompt has {length} tokens, not more than window={window}: {name!r} is full attention "
             "there, so nothing is saved and nothing is shown. Use a smaller window or a longer prompt (said once per "
             "patch)",
             stacklevel=2,

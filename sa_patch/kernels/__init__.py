@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
@@ -154,20 +154,25 @@ def crossover(layout: str, window: int, device: torch.device, dtype: torch.dtype
     return found
 
 
-def describe(requested: str, layout: str, device: torch.device, dtype: torch.dtype, head_dim: int, group: int) -> str:
+def describe(
+    requested: str, layouts: Sequence[str], device: torch.device, dtype: torch.dtype, head_dim: int, group: int
+) -> str:
     """Which kernel runs at which prompt length and why, in one line.
 
     Args:
-        layout: of the patterns, see `rules.layout_of`.
+        layouts: of the patterns, see `rules.layout_of`.
         group: query heads per kv head.
     """
     if requested != "auto":
         return f"kernel {requested}, as asked for"
     found = rules.choice(device, dtype, head_dim, group)
-    text = steps_text(found.at(layout))
-    source = found.source(layout).source
-    why = f"nothing was measured here: rules {source}" if found.is_borrowed(layout) else source
-    return "; ".join([f"kernel auto: {text}: {why}", *rules.ignored(device)])
+    told: dict[str, list[str]] = {}
+    for layout in layouts or [rules.ANY]:
+        source = found.source(layout).source
+        why = f"nothing was measured here: rules {source}" if found.is_borrowed(layout) else source
+        told.setdefault(f"{steps_text(found.at(layout))}: {why}", []).append(layout)
+    each = [f"{' and '.join(named)}: {text}" if len(told) > 1 else text for text, named in told.items()]
+    return "; ".join([f"kernel auto: {'; '.join(each)}", *rules.ignored(device)])
 
 
 def steps_text(steps: rules.Steps) -> str:

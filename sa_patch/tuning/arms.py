@@ -60,7 +60,7 @@ def _arm(name: str, variant: Variant, earlier: list[Arm]) -> Arm:
     pattern = probe(variant)
     assert pattern is not None, f"mode {name} shows everything"
     kinds = tuple(sorted({layout_of(piece) for piece in pieces_of(pattern)}))
-    layouts = (variant.layout, "merged") if variant.sinks or variant.local else (variant.layout,)
+    layouts = (variant.layout, "merged") if "merged" in kinds else (variant.layout,)
     build = variant.name, layouts, kinds, isinstance(pattern, Pieces)
     known = {(arm.variant.name, arm.layouts, arm.kinds, arm.pieces) for arm in earlier}
     return Arm(name, variant, tuple(dict.fromkeys(layouts)), kinds, build[-1], timed=build not in known)

@@ -77,9 +77,7 @@ class Variant(ABC):
         optional=True,
     )
     local: int | float = option(
-        0,
-        "last keys that stay visible, the query included; tokens, or a fraction; for routed at least so many, and 0 is "
-        "a quarter of the window",
+        0, "last keys that stay visible, the query included; tokens, or a fraction (routed: at least; 0 is w/4)"
     )
     dense_layers: tuple[int, ...] = option(
         (), "layers left full; negative numbers count from the end", outside_budget=True, told="dense_{}"
@@ -140,6 +138,10 @@ class Variant(ABC):
         if self.dense_below:
             return f"dense_below={self.dense_below!r} asks for the whole prompt's length (leave it out)"
         return None
+
+    def piece_reason(self, first: int) -> str | None:
+        """Why a piece of a prompt that begins at position `first` is refused, likewise; None where it is not."""
+        return self.whole_prompt_reason()
 
     def window_at(self, length: int) -> int:
         """The window in tokens for a sequence of `length` tokens."""

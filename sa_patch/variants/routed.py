@@ -60,7 +60,7 @@ class Routed(Variant):
     name: ClassVar[str] = "routed"
     label: ClassVar[str] = "sinks, local window and the best small blocks"
     help: ClassVar[str] = "sinks, a local window, and the small blocks in between that fit the query best, by content"
-    layout: ClassVar[str] = "routed"
+    layout: ClassVar[str] = "selected"
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     block_size: int | None = option(None, BLOCK_SIZE_HELP, minimum=1, told="block{}")
@@ -97,10 +97,18 @@ class Routed(Variant):
 
     def whole_prompt_reason(self) -> str | None:
         if self.query_block > 1:
-            return f"tiles of query_block={self.query_block} queries choose together (query_block=1 takes any pieces)"
+            return (
+                f"tiles of query_block={self.query_block} queries choose together: pieces may begin at its multiples "
+                "only (query_block=1 takes any)"
+            )
         if self.router_cost == "charged":
             return "router_cost='charged' needs the prompt's length (leave it out)"
         return super().whole_prompt_reason()
+
+    def piece_reason(self, first: int) -> str | None:
+        if self.query_block == 1 or first % self.query_block:
+            return self.whole_prompt_reason()
+        return replace(self, query_block=1).whole_prompt_reason()
 
     def shares(self, length: int) -> Shares:
         """What a query beyond the window sees of a prompt of `length` tokens.

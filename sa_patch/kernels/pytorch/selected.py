@@ -15,6 +15,7 @@ from sa_patch.patterns import Selected
 
 # Keys gathered at once, in entries: what stays in a CPU's caches; elsewhere few launches matter more.
 _GATHERED_CPU, _GATHERED = 1 << 20, 1 << 26
+_UNMASKED = 16  # with fewer keys and no mask, PyTorch's CPU kernel gives 0 where a query is NaN
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,12 @@ def _mask(selected: Tensor, pattern: Selected, lists: _Lists, heads: int) -> Ten
     needed = pattern.count_per_tile * pattern.block_size
     before = pattern.whole // pattern.query_block * pattern.query_block + 1 - max(pattern.local, 1) - pattern.sinks
     full = before >= needed  # every tile beyond `whole` has as many blocks as it may choose
-    if full and lists.mask is None:
+    shown = pattern.sinks + lists.near.numel() + needed
+    if full and lists.mask is None and shown >= _UNMASKED:
         return None
     base = lists.mask
     if base is None:
-        base = torch.ones(1, pattern.sinks + lists.near.numel() + needed, dtype=torch.bool, device=selected.device)
+        base = torch.ones(1, shown, dtype=torch.bool, device=selected.device)
     base = base.repeat(heads, 1)[None, None]
     if full:
         return base

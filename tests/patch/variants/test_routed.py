@@ -1,0 +1,126 @@
+"""Laws about `routed`: which blocks are chosen, what they cost, and how a prompt may be cut into pieces."""
+
+import pytest
+import torch
+from patch_cases import make_pattern, random_heads
+
+import sa_patch
+from sa_patch.counting import window_pairs
+from sa_patch.geometry import Group
+from sa_patch.variants.routed import Routed
+
+
+def scores_by_hand(query, keys, router, scaling):
+    """log of the mean weight of some keys [block, head_dim] for a query [head_dim], to the order that is asked for."""
+    first = scaling * float(query @ keys.mean(0))
+    spread = float((scaling * query).square() @ (keys - keys.mean(0)).square().mean(0))
+    return first + (spread / 4 if router == "variance" else 0)
+
+
+def visible_by_hand(variant, query, key):
+    """The definition, one query at a time: bool [heads, n, n]."""
+    heads, length, head_dim = query.shape
+    group, shares = heads // key.shape[0], variant.shares(length)
+    mask = torch.zeros(heads, length, length, dtype=torch.bool)
+    choosers = range(heads) if variant.share == "head" else range(key.shape[0])
+    for first in range(0, length, variant.query_block):
+        rows = range(first, min(first + variant.query_block, length))
+        blocks = []
+        begin = shares.sinks
+        while begin + shares.block_size <= first + 1 - shares.local:
+            blocks.append(range(begin, begin + shares.block_size))
+            begin += shares.block_size
+        for chooser in choosers:
+            members = [chooser] if variant.share == "head" else range(chooser * group, (chooser + 1) * group)
+            votes = torch.zeros(len(blocks))
+            for head in members:
+                for row in rows:
+                    scores = torch.tensor(
+                        [
+                            scores_by_hand(query[head, row], key[head // group, block], variant.router, head_dim**-0.5)
+                            for block in blocks
+                        ]
+                    )
+                    votes += scores if len(members) * variant.query_block == 1 else scores.softmax(0)
+            best = votes.topk(min(shares.count, len(blocks))).indices.tolist() if blocks else []
+            for head in members:
+                for row in rows:
+                    mask[head, row, : shares.sinks] = True
+                    mask[head, row, max(0, row + 1 - shares.local) : row + 1] = True
+                    for block in best:
+                        mask[head, row, blocks[block]] = True
+                    if row < shares.keys:
+                        mask[head, row] = True
+    return mask.tril()
+
+
+@pytest.mark.parametrize("router", ["mean", "variance"])
+@pytest.mark.parametrize("options", [{}, {"share": "group"}, {"query_block": 4}, {"share": "group", "query_block": 5}])
+def test_the_best_blocks_are_seen(options, router):
+    query, key, _ = random_heads(90, heads=4, kv_heads=2, batch=1)
+    variant = sa_patch.variant("routed", 24, block_size=4, sinks=2, router=router, **options)
+    found = make_pattern(variant, 90, 0, query * 3, key).visible()[0]
+    assert torch.equal(found, visible_by_hand(variant, query[0] * 3, key[0]))
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 24, 33, 128, 200])
+@pytest.mark.parametrize("options", [{}, {"sinks": 0}, {"router": "mean", "share": "group"}])
+def test_pairs_are_those_of_swa(window, options):
+    for length in (1, window, window + 1, 300):
+        budget = sa_patch.variant("routed", window, **options).sparse_budget(length, 0)
+        assert budget.pairs == window_pairs(length, window) and budget.exact
+
+
+def test_defaults_follow_the_window():
+    for window, sinks, local, size, count in [
+        (128, 4, 36, 8, 11),
+        (64, 4, 20, 8, 5),
+        (12, 1, 3, 8, 1),
+        (4, 0, 1, 3, 1),
+    ]:
+        shares = sa_patch.variant("routed", window).shares(1000)
+        assert (shares.sinks, shares.local, shares.block_size, shares.count) == (sinks, local, size, count)
+    with pytest.raises(ValueError, match="leaves no room for a block of 64 beside 4 sinks and a local window of 16"):
+        sa_patch.variant("routed", 64, block_size=64)
+
+
+@pytest.mark.parametrize("length", [1024, 2048, 4096])
+@pytest.mark.parametrize("router", ["mean", "variance"])
+def test_a_charged_router_is_paid_by_the_window(length, router):
+    variant = sa_patch.variant("routed", 256, block_size=16, router=router, router_cost="charged")
+    budget, target = variant.sparse_budget(length, 0), window_pairs(length, 256)
+    # The router's products, counted by hand: every earlier block's score, and the blocks' own statistics.
+    shares = variant.shares(length)
+    scores = sum(max(0, row + 1 - shares.local - shares.sinks) // 16 for row in range(length))
+    products = (scores + (length - shares.sinks) // 16) * (2 if router == "variance" else 1)
+    assert budget.router_scores == products and budget.charged == (products + 1) // 2
+    assert abs(budget.pairs + budget.charged - target) <= length  # a key per query is the finest step
+    free = sa_patch.variant("routed", 256, block_size=16, router=router).sparse_budget(length, 0)
+    assert free.pairs == target and free.charged == 0 < free.router_scores
+
+
+def test_a_charged_router_that_costs_too_much_is_refused():
+    variant = sa_patch.variant("routed", 64, router_cost="charged")
+    with pytest.raises(ValueError, match=r"at 8192 tokens the router alone costs \d+ of window=64 .* raise window"):
+        variant.sparse_budget(8192, 0)
+    with pytest.raises(ValueError, match="use budget='pairs' and decode='full'"):
+        sa_patch.variant("routed", 64, router_cost="charged", decode="sparse")
+
+
+def test_tiles_take_pieces_that_begin_at_their_first_query(qwen3):
+    tokens = torch.randint(1, 97, (1, 96), generator=torch.Generator().manual_seed(2))
+    with sa_patch.apply(qwen3, "routed", 24, query_block=8, share="group"), torch.no_grad():
+        whole = qwen3(tokens).logits
+        cache = qwen3(tokens[:, :64]).past_key_values
+        piece = qwen3(tokens[:, 64:], past_key_values=cache).logits
+        torch.testing.assert_close(piece, whole[:, 64:], rtol=1e-4, atol=1e-4)
+        cache = qwen3(tokens[:, :60]).past_key_values
+        with pytest.raises(NotImplementedError, match="pieces may begin at its multiples only"):
+            qwen3(tokens[:, 60:], past_key_values=cache)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="generated tokens come one by one: use query_block=1"):
+        sa_patch.variant("routed", 64, query_block=4, decode="sparse")
+    with pytest.raises(ValueError, match="depend on the content"):
+        Routed(window=8).sparse_pattern(Group(20, 20, torch.device("cpu")), 0, None, None)
