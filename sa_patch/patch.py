@@ -128,6 +128,11 @@ class Patch:
             for layer in self._state.layers
         )
 
+    @property
+    def ran(self) -> Counter[str]:
+        """How often each kernel ran since the patch was applied, over all layers; compiled models count none."""
+        return sum((layer.ran for layer in self._state.layers), Counter())
+
     def mask(self, length: int, layer_idx: int = 0) -> Tensor:
         """Who sees whom in one layer while a prompt of `length` tokens is read: bool [length, length], [query, key].
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sa_eval.page import result_page
-from sa_eval.page.content import Field, Heading, Section, Table, Text, amount, columns, rows_of, words
+from sa_eval.page.content import Field, Heading, Section, Table, Text, amount, columns, rows_of, text, words
 from sa_eval.page.drawing import looks
 from sa_eval.page.result_plots import Dots, Lines, Picture, Series, styles
 from sa_eval.page.result_plots import Row as DotRow
@@ -102,13 +102,15 @@ def _length(result: SpeedResult, length: int) -> Sequence[Heading | Table]:
     full = rows.get(FULL)
     found = [_fields(rows[arm.name], full) for arm in result.arms if arm.name in rows]
     found += [
-        [words(failure.arm), Field("failed", failure.error, style="absent")] + [Field("")] * 6
+        [words(failure.arm), Field("failed", failure.error, style="absent")] + [Field("")] * 7
         for failure in result.failures
         if failure.length == length
     ]
     names = ("arm", "times as fast", "first token, ms", "first call, ms", "over none", "peak, GiB", "tokens per s")
     caption = f"Time to the first token, memory and rate at {length:,} tokens"
-    return Heading(f"{length:,} tokens"), Table(caption, columns(*names, "tokens: times as fast"), rows_of(found))
+    return Heading(f"{length:,} tokens"), Table(
+        caption, columns(*names, "tokens: times as fast", text("kernel")), rows_of(found)
+    )
 
 
 def _fields(row: Row, full: Row | None) -> list[Field]:
@@ -127,6 +129,7 @@ def _fields(row: Row, full: Row | None) -> list[Field]:
         amount(row.peak_gib, ",.3g"),
         amount(row.decode_tokens_per_s, ",.1f"),
         _styled(amount(row.decode_times_as_fast, ".2f"), later),
+        Field("+".join(row.kernels)),
     ]
 
 
