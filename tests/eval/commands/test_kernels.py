@@ -60,5 +60,5 @@ def test_speed_shows_which_kernel_ran(model, tmp_path, capsys):
     assert (lines["swa-w32"], lines["sa-w32"], lines["none"]) == ("torch", "torch", "\u2013")
     rows = {row["arm"]: row["kernels"] for row in json.loads((out / "speed.json").read_text())["rows"]}
     assert rows == {"full": [], "swa-w32": ["torch"], "sa-w32": ["torch"], "none": []}
-    table = {row["arm"]: row["kernels"] for row in csv.DictReader((out / "speed.csv").open())}
+    table = {row["arm"]: row["kernels"] for row in csv.DictReader((out / "speed.csv").read_text().splitlines())}
     assert table["sa-w32"] == "torch"
