@@ -1,4 +1,4 @@
-"""Owns what a result must say about where it was made: versions and hardware, without names of people or paths."""
+"""What a result must say about where it was made: versions and hardware, without names of people or paths."""
 
 from __future__ import annotations
 

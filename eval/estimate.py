@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sa_eval.loading import models
 from sa_eval.settings.config import Settings
 
@@ -65,8 +67,6 @@ def call_seconds(shape: Shape, tokens: float, calls: float, device: str) -> floa
 
 def _operations_per_second(device: str) -> float:
     """Speed of one large matrix product here and now."""
-    import torch
-
     cuda = torch.device(device).type == "cuda"
     size, dtype = (4096, torch.bfloat16) if cuda else (768, torch.float32)
     matrix = torch.ones(size, size, device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Owns how foreign values and errors are put into a message: in one short line, whatever they are. Imports nothing."""
+"""Foreign values and errors in a message: one short line, whatever they are. Imports nothing."""
 
 from __future__ import annotations
 

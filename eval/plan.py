@@ -1,4 +1,4 @@
-"""Owns --dry-run: what would run, at which budgets, what is left out, and about how long it takes. Loads no weights."""
+"""--dry-run: what would run, at which budgets, what is left out, and about how long it takes. Loads no weights."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _table(rows: list[list[str]], settings: Settings) -> Iterator[str]:
     heads = ["arm", "seeds"]
     for length in settings.lengths:
         heads += [f"keys/q at {length}", "density"]
-    widths = [max(len(row[place]) for row in [heads, *rows]) for place in range(len(heads))]
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
     for row in [heads, *rows]:
         left = [f"{text:<{width}}" for text, width in zip(row[:2], widths[:2], strict=True)]
         right = [f"{text:>{width}}" for text, width in zip(row[2:], widths[2:], strict=True)]

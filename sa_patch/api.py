@@ -38,6 +38,9 @@ def apply(
 ) -> Patch:
     """Replace the attention of a loaded causal language model, in place.
 
+    The default mode "sa" takes a prompt in one call and refuses a second chat turn: mode="sa-dyadic" is its form that
+    chats; "swa" and "moba" chat too.
+
     Weights, tokenizer, cache and generation stay as they are. Prompts are read with the variant's keys (prefill);
     generated tokens read the whole cache. Applying to a patched model replaces the patch.
 

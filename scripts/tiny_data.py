@@ -1,4 +1,4 @@
-"""Owns training rows: scenes of the train split with many questions each, and random sequences to be copied."""
+"""Training rows: scenes of the train split with many questions each, and random sequences to be copied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the tiny architectures, their initial weights, and predicting single places of a row."""
+"""The tiny architectures, their initial weights, and predicting single places of a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the bundled tokenizer: byte-level BPE that keeps every word of the suite, and up to three digits, whole."""
+"""The bundled tokenizer: byte-level BPE that keeps every word of the suite, and up to three digits, whole."""
 
 from __future__ import annotations
 

@@ -1,16 +1,15 @@
 """Write the files that repeat the variants' declarations for other readers.
 
 sa_patch/signature.py is for editors and type checkers, docs/variants.md for people, eval/settings/declared.json for
-reports that are made without torch. Run it after changing a variant or a kernel's name; a test compares.
+flags and reports, which need no torch. Run it after changing a variant or a kernel's name; a test compares.
 
     python scripts/write_declared.py
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from sa_eval.settings import roles
+from sa_eval.settings import declared
 from sa_patch import variants
 from sa_patch.kernels import KERNELS
 from sa_patch.variants import NamedMode, all_options, modes, owners
@@ -31,7 +30,7 @@ def files() -> dict[Path, str]:
     return {
         ROOT / "sa_patch" / "signature.py": signature(),
         ROOT / "docs" / "variants.md": page(),
-        ROOT / "eval" / "settings" / roles.FILE: json.dumps(roles.declared(variants), indent=1) + "\n",
+        ROOT / "eval" / "settings" / declared.FILE: declared.to_json(declared.of_variants(variants)),
     }
 
 

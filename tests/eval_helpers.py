@@ -1,4 +1,4 @@
-"""Owns what the tests of the harness share: a tiny random Qwen3 with a small tokenizer, saved in a folder."""
+"""What the tests of the harness share: a tiny random Qwen3 with a small tokenizer, saved in a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns what the tests of hostile input share: folders to damage, and the law that a refusal leaves everything alone."""
+"""What the tests of hostile input share: folders to damage, and the law that a refusal leaves everything alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns a run directory with planted accuracies: what the runner would leave, without a model."""
+"""A run directory with planted accuracies: what the runner would leave, without a model."""
 
 from __future__ import annotations
 

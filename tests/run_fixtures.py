@@ -1,4 +1,4 @@
-"""Owns the fixtures of tests about whole runs: test modules take them by `pytest_plugins = "run_fixtures"`."""
+"""The fixtures of tests about whole runs: test modules take them by `pytest_plugins = "run_fixtures"`."""
 
 import shutil
 

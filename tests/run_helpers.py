@@ -1,5 +1,5 @@
-"""Owns how tests run sa-eval in processes of their own, which can be killed: a server that has imported everything
-forks them in milliseconds. Also what two runs must have in common.
+"""How tests run sa-eval in processes of their own, which can be killed: a server that has imported everything forks
+them in milliseconds. Also what two runs must have in common.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ what is measured, on the same tokens for every arm
   KL(full || arm) of the next-token distribution; how often both prefer the same token; perplexity, and the difference
   in nats per token: overall, by the tokens read before, by how far back the token could be copied from (the last
   earlier occurrence of the same two tokens).
-  Per layer, at up to 512 places of a passage: the share of full attention's mass on keys that the arm shows (kept
+  Per layer, at up to 512 positions of a passage: the share of full attention's mass on keys that the arm shows (kept
   mass), also by distance, the first four tokens apart; the relative error of the attention's output when it gets the
   full model's queries, keys and values (isolated), and when it gets what the patched layers before it made; the
   relative error of the residual stream after the layer.

@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from sa_eval.commands.parser import Parser
+from sa_eval.settings.declared import declared
 from sa_eval.settings.setting import Setting
-from sa_patch.variants import modes
 
 KINDS = {"integer": "N", "amount": "N|0.x", "text": "TEXT", "layers": "SETS", "switch": "true|false"}
 
 
 def modes_text() -> str:
     """The attention variants, a line each."""
-    return "modes\n" + "".join(f"  {name:<16} {mode.help}\n" for name, mode in modes().items())
+    return "modes\n" + "".join(f"  {name:<16} {mode.help}\n" for name, mode in declared().modes.items())
 
 
 def add_flag(parser: Parser, setting: Setting, *also: str, **changes: Any) -> None:

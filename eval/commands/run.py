@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from sa_eval.commands import COMMANDS, load
 from sa_eval.commands.flags import add_flag, modes_text
 from sa_eval.commands.parser import Parser
 from sa_eval.processes import interrupts
@@ -18,6 +19,7 @@ from sa_eval.settings import presets
 from sa_eval.settings.config import Settings, known_settings, settings_from
 from sa_eval.settings.settings_file import read_yaml
 from sa_eval.settings.values import SettingsError
+from sa_eval.tasks import TASKS
 
 EXAMPLES = """\
 examples
@@ -96,8 +98,6 @@ def build_parser() -> Parser:
 
 
 def _commands() -> str:
-    from sa_eval.commands import COMMANDS, load
-
     lines = "".join(f"  sa-eval {name:<10} {load(name).HELP}\n" for name in COMMANDS)
     return f"commands (each has its own --help)\n{lines}\n"
 
@@ -154,8 +154,6 @@ def dry_run(settings: Settings) -> int:
 
 
 def list_tasks() -> int:
-    from sa_eval.tasks import TASKS
-
     print("offline suite (no network; `offline` is all of them)")
     for name, task in TASKS.items():
         print(f"  {name:<20} {task.family:<12} {'generated answer' if task.output == 'generate' else 'log-likelihood'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from lm_eval.tasks._index import Kind
 
 from sa_eval.documents import ruler
 from sa_eval.documents.prepared import PreparedTask, build_requests
+from sa_eval.records.types import task_key
 from sa_eval.settings.config import Settings, SettingsError, nearest
 from sa_eval.tasks import OFFLINE, TASKS
 
@@ -40,7 +42,7 @@ class Wanted:
 
     @property
     def label(self) -> str:
-        return self.name if self.length is None else f"{self.name}@{self.length}"
+        return task_key(self.name, self.length)
 
 
 def check_names(names: list[str]) -> None:
@@ -98,8 +100,27 @@ def prepare(wanted: Wanted, settings: Settings, lm: Any) -> list[PreparedTask]:
         loaded = {wanted.name: ruler.load(wanted.name, wanted.length, settings, lm.tokenizer)}
     else:
         _confirm_unsafe_code(wanted.name, settings)
-        loaded = task_manager().load([wanted.name])["tasks"]
+        loaded = _load(wanted.name)
     return [_prepared(leaf, task, wanted, settings, lm) for leaf, task in loaded.items()]
+
+
+def _load(name: str) -> dict[str, Any]:
+    """The tasks of a name.
+
+    Raises:
+        ValueError: an empty choice in the first document, whose choices' first letters lm-eval looks at.
+    """
+    try:
+        return task_manager().load([name])["tasks"]
+    except IndexError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        choices = frame.f_locals.get("check_choices", ())
+        if "" not in choices:
+            raise
+        raise ValueError(
+            f"document 0 of {name}: choice {choices.index('')} ('') has no text, so there is nothing to score: mend "
+            "the data or the task's template, or leave the document out"
+        ) from error
 
 
 def _confirm_unsafe_code(name: str, settings: Settings) -> None:

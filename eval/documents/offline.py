@@ -7,6 +7,7 @@ from typing import Any
 
 from sa_eval.documents.prepared import PreparedTask, build_requests
 from sa_eval.lm.stock import Instance, Task
+from sa_eval.records.types import task_key
 from sa_eval.settings.config import Settings, SettingsError
 from sa_eval.tasks import TASKS, document
 
@@ -31,7 +32,7 @@ class OfflineLmTask(Task):
         ]
         super().__init__(
             config={
-                "task": f"{offline_task.name}@{length}",
+                "task": task_key(offline_task.name, length),
                 "num_fewshot": 0,
                 "repeats": 1,
                 "output_type": self.OUTPUT_TYPE,

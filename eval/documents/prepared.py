@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sa_eval.lm.stock import Instance, Task
+from sa_eval.records.types import TaskRow, task_key
 from sa_eval.settings.config import Settings
 
 SPARSE_PHASE = {
@@ -40,25 +41,26 @@ class PreparedTask:
 
     @property
     def key(self) -> str:
-        return self.name if self.length is None else f"{self.name}@{self.length}"
+        return task_key(self.name, self.length)
 
     @property
     def num_documents(self) -> int:
         return len(self.hashes)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "length": self.length,
-            "family": self.family,
-            "output": self.output,
-            "phase": SPARSE_PHASE.get(self.output, "prefill only"),
-            "num_fewshot": self.task.get_config("num_fewshot") or 0,
-            "pool": self.pool,
-            "documents": self.num_documents,
-            "median_prompt_tokens": int(statistics.median(self.prompt_tokens)),
-            "hashes": self.hashes,
-        }
+    def row(self) -> TaskRow:
+        """The task as the manifest holds it."""
+        return TaskRow(
+            name=self.name,
+            length=self.length,
+            family=self.family,
+            output=self.output,
+            phase=SPARSE_PHASE.get(self.output, "prefill only"),
+            num_fewshot=self.task.get_config("num_fewshot") or 0,
+            pool=self.pool,
+            documents=self.num_documents,
+            median_prompt_tokens=int(statistics.median(self.prompt_tokens)),
+            hashes=self.hashes,
+        )
 
 
 def build_requests(prepared: PreparedTask, lm: Any, settings: Settings) -> PreparedTask:

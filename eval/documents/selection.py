@@ -10,6 +10,7 @@ from typing import Any
 
 from sa_eval.documents import ruler
 from sa_eval.progress import Progress
+from sa_eval.records.types import task_key
 from sa_eval.settings.config import Settings, SettingsError
 from sa_eval.tasks import OFFLINE, TASKS
 
@@ -82,7 +83,7 @@ def _offline(settings: Settings, lm: Any) -> list[tuple[str, Build]]:
         return lambda: [offline.prepare_offline(name, length, settings, lm)]
 
     names, _ = split_names(settings)
-    return [(f"{name}@{length}", build(name, length)) for length in settings.lengths for name in names]
+    return [(task_key(name, length), build(name, length)) for length in settings.lengths for name in names]
 
 
 def _lm_eval(settings: Settings, lm: Any) -> list[tuple[str, Build]]:

@@ -174,7 +174,7 @@ def measure_arms(
 ) -> None:
     """Append every arm at every length that `results` lacks to its cells or failures, and save after each."""
     left = missing(results, arms, cuts)
-    order = {(arm.name, cut.length): place for place, (arm, cut) in enumerate(product(arms, cuts))}
+    order = {(arm.name, cut.length): index for index, (arm, cut) in enumerate(product(arms, cuts))}
     total, ahead = (sum(tokens(arm, cut) for arm, cut in pairs) for pairs in (product(arms, cuts), left))
     with progress.bar(total, KIND, unit="token", done=total - ahead) as bar:
         for arm, cut in left:

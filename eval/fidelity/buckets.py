@@ -53,11 +53,11 @@ def copy_distances(ids: Sequence[int]) -> np.ndarray:
     """
     last: dict[tuple[int, int], int] = {}
     found = np.full(max(0, len(ids) - 1), -1, dtype=np.int64)
-    for place in range(len(ids) - 1):
-        pair = (ids[place], ids[place + 1])
+    for position in range(len(ids) - 1):
+        pair = (ids[position], ids[position + 1])
         if pair in last:
-            found[place] = place - (last[pair] + 1)
-        last[pair] = place
+            found[position] = position - (last[pair] + 1)
+        last[pair] = position
     return found
 
 

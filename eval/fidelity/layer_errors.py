@@ -4,7 +4,7 @@ full attention's mass an arm keeps.
 Errors come twice. Isolated: the arm's attention on the queries, keys and values of the full model, so every layer
 answers for itself. Accumulated: in the patched model, where each layer also gets what the layers before it got wrong.
 Memory is O(length) besides chunks: scores exist for a few queries at a time, and long passages are looked at in PROBED
-places only, drawn once per length, the same for every arm.
+positions only, drawn once per length, the same for every arm.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import sa_patch
 from sa_eval.fidelity import buckets
 from sa_eval.fidelity.probe import Call
+from sa_patch.forward import is_dense
+from sa_patch.geometry import Group
+from sa_patch.patterns import Dense
 
-PROBED = 512  # places of a passage where layers are looked at; all of them in shorter passages
+PROBED = 512  # positions of a passage where layers are looked at; all of them in shorter passages
 SCORES = 2**23  # attention scores at once
 ISOLATED, ATTENTION, RESIDUAL = range(3)  # kinds of error
 DIFFERENCE, NORM = range(2)  # squared, summed
@@ -38,7 +42,7 @@ class Attending:
 
 @dataclass(frozen=True)
 class LayerSums:
-    """Sums over the probed places of passages; plain addition joins passages, and averages seeds.
+    """Sums over the probed positions of passages; plain addition joins passages, and averages seeds.
 
     Attributes:
         errors: [layers, position buckets, kinds, 2], squared differences and squared norms.
@@ -60,23 +64,23 @@ class LayerSums:
             np.zeros((num_layers, positions, 2)),
         )
 
-    def add_error(self, layer: int, kind: int, places: np.ndarray, found: Tensor, expected: Tensor) -> None:
-        """Count an error at the given places; found, expected: [places, ...]."""
+    def add_error(self, layer: int, kind: int, positions: np.ndarray, found: Tensor, expected: Tensor) -> None:
+        """Count an error at the given positions; found, expected: [positions, ...]."""
         difference = (found.float() - expected.float()).flatten(1).square().sum(1)
         norm = expected.float().flatten(1).square().sum(1)
         both = torch.stack([difference, norm], dim=1).cpu().double().numpy()
-        np.add.at(self.errors[layer, :, kind], buckets.position_bucket(places + 1), both)
+        np.add.at(self.errors[layer, :, kind], buckets.position_bucket(positions + 1), both)
 
-    def add_mass(self, layer: int, places: np.ndarray, seen: np.ndarray, whole: np.ndarray) -> None:
-        """Count mass; seen, whole: [places, distance buckets + 1]."""
+    def add_mass(self, layer: int, positions: np.ndarray, seen: np.ndarray, whole: np.ndarray) -> None:
+        """Count mass; seen, whole: [positions, distance buckets + 1]."""
         both = np.stack([whole, seen], axis=-1)
         self.mass[layer, : both.shape[1] - 1] += both[:, :-1].sum(0)
         self.mass[layer, -1] += both[:, -1].sum(0)
-        np.add.at(self.mass_by_position[layer], buckets.position_bucket(places + 1), both.sum(1))
+        np.add.at(self.mass_by_position[layer], buckets.position_bucket(positions + 1), both.sum(1))
 
 
-def places_to_probe(length: int) -> np.ndarray:
-    """One place drawn from each of PROBED equal stretches, ascending; all places of a short passage.
+def positions_to_probe(length: int) -> np.ndarray:
+    """One position drawn from each of PROBED equal stretches, ascending; all positions of a short passage.
 
     Drawn, because evenly spaced ones would meet blocks always at the same offset.
     """
@@ -90,7 +94,7 @@ class Watch:
     """Looks at the layers of one passage: first while the full model reads it, then while each patched model does."""
 
     def __init__(self, length: int, attending: Sequence[Attending], sums: Sequence[LayerSums]) -> None:
-        self.places = places_to_probe(length)
+        self.positions = positions_to_probe(length)
         self._attending, self._sums = attending, sums
         self._outputs: dict[int, Tensor] = {}
         self._residuals: dict[int, Tensor] = {}
@@ -100,10 +104,10 @@ class Watch:
         expected = self._outputs[call.layer] = self._at(call.output)
         for attending, sums in zip(self._attending, self._sums, strict=True):
             found = call.output if attending.variant is None else _attention(call, attending)
-            sums.add_error(call.layer, ISOLATED, self.places, self._at(found), expected)
-        masses = kept_mass(call, self.places, self._attending)
+            sums.add_error(call.layer, ISOLATED, self.positions, self._at(found), expected)
+        masses = kept_mass(call, self.positions, self._attending)
         for sums, (seen, whole) in zip(self._sums, masses, strict=True):
-            sums.add_mass(call.layer, self.places, seen, whole)
+            sums.add_mass(call.layer, self.positions, seen, whole)
 
     def full_layer(self, layer: int, residual: Tensor) -> None:
         self._residuals[layer] = self._at(residual)
@@ -114,20 +118,18 @@ class Watch:
 
     def arm_call(self, call: Call) -> None:
         expected = self._outputs[call.layer]
-        self._sums[self._arm].add_error(call.layer, ATTENTION, self.places, self._at(call.output), expected)
+        self._sums[self._arm].add_error(call.layer, ATTENTION, self.positions, self._at(call.output), expected)
 
     def arm_layer(self, layer: int, residual: Tensor) -> None:
         expected = self._residuals[layer]
-        self._sums[self._arm].add_error(layer, RESIDUAL, self.places, self._at(residual), expected)
+        self._sums[self._arm].add_error(layer, RESIDUAL, self.positions, self._at(residual), expected)
 
     def _at(self, tensor: Tensor) -> Tensor:
-        return tensor[torch.from_numpy(self.places).to(tensor.device)]
+        return tensor[torch.from_numpy(self.positions).to(tensor.device)]
 
 
 def _attention(call: Call, attending: Attending) -> Tensor:
     """The arm's attention on these queries, keys and values: [length, heads, head_dim]."""
-    import sa_patch
-
     output = sa_patch.attention(
         call.query,
         call.key,
@@ -142,19 +144,19 @@ def _attention(call: Call, attending: Attending) -> Tensor:
 
 
 def kept_mass(
-    call: Call, places: np.ndarray, attending: Sequence[Attending], scores: int = SCORES
+    call: Call, positions: np.ndarray, attending: Sequence[Attending], scores: int = SCORES
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """How much of full attention's mass every arm sees, at the given places.
+    """How much of full attention's mass every arm sees, at the given positions.
 
     Returns:
-        per arm (seen, whole), float64 [places, distance buckets + 1]: softmax weights of full attention summed over
+        per arm (seen, whole), float64 [positions, distance buckets + 1]: softmax weights of full attention summed over
         keys, averaged over heads; seen counts the keys that the arm shows. The last bucket is the first SINKS keys.
     """
     length, heads = call.query.shape[2], call.query.shape[1]
     patterns = [_pattern(call, one) for one in attending]
     count = buckets.num_distance_buckets(length)
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in attending]
-    for rows in torch.from_numpy(places).to(call.query.device).split(max(1, scores // (heads * length))):
+    for rows in torch.from_numpy(positions).to(call.query.device).split(max(1, scores // (heads * length))):
         weights = _weights(call, rows)
         mean = weights.mean(0)
         whole = _by_distance(mean, rows, count)
@@ -193,10 +195,6 @@ def _by_distance(weights: Tensor, rows: Tensor, count: int) -> Tensor:
 
 def _pattern(call: Call, attending: Attending) -> Any:
     """Who sees whom when the arm reads this passage."""
-    from sa_patch.forward import is_dense
-    from sa_patch.geometry import Group
-    from sa_patch.patterns import Dense
-
     length, device = call.query.shape[2], call.query.device
     group, variant = Group(length, length, device), attending.variant
     if variant is None or is_dense(variant, length, call.layer, attending.num_layers, device, call.query.dtype):

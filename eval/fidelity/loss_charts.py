@@ -138,7 +138,7 @@ def _with_gap(rows: Sequence[CopyRow] | Sequence[MassRow], value: Callable[..., 
 
 def _places(rows: Sequence[CopyRow] | Sequence[MassRow]) -> list[tuple[float, str]]:
     """Where each bucket stands, the one without a distance set apart."""
-    return [(place + float(row.low is None), row.bucket) for place, row in enumerate(rows)]
+    return [(index + float(row.low is None), row.bucket) for index, row in enumerate(rows)]
 
 
 def _point(x: float, y: float) -> Point:
@@ -146,5 +146,5 @@ def _point(x: float, y: float) -> Point:
 
 
 def _picture(name: str, heading: str, results: Fidelity, panels: Sequence[Lines | Dots]) -> Picture:
-    places = looks(arm.label for arm in results.arms)
-    return Picture(name, f"{heading}: {results.model['name']}", tuple(panels), places)
+    slots = looks(arm.label for arm in results.arms)
+    return Picture(name, f"{heading}: {results.model['name']}", tuple(panels), slots)

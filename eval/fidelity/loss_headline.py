@@ -40,10 +40,10 @@ def _sentence(cells: list[Cell], arms: dict[str, ArmRow]) -> str:
     few = cells[0].passages < LEAST_PASSAGES
     shown = cells if len(cells) <= NAMED else [*cells[: NAMED - 1], cells[-1]]
     parts = []
-    for place, cell in enumerate(shown):
-        hidden = f"{len(cells) - NAMED} more arms, " if place == NAMED - 1 and len(cells) > NAMED else ""
-        verb = " is" if place == 0 else ""
-        unit = " nats from full" if place == 0 else ""
+    for index, cell in enumerate(shown):
+        hidden = f"{len(cells) - NAMED} more arms, " if index == NAMED - 1 and len(cells) > NAMED else ""
+        verb = " is" if index == 0 else ""
+        unit = " nats from full" if index == 0 else ""
         parts.append(f"{hidden}{_name(cell, cells, arms)}{verb} {number(cell.overall.kl)}{unit}{_span(cell, few)}")
     start = "At" if not few else f"{_passages(cells[0].passages)}: too few to say which arm is closest. At"
     end = "" if few or len(cells) == 1 else f"; {_closest(cells, arms)}"

@@ -58,7 +58,7 @@ def _measured(results: Fidelity, pictures: dict[str, Picture]) -> list[Section]:
         Section(
             "layers",
             "Layer by layer",
-            f"Measured at up to {results.probed_places} places of a passage, the same for every arm.",
+            f"Measured at up to {results.probed_places} positions of a passage, the same for every arm.",
             (pictures["layers"].part(),),
         ),
     ]
@@ -96,8 +96,8 @@ def _passages(results: Fidelity, length: int) -> Table:
     """KL of every arm on every passage."""
     cells = [cell for cell in results.at(length) if cell.arm != FULL] or results.at(length)
     rows = [
-        [words(f"{passage.text} {passage.index + 1}"), amount(passage.tokens, ","), *map(_kl, place)]
-        for passage, place in zip(
+        [words(f"{passage.text} {passage.index + 1}"), amount(passage.tokens, ","), *map(_kl, position)]
+        for passage, position in zip(
             cells[0].by_passage, zip(*(cell.by_passage for cell in cells), strict=True), strict=True
         )
     ][:MOST_PASSAGES]

@@ -180,7 +180,7 @@ def _merged(sums: Sequence[LayerSums]) -> LayerSums:
 
 
 def _positions(tokens: np.ndarray, layers: LayerSums) -> list[PositionRow]:
-    """Predictions by tokens read; all layers by the place of the query, where one was looked at."""
+    """Predictions by tokens read; all layers by the position of the query, where one was looked at."""
     rows = []
     for bucket in range(len(tokens)):
         low, high = buckets.position_range(bucket)
@@ -198,11 +198,11 @@ def _copy_distances(tokens: np.ndarray) -> list[CopyRow]:
 def _masses(mass: np.ndarray) -> list[MassRow]:
     """By distance [buckets + 1, 2]; the last is the first SINKS keys. A share of all mass, and the part kept."""
     total = mass[:, MASS].sum()
-    places = [_distance(bucket) for bucket in range(len(mass) - 1)]
-    places.append({"bucket": f"first {buckets.SINKS} tokens", "low": None, "high": None})
+    ranges = [_distance(bucket) for bucket in range(len(mass) - 1)]
+    ranges.append({"bucket": f"first {buckets.SINKS} tokens", "low": None, "high": None})
     return [
-        MassRow(**place, share_of_mass=float(part[MASS] / total), kept_mass=_ratio(part[KEPT], part[MASS]))
-        for place, part in zip(places, mass, strict=True)
+        MassRow(**bounds, share_of_mass=float(part[MASS] / total), kept_mass=_ratio(part[KEPT], part[MASS]))
+        for bounds, part in zip(ranges, mass, strict=True)
     ]
 
 

@@ -17,6 +17,8 @@ from sa_eval.fidelity.types import TextRow
 from sa_eval.lm import special_tokens
 from sa_eval.messages import one_line, shown
 from sa_eval.settings.values import SettingsError
+from sa_eval.tasks import TASKS
+from sa_eval.tasks.base import Request, TooShort
 
 LEAST_TOKENS = 32  # a passage has at least so many: fewer say nothing about long contexts
 MOST_BYTES = 64 * 2**20
@@ -139,8 +141,6 @@ def bundled(tokenizer: Any, length: int, count: int, seed: int, end: Sequence[in
     Returns:
         the passages, and the tasks that do not fit into the length.
     """
-    from sa_eval.tasks import TASKS
-
     passages: list[Passage] = []
     rows, misfits = [], []
     for task in TASKS:
@@ -165,9 +165,6 @@ def _document(
     task: str, tokenizer: Any, length: int, seed: str, end: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[bool, ...]] | None:
     """Ids and answer marks of one document; None when the task does not fit."""
-    from sa_eval.tasks import TASKS
-    from sa_eval.tasks.base import Request, TooShort
-
     head = opening(tokenizer)
     room = length - len(head) - len(end)
 

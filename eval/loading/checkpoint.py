@@ -10,6 +10,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from sa_eval.messages import shown
 from sa_eval.settings.values import SettingsError
 
@@ -21,8 +23,6 @@ Shapes = dict[str, list[int]]
 
 def check(name: str, folder: Path, files: list[str], *, quantized: bool) -> None:
     """Refuse damaged files, tensors in two files, weights that are no floats, and experts that do not line up."""
-    from safetensors import SafetensorError
-
     shapes: Shapes = {}
     for file in files:
         try:
@@ -40,8 +40,6 @@ def check(name: str, folder: Path, files: list[str], *, quantized: bool) -> None
 
 def _header(file: Path) -> dict[str, tuple[str, list[int]]]:
     """Kind and shape of every tensor."""
-    from safetensors import safe_open
-
     with safe_open(file, framework="pt") as opened:
         entries = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - the file is no dictionary
         return {key: (entry.get_dtype(), entry.get_shape()) for key, entry in entries.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """A hub model is told by its commit, a local one by its bytes, a GGUF file also by its number formats.
+    """A hub model is known by its commit, a local one by its bytes, a GGUF file also by its number formats.
 
     Attributes:
         parameters: how many numbers; tied ones count once.

@@ -123,11 +123,11 @@ def _read_json(path: str, file: str, hub: dict[str, Any]) -> dict[str, Any] | No
     from transformers.utils.hub import cached_file
 
     flags = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    place = cached_file(path, file, **hub, **flags)
-    if place is None:
+    location = cached_file(path, file, **hub, **flags)
+    if location is None:
         return None
     try:
-        content = json.loads(Path(place).read_text(encoding="utf-8"))
+        content = json.loads(Path(location).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise SettingsError(f"{file} is not valid JSON (line {error.lineno}): fetch it again") from error
     except (ValueError, RecursionError) as error:

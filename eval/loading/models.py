@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sa_eval import environment
 from sa_eval.loading import gguf_file, model_files, soundness, tensor_split, weights
 from sa_eval.loading.identity import ModelIdentity
-from sa_eval.loading.sources import Place, Source, place_of
+from sa_eval.loading.sources import Location, Source, location_of
 from sa_eval.messages import one_line, shown
 from sa_eval.settings.config import Settings, SettingsError
 
@@ -36,55 +38,53 @@ def load(source: Source, settings: Settings) -> Loaded:
     Raises:
         SettingsError: whatever is wrong with the files, in one message; nothing is written.
     """
-    import torch
-
     torch.set_num_threads(settings.threads or min(torch.get_num_threads(), environment.allowed_cpus()))
     device = pick_device(settings)
     header = None if source.file is None else gguf_file.read(source.name, source.file)
-    with place_of(source, settings) as place, _told(f"cannot load the model {shown(settings.model)}"):
-        found = _checked_files(source, place, settings)
+    with location_of(source, settings) as location, _told(f"cannot load the model {shown(settings.model)}"):
+        found = _checked_files(source, location, settings)
         model_files.check_weights(source.name, source.folder, found, settings)
-        model = _load_weights(source, place, settings, device, found["config.json"] or {})
+        model = _load_weights(source, location, settings, device, found["config.json"] or {})
         commit = None
         if not source.local:
-            snapshot = model_files.fetched(place.path, place.options)
+            snapshot = model_files.fetched(location.path, location.options)
             model_files.check_weights(source.name, snapshot, found, settings)
             commit = snapshot.name
         if header is not None:
             gguf_file.check_nothing_skipped(source.name, header, model)
         soundness.check_weights(source.name, model)
         with _told(f"cannot load the tokenizer of the model {shown(settings.model)}"):
-            tokenizer = _load_tokenizer(place, settings)
+            tokenizer = _load_tokenizer(location, settings)
         if settings.device_map is None and not settings.tp:
             model = model.to(device)
         soundness.check_reading(source.name, model.eval(), tokenizer, input_device(model))
         return Loaded(model, tokenizer, source, identity(source, model, header, commit))
 
 
-def _checked_files(source: Source, place: Place, settings: Settings) -> model_files.Json:
+def _checked_files(source: Source, location: Location, settings: Settings) -> model_files.Json:
     """The model's JSON files by name; a GGUF file holds its config itself."""
     if source.file is None:
-        return model_files.check_code(source.name, place.path, place.options, settings)
+        return model_files.check_code(source.name, location.path, location.options, settings)
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(place.path, **place.options).to_dict()
+    config = AutoConfig.from_pretrained(location.path, **location.options).to_dict()
     return model_files.check_config(source.name, config)
 
 
-def _load_tokenizer(place: Place, settings: Settings) -> Any:
+def _load_tokenizer(location: Location, settings: Settings) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(place.path, trust_remote_code=settings.trust_remote_code, **place.options)
+    trusted = settings.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(location.path, trust_remote_code=trusted, **location.options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
 
-def _load_weights(source: Source, place: Place, settings: Settings, device: str, config: dict[str, Any]) -> Any:
-    import torch
+def _load_weights(source: Source, location: Location, settings: Settings, device: str, config: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
-    options = dict(place.options)
+    options = dict(location.options)
     if source.file is not None:
         options["quantization_config"] = gguf_file.unpacked()
     if settings.device_map is not None:
@@ -93,7 +93,7 @@ def _load_weights(source: Source, place: Place, settings: Settings, device: str,
         options["distributed_config"] = tensor_split.plan(source.name, config)
     dtype = pick_dtype(settings, device)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        place.path,
+        location.path,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         trust_remote_code=settings.trust_remote_code,
         use_safetensors=settings.use_safetensors,
@@ -109,16 +109,15 @@ def _load_weights(source: Source, place: Place, settings: Settings, device: str,
 
 def empty_model(source: Source, settings: Settings) -> Any:
     """The model's shape without weights (meta device): enough to count pairs and bytes, for --dry-run."""
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with place_of(source, settings) as place, _told(f"cannot read the model {shown(settings.model)}"):
+    with location_of(source, settings) as location, _told(f"cannot read the model {shown(settings.model)}"):
         trusted = settings.trust_remote_code
         if source.file is None:
-            model_files.check_code(source.name, place.path, place.options, settings)
+            model_files.check_code(source.name, location.path, location.options, settings)
         else:
             gguf_file.read(source.name, source.file)
-        config = AutoConfig.from_pretrained(place.path, trust_remote_code=trusted, **place.options)
+        config = AutoConfig.from_pretrained(location.path, trust_remote_code=trusted, **location.options)
         model_files.check_config(source.name, config.to_dict())
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted).eval()
@@ -136,8 +135,6 @@ def _told(what: str) -> Iterator[None]:
 
 
 def pick_device(settings: Settings) -> str:
-    import torch
-
     if settings.device != "auto":
         try:
             device = torch.device(settings.device)
@@ -157,8 +154,6 @@ def pick_device(settings: Settings) -> str:
 
 def input_device(model: Any) -> Any:
     """Where a model's tokens go: its own device, or the CPU where accelerate fetches the embeddings from elsewhere."""
-    import torch
-
     return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
@@ -171,9 +166,8 @@ def pick_dtype(settings: Settings, device: str) -> str:
 def pick_batch_size(settings: Settings, device: Any, tokens: int) -> int:
     """Documents per forward pass, where prompts have about so many tokens.
 
-    On a CPU as many as hold CPU_BATCH_TOKENS: CPU time per prompt is least at 500 to 2,000 tokens a batch, for models
-    of 5 and of 135 million parameters alike; smaller batches leave the cores idle between layers, and what larger ones
-    compute between layers leaves the cache.
+    On a CPU as many as hold CPU_BATCH_TOKENS, and two at least: a rule of thumb from small models. Very small batches
+    leave cores idle between layers; what large ones compute there does not fit the caches.
     """
     if settings.batch_size is not None:
         return settings.batch_size

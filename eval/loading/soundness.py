@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import torch
+
 from sa_eval.messages import shown
 from sa_eval.settings.values import SettingsError
 
@@ -42,8 +44,6 @@ def check_weights(name: str, model: Any) -> None:
 
     Weights that accelerate keeps on disk are not here; quantised formats have their floats in their scales.
     """
-    import torch
-
     kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     for key, parameter in model.named_parameters():
         values = parameter.detach()
@@ -67,8 +67,6 @@ def check_weights(name: str, model: Any) -> None:
 
 def check_reading(name: str, model: Any, tokenizer: Any, device: Any) -> None:
     """The model reads one sentence: every token has an embedding and every logit is a number."""
-    import torch
-
     ids = tokenizer(SENTENCE)["input_ids"]
     if not ids or set(ids) == {tokenizer.unk_token_id}:
         raise SettingsError(f"the tokenizer of the model {name} knows no word: its files are missing (tokenizer.json)")

@@ -38,7 +38,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """What `from_pretrained` is asked for, everywhere the same."""
 
     path: str
@@ -82,7 +82,7 @@ def _path(name: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def place_of(source: Source, settings: Settings) -> Iterator[Place]:
+def location_of(source: Source, settings: Settings) -> Iterator[Location]:
     """What to ask transformers for, checked as far as it can be without reading a file of the model.
 
     A GGUF file is read from an empty folder: beside the file may lie an adapter or another tokenizer, which
@@ -90,12 +90,12 @@ def place_of(source: Source, settings: Settings) -> Iterator[Place]:
     """
     if not source.local:
         with hub.reached(source.path, settings.revision) as options:
-            yield Place(source.path, options)
+            yield Location(source.path, options)
         return
     if settings.revision is not None:
         raise SettingsError(f"revision {shown(settings.revision)} is for hub models; {source.name} is on this machine")
     if source.file is None:
-        yield Place(source.path, {"local_files_only": True})
+        yield Location(source.path, {"local_files_only": True})
         return
     with tempfile.TemporaryDirectory() as empty:
-        yield Place(empty, {"local_files_only": True, "gguf_file": str(source.file)})
+        yield Location(empty, {"local_files_only": True, "gguf_file": str(source.file)})

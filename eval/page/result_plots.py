@@ -47,7 +47,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Lines:
-    """Series over x. `ticks` are (place, text); `bars` (x, height) stand behind; `linear_below`: 0 is on a log axis."""
+    """Series over x. `ticks` are (position, text); `bars` (x, height) lie behind; `linear_below`: log axis with 0."""
 
     title: str
     x_name: str
@@ -116,12 +116,12 @@ class Picture:
     name: str
     heading: str
     panels: tuple[Lines | Dots, ...]
-    places: dict[str, int]
+    slots: dict[str, int]
 
     def part(self) -> Charts:
         """For a page."""
         images = tuple(
-            svg.inline(sheet([panel], self.places), f"{self.name}-{number}", panel.text, _tips(panel))
+            svg.inline(sheet([panel], self.slots), f"{self.name}-{number}", panel.text, _tips(panel))
             for number, panel in enumerate(self.panels)
         )
         return Charts(images, tuple(self._legend()))
@@ -129,7 +129,7 @@ class Picture:
     def _legend(self) -> list[tuple[Markup, str]]:
         """Rows of dots say their names themselves."""
         found = [
-            (svg.inline(_mark(style, self.places), f"{self.name}-mark{number}", "", {}), name)
+            (svg.inline(_mark(style, self.slots), f"{self.name}-mark{number}", "", {}), name)
             for number, (name, style) in enumerate(self._styles().items())
         ]
         return found if any(isinstance(panel, Lines) for panel in self.panels) else []
@@ -141,9 +141,9 @@ class Picture:
         """For a file: with its heading and its legend."""
         lines = any(isinstance(panel, Lines) for panel in self.panels)
         handles = [
-            Line2D([], [], label=visible(name), **look(style, self.places)) for name, style in self._styles().items()
+            Line2D([], [], label=visible(name), **look(style, self.slots)) for name, style in self._styles().items()
         ]
-        return sheet(self.panels, self.places, self.heading, handles if lines else ())
+        return sheet(self.panels, self.slots, self.heading, handles if lines else ())
 
 
 def styles(arms: Sequence[Any]) -> dict[str, Style]:
@@ -156,16 +156,16 @@ def styles(arms: Sequence[Any]) -> dict[str, Style]:
     return found
 
 
-def look(style: Style, places: dict[str, int]) -> dict[str, Any]:
+def look(style: Style, slots: dict[str, int]) -> dict[str, Any]:
     """What matplotlib draws a line with."""
     if style.label == FLOOR:
         return {"color": SOFT, "linestyle": (0, (2, 2)), "linewidth": 1.2, "marker": ""}
     pattern = PATTERNS[style.pattern % len(PATTERNS)]
-    return {**drawing.look(style.label, places), "linestyle": pattern, "linewidth": 1.2, "markersize": 4.6}
+    return {**drawing.look(style.label, slots), "linestyle": pattern, "linewidth": 1.2, "markersize": 4.6}
 
 
 def sheet(
-    panels: Sequence[Lines | Dots], places: dict[str, int], heading: str = "", handles: Sequence[Line2D] = ()
+    panels: Sequence[Lines | Dots], slots: dict[str, int], heading: str = "", handles: Sequence[Line2D] = ()
 ) -> Figure:
     """Panels beside each other in rows; with a heading and a legend when they stand alone."""
     columns = min(COLUMNS, len(panels))
@@ -181,8 +181,8 @@ def sheet(
             for column, panel in enumerate(row):
                 left, bottom = column * WIDTH + panel.left, top - panel.height + BOTTOM
                 size = WIDTH - panel.left - RIGHT, panel.height - TOP - BOTTOM
-                place = (left / width, bottom / height, size[0] / width, size[1] / height)
-                _draw(figure.add_axes(place, facecolor="none"), panel, places)
+                box = (left / width, bottom / height, size[0] / width, size[1] / height)
+                _draw(figure.add_axes(box, facecolor="none"), panel, slots)
             top -= row_height
         if heading:
             figure.text(
@@ -194,7 +194,7 @@ def sheet(
     return figure
 
 
-def _draw(axes: Axes, panel: Lines | Dots, places: dict[str, int]) -> None:
+def _draw(axes: Axes, panel: Lines | Dots, slots: dict[str, int]) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     axes.tick_params(length=0, labelcolor=SOFT, labelsize=7.5, pad=3)
@@ -202,16 +202,16 @@ def _draw(axes: Axes, panel: Lines | Dots, places: dict[str, int]) -> None:
     axes.set_title(visible(panel.title), loc="left", size=9, weight="bold", color=INK, pad=7)
     axes.set_xlabel(visible(panel.x_name), color=SOFT, labelpad=3)
     if isinstance(panel, Lines):
-        _draw_lines(axes, panel, places)
+        _draw_lines(axes, panel, slots)
     else:
-        _draw_dots(axes, panel, places)
+        _draw_dots(axes, panel, slots)
 
 
-def _draw_lines(axes: Axes, panel: Lines, places: dict[str, int]) -> None:
+def _draw_lines(axes: Axes, panel: Lines, slots: dict[str, int]) -> None:
     for x, height in panel.bars:
         axes.bar([x], [height], width=0.8, color=LINE, zorder=0)
     for number, one in enumerate(panel.series):
-        drawn = look(one.style, places)
+        drawn = look(one.style, slots)
         gap = float("nan")
         xs, ys = [gap if x is None else x for x, *_ in one.points], [y for _, y, *_ in one.points]
         axes.plot(xs, ys, gid=f"tip-{number}", zorder=3, **drawn)
@@ -220,7 +220,7 @@ def _draw_lines(axes: Axes, panel: Lines, places: dict[str, int]) -> None:
                 axes.plot([x, x], [low, high], color=drawn["color"], linewidth=1, alpha=0.6, zorder=2)
     if panel.x_log:
         axes.set_xscale("log")
-    axes.set_xticks([place for place, _ in panel.ticks], [text for _, text in panel.ticks])
+    axes.set_xticks([position for position, _ in panel.ticks], [text for _, text in panel.ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     if sum(len(text) for _, text in panel.ticks) > 34:
         axes.tick_params(axis="x", labelsize=6, labelrotation=35)
@@ -238,9 +238,9 @@ def _draw_lines(axes: Axes, panel: Lines, places: dict[str, int]) -> None:
     axes.grid(axis="y", color=LINE, linewidth=0.8)
 
 
-def _draw_dots(axes: Axes, panel: Dots, places: dict[str, int]) -> None:
+def _draw_dots(axes: Axes, panel: Dots, slots: dict[str, int]) -> None:
     for number, row in enumerate(panel.rows):
-        drawn = {**look(row.style, places), "linestyle": "none"}
+        drawn = {**look(row.style, slots), "linestyle": "none"}
         if row.style.label == FLOOR:
             drawn |= {"marker": "|", "markersize": 7}
         axes.plot([row.low, row.high], [number, number], color=drawn["color"], linewidth=1.3, alpha=0.6)
@@ -263,10 +263,10 @@ def _draw_dots(axes: Axes, panel: Dots, places: dict[str, int]) -> None:
     axes.grid(axis="x", color=LINE, linewidth=0.8)
 
 
-def _mark(style: Style, places: dict[str, int]) -> Figure:
+def _mark(style: Style, slots: dict[str, int]) -> Figure:
     """A short piece of the line, for a page's legend."""
     figure = Figure((0.3, drawing.MARK), facecolor="none")
-    figure.add_artist(Line2D([0, 0.5, 1], [0.5] * 3, transform=figure.transFigure, **look(style, places)))
+    figure.add_artist(Line2D([0, 0.5, 1], [0.5] * 3, transform=figure.transFigure, **look(style, slots)))
     return figure
 
 

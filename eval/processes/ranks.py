@@ -78,7 +78,7 @@ def launched() -> bool:
 
 
 def find(device: str) -> Ranks:
-    """This process's place, from accelerate.
+    """This process's rank, from accelerate.
 
     Args:
         device: the device that the settings lead to on this machine; each rank uses its own of that kind.

@@ -7,8 +7,7 @@ JSON becomes these objects in `read`, and nothing else reads a run's JSON; they 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -23,28 +22,8 @@ Kind = TypeVar("Kind")
 Place = tuple[str, int, str, int]  # arm, seed, task, index
 
 
-class Mapped:
-    """Reading a row like a dict, until every reader takes attributes."""
-
-    def __getitem__(self, name: str) -> Any:
-        try:
-            return getattr(self, name)
-        except AttributeError:
-            raise KeyError(name) from None
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = getattr(self, name, default)
-        return default if value is None else value
-
-    def keys(self) -> Iterator[str]:
-        return (item.name for item in fields(cast(Any, self)))
-
-    def __contains__(self, name: str) -> bool:
-        return getattr(self, name, None) is not None
-
-
 @dataclass(frozen=True)
-class Record(Mapped):
+class Record:
     """One document under one arm and seed.
 
     Attributes:
@@ -81,7 +60,7 @@ class Record(Mapped):
 
 
 @dataclass(frozen=True)
-class Prompt(Mapped):
+class Prompt:
     """What a document asks, whatever the arm: both ends of its longest prompt, and the answer that is expected."""
 
     task: str
@@ -95,7 +74,7 @@ class Prompt(Mapped):
 
 
 @dataclass(frozen=True)
-class MeasuredBudget(Mapped):
+class MeasuredBudget:
     """What a prefill costs, measured over the prompts that were read.
 
     Attributes:
@@ -114,7 +93,7 @@ class MeasuredBudget(Mapped):
 
 
 @dataclass(frozen=True)
-class Budget(Mapped):
+class Budget:
     """`MeasuredBudget` of one arm at one length (None: tasks with their own lengths)."""
 
     arm: str
@@ -127,7 +106,7 @@ class Budget(Mapped):
 
 
 @dataclass(frozen=True)
-class Speed(Mapped):
+class Speed:
     """Time and memory of one arm at one length.
 
     Attributes:
@@ -155,7 +134,7 @@ class Speed(Mapped):
 
 
 @dataclass(frozen=True)
-class Check(Mapped):
+class Check:
     """What the self-test of batches found for one arm: status passed, failed or not checked, in nats."""
 
     check: str
@@ -167,7 +146,7 @@ class Check(Mapped):
 
 
 @dataclass(frozen=True)
-class ArmRun(Mapped):
+class ArmRun:
     """What an applied arm did: seconds, calls per layer (None: not patched), its description, notes."""
 
     arm: str
@@ -179,7 +158,7 @@ class ArmRun(Mapped):
 
 
 @dataclass(frozen=True)
-class Failure(Mapped):
+class Failure:
     """Something that went wrong; `documents` are the indices it is about; None: not about single documents."""
 
     arm: str | None
@@ -192,7 +171,7 @@ class Failure(Mapped):
 
 
 @dataclass(frozen=True)
-class ArmRow(Mapped):
+class ArmRow:
     """An arm as a file holds it (`Arm.to_dict`); `reason` says why a combination is no arm of the run."""
 
     name: str
@@ -207,8 +186,8 @@ class ArmRow(Mapped):
 
 
 @dataclass(frozen=True)
-class TaskRow(Mapped):
-    """A task at a length with its documents' hashes (`PreparedTask.to_dict`)."""
+class TaskRow:
+    """A task at a length with its documents' hashes (`PreparedTask.row`)."""
 
     name: str
     length: int | None
@@ -227,7 +206,7 @@ class TaskRow(Mapped):
 
 
 @dataclass(frozen=True)
-class SessionRow(Mapped):
+class SessionRow:
     """One start of a run: `sa-eval run` is the first, every `sa-eval resume` a further one."""
 
     started: str
@@ -236,7 +215,7 @@ class SessionRow(Mapped):
 
 
 @dataclass(frozen=True)
-class Merged(Mapped):
+class Merged:
     """Of a run that was put together from several: what each brought, and what they differ in."""
 
     runs: list[Facts]
@@ -251,7 +230,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Manifest(Mapped):
+class Manifest:
     """Everything about a run but its answers. `settings` are plain values, as `Settings.to_dict` gives them."""
 
     started: str
@@ -263,7 +242,7 @@ class Manifest(Mapped):
     tasks: list[TaskRow]
     schema: int = 1
     left_out: list[ArmRow] = field(default_factory=list)
-    keys: Facts | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    keys: Facts | None = None
     sessions: list[SessionRow] = field(default_factory=list)
     finished: str | None = None
     merged: Merged | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sa_eval.records.result_folder import Result
 
 NEARLY_FULL = 0.9  # an arm that reads so large a share of all pairs is hardly tested
-PLACES = 4  # that a terminal shows; the page has all
+NAMED = 4  # that a terminal shows; the page has all
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def lines(gates: Sequence[Gate], width: int) -> str:
     found = []
     for gate in gates:
         if gate.status != "passed":
-            hidden = len(gate.where) - PLACES
-            places = "; ".join(gate.where[:PLACES]) + (f"; and {hidden} more" if hidden > 0 else "")
-            text = f"{gate.gate}: {gate.text}{f' {places}' if places else ''}"
+            hidden = len(gate.where) - NAMED
+            named = "; ".join(gate.where[:NAMED]) + (f"; and {hidden} more" if hidden > 0 else "")
+            text = f"{gate.gate}: {gate.text}{f' {named}' if named else ''}"
             found.append(textwrap.fill(text, width, initial_indent="  ! ", subsequent_indent="    "))
     return "\n".join(found)

@@ -123,7 +123,8 @@ def to_csv(results: Results) -> str:
     arms = {arm.name: arm for arm in results.arms}
     budgets, speeds = by_arm_and_length(results.budgets), by_arm_and_length(results.speed)
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(CSV_COLUMNS), extrasaction="ignore", lineterminator="\n")
+    columns: list[str] = list(CSV_COLUMNS)
+    writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for cell in results.cells:
         measured = (rows.get((cell.arm, cell.length)) for rows in (budgets, speeds))

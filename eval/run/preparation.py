@@ -10,8 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 from sa_eval.budgets import measured_budget
-from sa_eval.records.types import Budget, Check
+from sa_eval.records.types import Budget
 from sa_eval.run import selftest
+from sa_eval.speed import clock
 
 Refused = Callable[[Any, str | None, Exception], None]
 
@@ -46,8 +47,6 @@ def latency(
     lm: Any, arms: Sequence[Any], tasks: Sequence[Any], directory: Any, progress: Any, refused: Refused
 ) -> None:
     """Prefill latency of one prompt per length; a length is measured for all arms in turns, or not at all."""
-    from sa_eval.speed import clock
-
     known = {(row.arm, row.length) for row in directory.speed()}
     prompts: dict[Any, list[int]] = {}
     for task in tasks:
@@ -82,5 +81,5 @@ def batch_invariance(lm: Any, arms: Sequence[Any], tasks: Sequence[Any], directo
     rows = [lm.prompt_row(request) for task in tasks for request in task.task.instances]
     with progress.step("self-test of batches"):
         found = selftest.check(lm, arms, rows)
-    directory.append(*(Check(**row) for row in found))
+    directory.append(*found)
     selftest.refuse(found)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from sa_eval.documents.prepared import requests_by_document
 from sa_eval.records.types import Prompt, Record
 from sa_eval.run.chunks import Chunk
 
@@ -63,8 +64,6 @@ def _record(chunk: Chunk, index: int, **answer: Any) -> Record:
 
 def prompts(task: Any) -> list[Prompt]:
     """What every document asks, once per run: both ends of its longest prompt, and the answer that is expected."""
-    from sa_eval.documents.prepared import requests_by_document
-
     rows = []
     for index, asked in enumerate(requests_by_document(task.task)):
         prompt = max((str(request.args[0]) for request in asked), key=len)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from sa_eval.records.types import Check
 from sa_eval.settings.values import SettingsError
 
 CHECK = "batch invariance"
@@ -49,7 +50,7 @@ def prompts_from(rows: Sequence[Sequence[int]], batch_size: int) -> list[array]:
     ]
 
 
-def check(lm: Any, arms: Sequence[Any], rows: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+def check(lm: Any, arms: Sequence[Any], rows: Sequence[Sequence[int]]) -> list[Check]:
     """One row of checks.jsonl per arm; the first arm is the model without a patch.
 
     The status is passed, failed, covered (another arm that runs the same code was tested) or skipped.
@@ -57,8 +58,8 @@ def check(lm: Any, arms: Sequence[Any], rows: Sequence[Sequence[int]]) -> list[d
     if lm.batch_size == 1:
         return [_row(arm, "skipped", "every document runs alone (batch size 1)") for arm in arms]
     prompts = prompts_from(rows, lm.batch_size)
-    found: dict[str, dict[str, Any]] = {}
-    unpatched = 0.0
+    found: dict[str, Check] = {}
+    unpatched: float | None = 0.0
     for alike in _same_code(arms):
         tested = None
         for arm in alike:
@@ -67,10 +68,10 @@ def check(lm: Any, arms: Sequence[Any], rows: Sequence[Sequence[int]]) -> list[d
                 found[arm.name] = _row(arm, "covered", text)
                 continue
             row = found[arm.name] = _tested(lm, arm, prompts, unpatched)
-            if row["status"] != "skipped":  # an arm that cannot run says nothing about the others
+            if row.status != "skipped":  # an arm that cannot run says nothing about the others
                 tested = arm.name
             if arm.window is None and tested is not None:
-                unpatched = row["worst"]
+                unpatched = row.worst
     return [found[arm.name] for arm in arms]
 
 
@@ -87,7 +88,7 @@ def _same_code(arms: Sequence[Any]) -> list[list[Any]]:
     ]
 
 
-def _tested(lm: Any, arm: Any, prompts: Sequence[array], unpatched: float) -> dict[str, Any]:
+def _tested(lm: Any, arm: Any, prompts: Sequence[array], unpatched: float | None) -> Check:
     """The row of one arm, with its first seed.
 
     Args:
@@ -103,19 +104,19 @@ def _tested(lm: Any, arm: Any, prompts: Sequence[array], unpatched: float) -> di
     finally:
         if patch is not None:
             patch.restore()
-    allowed = max(finding.rounding, UNPATCHED * unpatched) if arm.window else UNPATCHED * finding.rounding
+    allowed = max(finding.rounding, UNPATCHED * (unpatched or 0.0)) if arm.window else UNPATCHED * finding.rounding
     return _judged(arm, finding, allowed, len(prompts), middle)
 
 
-def refuse(found: Sequence[dict[str, Any]]) -> None:
+def refuse(found: Sequence[Check]) -> None:
     """Stop before scoring when an arm failed.
 
     Raises:
         SettingsError: which arms, by how much, and the way out.
     """
-    failed = [row for row in found if row["status"] == "failed"]
+    failed = [row for row in found if row.status == "failed"]
     if failed:
-        arms = ", ".join(f"{row['arm']} by {row['worst']:.3g} nats (allowed {row['allowed']:.3g})" for row in failed)
+        arms = ", ".join(f"{row.arm} by {row.worst:.3g} nats (allowed {row.allowed:.3g})" for row in failed)
         raise SettingsError(
             f"stopped before scoring: a document's answer depends on the other documents of its batch: {arms}. Scores "
             "would depend on --batch-size; --batch-size 1 runs every document alone, in a new run directory. This is a "
@@ -162,14 +163,14 @@ def _routes(model: Any) -> bool:
     return any((getattr(config, name, None) or 0) > 1 for name in ("num_experts", "num_local_experts"))
 
 
-def _judged(arm: Any, finding: Finding, allowed: float, documents: int, middle: bool) -> dict[str, Any]:
+def _judged(arm: Any, finding: Finding, allowed: float, documents: int, middle: bool) -> Check:
     passed = finding.worst <= allowed
     text = (
         f"{documents} documents alone and in one batch, padded and not: next-token log-probabilities differ by "
         f"{'a median' if middle else 'at most'} {finding.worst:.2g} nats"
     )
-    return {**_row(arm, "passed" if passed else "failed", text), "worst": finding.worst, "allowed": allowed}
+    return Check(CHECK, arm.name, "passed" if passed else "failed", text, finding.worst, allowed)
 
 
-def _row(arm: Any, status: str, text: str) -> dict[str, Any]:
-    return {"check": CHECK, "arm": arm.name, "status": status, "text": text, "worst": None, "allowed": None}
+def _row(arm: Any, status: str, text: str) -> Check:
+    return Check(CHECK, arm.name, status, text)

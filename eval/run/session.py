@@ -17,7 +17,7 @@ from sa_eval.records import resume, types
 from sa_eval.records.directory import MANIFEST, RunDirectory
 from sa_eval.records.keys import Keys, parts_of
 from sa_eval.records.opening import differences
-from sa_eval.records.types import ArmRow, ArmRun, Facts, Failure, Manifest, Place, SessionRow, TaskRow
+from sa_eval.records.types import ArmRow, ArmRun, Facts, Failure, Manifest, Place, SessionRow
 from sa_eval.run import preparation, samples
 from sa_eval.run.chunks import Chunk
 from sa_eval.run.trouble import DocumentsFailed, Trouble, trouble_of
@@ -87,7 +87,7 @@ class Session:
             resume.check_run(self.directory, self.earlier, self.settings, self.keys)
         self.tasks = selection.all_tasks(self.settings, self.lm, self.progress, self._task_failed)
         if self.earlier and self.ranks.main:
-            rows = [_row(task) for task in self.tasks]
+            rows = [task.row() for task in self.tasks]
             resume.check_documents(self.directory, self.earlier, rows)
             resume.check_records(self.directory, self.keys, self.arms, rows)
         self.done = {record.place for record in self.directory.records() if record.error is None}
@@ -144,7 +144,7 @@ class Session:
             hardware=hardware,
             arms=[ArmRow(**arm.to_dict()) for arm in self.arms],
             left_out=[ArmRow(**row) for row in left_out(self.settings)],
-            tasks=resume.merged_tasks(self.earlier, [_row(task) for task in self.tasks]),
+            tasks=resume.merged_tasks(self.earlier, [task.row() for task in self.tasks]),
             keys=self.keys.parts,
             sessions=[*self.sessions, SessionRow(self.started, self.ranks.world, hardware)],
             finished=finished,
@@ -234,7 +234,3 @@ class Session:
         self.directory.append(Failure(name, seed, task, trouble.message, session, trouble.traceback, documents))
         where = " · ".join(text for text in (name, task) if text)
         self.progress.say(f"failed: {where + ': ' if where else ''}{trouble.message.splitlines()[0][:WORDS_SHOWN]}")
-
-
-def _row(task: Any) -> TaskRow:
-    return TaskRow(**task.to_dict())

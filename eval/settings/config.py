@@ -1,7 +1,7 @@
 """The settings of a run: one frozen dataclass that flags and files both fill.
 
-Its fields and the options of sa_patch's variants carry their own help, bounds and choices. Unknown keys and wrong types
-are fatal: a typo must never silently run another experiment.
+Its fields and the options that sa_patch's variants declare carry their own help, bounds and choices. Unknown keys and
+wrong types are fatal: a typo must never silently run another experiment.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from sa_eval.messages import shown
 from sa_eval.settings import named_arms, published
+from sa_eval.settings.declared import Option, declared
 from sa_eval.settings.setting import Setting, setting, settings_of
 from sa_eval.settings.values import SettingsError, nearest
-from sa_patch import variants
 
 DEFAULTS: dict[str, Any] = {"window": (64, 256)}  # where a run's default is not the option's own
 
@@ -50,7 +50,7 @@ class Settings:
     kernel: str = setting("auto", "sa_patch kernel")
     batch_size: int | None = setting(
         None,
-        "documents per forward pass (default: 16; 2 on a CPU, where larger batches only leave the caches)",
+        "documents per forward pass (default: 16; on a CPU as many as hold 1,024 tokens, 2 to 16)",
         minimum=1,
     )
     threads: int | None = setting(
@@ -66,7 +66,7 @@ class Settings:
     device_map: str | None = setting(None, "accelerate's device map, for models larger than one device")
     tp: bool = setting(
         False,
-        "tensor parallel: the processes of torchrun or accelerate launch hold one model together, in place of a share "
+        "tensor parallel: the processes of torchrun or accelerate launch hold one model together, in index of a share "
         "of the documents each",
     )
     use_safetensors: bool = setting(
@@ -88,7 +88,7 @@ class Settings:
         None,
         "numbers to compare with, and their source",
         optional=True,
-        read=lambda name, value: published.checked(value, list(variants.modes())),
+        read=lambda name, value: published.checked(value, list(declared().modes)),
         in_files_only=True,
     )
     out: str | None = setting(None, "run directory (default: runs/<time>-<model>)")
@@ -100,15 +100,10 @@ class Settings:
 
 def option_settings() -> list[Setting]:
     """The options of all variants as settings of a run, which has `seeds` of its own."""
-    shared = {item.name for item in variants.options_of(variants.Variant)}
-    return [
-        Setting.of_option(item, _default(item), "" if name in shared else " and ".join(variants.owners(name)))
-        for name, item in variants.all_options().items()
-        if name != "seed"
-    ]
+    return [Setting.of_option(item, _default(item)) for name, item in declared().options.items() if name != "seed"]
 
 
-def _default(option: variants.Option) -> Any:
+def _default(option: Option) -> Any:
     return DEFAULTS.get(option.name, (option.default,) if option.swept else option.default)
 
 
@@ -120,10 +115,11 @@ def known_settings() -> dict[str, Setting]:
     """
     own, options = settings_of(Settings), {item.name: item for item in option_settings()}
     for name in own.keys() & options.keys():
-        raise TypeError(f"option {name!r} of mode {' and '.join(variants.owners(name))} has the name of a setting")
+        owners = " and ".join(declared().options[name].owners)
+        raise TypeError(f"option {name!r} of mode {owners} has the name of a setting")
     names = list(own)
-    place = names.index("doc_seed") + 1
-    return {name: (own | options)[name] for name in [*names[:place], *options, *names[place:]]}
+    index = names.index("doc_seed") + 1
+    return {name: (own | options)[name] for name in [*names[:index], *options, *names[index:]]}
 
 
 def _plain(value: Any) -> Any:
@@ -157,7 +153,7 @@ def to_yaml(settings: Settings) -> str:
 
 
 def _check_modes(settings: Settings) -> None:
-    known = list(variants.modes())
+    known = list(declared().modes)
     for mode in (*settings.modes, *(entry.mode for entry in settings.arms)):
         if mode not in known:
             raise SettingsError(f"mode {shown(mode)} is not known: {nearest(mode, known)}")

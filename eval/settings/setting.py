@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sa_eval.messages import shown
 from sa_eval.settings import layer_sets
+from sa_eval.settings.declared import Option
 from sa_eval.settings.values import LARGEST, SettingsError, nearest, number, refuse_doubles, switch, text
-from sa_patch.variants.options import Option, meaning
 
+KINDS: dict[Any, str] = {bool: "switch", int: "integer", str: "text"}
 LAYERS = (
     ": numbers and slices (1::2: every second one from the second) joined by commas; / sets several sets apart, as in "
     "none/0,-1/1::2; in a file a list, or a list of lists"
@@ -47,14 +49,15 @@ class Setting:
     in_files_only: bool = False
 
     @classmethod
-    def of_option(cls, option: Option, default: Any, owners: str) -> Setting:
+    def of_option(cls, option: Option, default: Any) -> Setting:
         """An option of variants: a list of values where a run can compare several."""
         many, layers = option.swept, option.kind == "layers"
+        owners = "" if option.shared else f" ({' and '.join(option.owners)} only)"
         return cls(
             option.name,
             option.kind,
             default,
-            option.help + (LAYERS if layers else "") + (f" ({owners} only)" if owners else ""),
+            option.help + (LAYERS if layers else "") + owners,
             option.words,
             many,
             option.optional,
@@ -126,5 +129,8 @@ def _read(item: Any, annotation: Any) -> Setting:
     if "read" in rule:
         return Setting(item.name, "own", item.default, **rule)
     many = get_origin(annotation) is tuple
-    kind, words, optional = meaning(get_args(annotation)[0] if many else annotation)
-    return Setting(item.name, kind, item.default, words=words, many=many, optional=optional, **rule)
+    item_type = get_args(annotation)[0] if many else annotation
+    parts = get_args(item_type) if get_origin(item_type) in (Union, UnionType) else (item_type,)
+    words = tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
+    kind = next((KINDS[part] for part in parts if part in KINDS), "choice")
+    return Setting(item.name, kind, item.default, words=words, many=many, optional=NoneType in parts, **rule)

@@ -158,7 +158,7 @@ def _slower(rows: Sequence[Row]) -> list[str]:
     mark = " (~: the repeats of both overlap)"
     found = []
     for where, slow in (("to the first token", first), ("after it", later)):
-        listed = "; ".join(f"{arm} {', '.join(places)}" for arm, places in slow.items())
+        listed = "; ".join(f"{arm} {', '.join(lengths)}" for arm, lengths in slow.items())
         found += [f"Slower than full {where}{mark}: {listed}."] if slow else []
     return found
 

@@ -67,6 +67,9 @@ def _attention(
             if not prompt and query.shape[2] == geometry.columns.length:  # generate's prompt may come in chunks
                 module.__dict__["_sa_patch"].warn_if_short(geometry.columns.length)
         output = attend(query, key, value, geometry, layer, factor, prompt=prompt)
+        observer = module.__dict__["_sa_patch"].observer
+        if observer is not None:
+            observer(layer.layer_idx, query, key, value, factor)
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -2,11 +2,12 @@
 
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sa_patch.forward import Layer
 from sa_patch.plan import Plan
@@ -34,6 +35,8 @@ class State:
     snapshot: dict[str, Any] = field(default_factory=dict)  # the original config's values when it was copied
     prompt_threads: set[int] = field(default_factory=set)  # those in which generate is at its prompt
     told: str | None = None  # the implementation set behind the patch that its user was warned of
+    # Called by every layer of an eager call with (layer, query, key, value, scaling), heads before any grouping.
+    observer: Callable[[int, Tensor, Tensor, Tensor, float], None] | None = None
     short_told: bool = False  # whether its user was warned of a prompt that is not longer than the window
 
     @property

@@ -2,6 +2,7 @@
 
 import ast
 from collections import defaultdict
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -18,7 +19,7 @@ ALLOWED = {
     "loading": {"settings"},
     "estimate": {"loading", "settings"},
     "lm": {"loading", "settings"},
-    "documents": {"lm", "settings", "tasks"},
+    "documents": {"lm", "records", "settings", "tasks"},
     "processes": {"records", "settings"},
     "results": {"records", "settings"},
     "page": {"records", "results", "settings"},
@@ -60,6 +61,7 @@ def imported(file: Path) -> set[str]:
     return {name.split(".")[1] for name in found if name.startswith("sa_eval.")} - NOT_CODE
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     found = defaultdict(set)
     for file in ROOT.rglob("*.py"):

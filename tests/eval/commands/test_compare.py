@@ -194,8 +194,8 @@ def test_unequal_scores_under_one_key_are_told(run, tmp_path):
 
 def test_a_document_that_failed_in_one_run_counts_from_the_other(run, tmp_path):
     one, two = run("one"), run("two")
-    broken = next(row for row in one.records() if row["arm"] == "full")
-    keep_records(one, "full", lambda row: row["index"] != broken["index"] or row["task"] != broken["task"])
+    broken = next(row for row in one.records() if row.arm == "full")
+    keep_records(one, "full", lambda row: row.index != broken.index or row.task != broken.task)
     one.append_records([replace(broken, score=0.0, error="RuntimeError: no")])
     one.append(Failure("full", 0, broken.task, "RuntimeError: no", documents=[broken.index]))
     assert summarised(one)["answered"][0]["failed"] == 1
@@ -341,14 +341,11 @@ def test_arms_that_cannot_be_compared_are_said(run, capsys):
 
 def test_unfinished_runs_are_compared_on_what_both_answered(run, tmp_path):
     one, two = run("one"), run("two", draw=1)
-    keep_records(one, "full", lambda row: row["index"] < 30)
-    keep_records(two, "full", lambda row: row["index"] >= 5)
+    keep_records(one, "full", lambda row: row.index < 30)
+    keep_records(two, "full", lambda row: row.index >= 5)
     found = compared(tmp_path, path(one), path(two), "--arm-a", "full", "--arm-b", "full")
     overall = next(row for row in found["rows"] if row["name"] == "overall")
-    scores = [
-        {(row["task"], row["index"]): row["score"] for row in side.records() if row["arm"] == "full"}
-        for side in (one, two)
-    ]
+    scores = [{(row.task, row.index): row.score for row in side.records() if row.arm == "full"} for side in (one, two)]
     shared = scores[0].keys() & scores[1].keys()
     assert overall["documents"] == len(shared) == 75
     assert overall["difference"] == pytest.approx(sum(scores[1][key] - scores[0][key] for key in shared) / 75)
@@ -356,8 +353,8 @@ def test_unfinished_runs_are_compared_on_what_both_answered(run, tmp_path):
 
 def test_too_few_documents_in_common_are_no_comparison(run, capsys):
     one, two = run("one"), run("two")
-    keep_records(one, "full", lambda row: row["index"] < 25)
-    keep_records(two, "full", lambda row: row["index"] >= 15)
+    keep_records(one, "full", lambda row: row.index < 25)
+    keep_records(two, "full", lambda row: row.index >= 15)
     names = ("compare", path(one), path(two), "--arm-a", "full", "--arm-b", "full")
     assert "no arm with answers in common" in refused(capsys, *names)
 
@@ -367,7 +364,7 @@ def test_copies_of_a_document_are_paired_in_order(run, tmp_path):
     for directory in directories:
         tasks = [replace(task, hashes=["same"] * 10) for task in directory.manifest().tasks]
         for arm, seed in PASSES:
-            change_records(directory, arm, lambda row: replace(row, hash="same") if row["index"] < 10 else None, seed)
+            change_records(directory, arm, lambda row: replace(row, hash="same") if row.index < 10 else None, seed)
         change(directory, tasks=tasks)
     found = compared(tmp_path, *map(path, directories))
     assert all(row["difference"] == 0 and row["won"] == 0 for row in found["rows"])

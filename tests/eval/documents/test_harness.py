@@ -22,6 +22,8 @@ from sa_eval.run import runner
 from sa_eval.settings.arms import arms_from
 from sa_eval.settings.config import SettingsError, settings_from
 
+pytestmark = pytest.mark.usefixtures("few_tasks", "few_words")
+
 ROWS = [
     {
         "text": f"The clerk examined bundle {number} near the square. It was",
@@ -65,6 +67,15 @@ def task_files(tmp_path, monkeypatch):
     return [str(tmp_path / "choice.yaml"), str(tmp_path / "text.yaml")]
 
 
+def test_an_empty_choice_of_the_first_document_is_named(task_files, tmp_path):
+    row = {"text": "The clerk was", "choices": [" clever", ""], "gold": 0}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    _, results = run(tmp_path / "run", tasks=task_files)
+    (failure,) = results["failures"]
+    assert failure["task"] == task_files[0]
+    assert failure["error"].startswith(f"ValueError: document 0 of {task_files[0]}: choice 1 ('') has no text")
+
+
 @pytest.mark.parametrize("num_samples", [3, "all"])
 def test_any_task_runs_with_its_own_metric_and_documents(task_files, tmp_path, num_samples):
     harness.check_names(task_files)
@@ -72,11 +83,11 @@ def test_any_task_runs_with_its_own_metric_and_documents(task_files, tmp_path, n
     assert not results["failures"]
     records = list(directory.records())
     assert len(records) == 2 * 2 * (len(ROWS) if num_samples == "all" else 3)
-    assert {(record["task"], record["metric"]) for record in records} == {
+    assert {(record.task, record.metric) for record in records} == {
         ("local_choice", "acc"),
         ("local_text", "exact_match"),
     }
-    assert all("acc_norm" in record["metrics"] for record in records if record["task"] == "local_choice")
+    assert all("acc_norm" in record.metrics for record in records if record.task == "local_choice")
     assert all(row["length"] is None for row in results["budgets"])
 
 
@@ -102,7 +113,7 @@ def test_a_task_where_less_is_better_is_refused_and_the_others_go_on(task_files,
     directory, results = run(tmp_path / "run", tasks=[task_files[0], str(worse)], num_samples=2)
     assert len(results["failures"]) == 1
     assert "less is better" in results["failures"][0]["error"]
-    assert {record["task"] for record in directory.records()} == {"local_choice"}
+    assert {record.task for record in directory.records()} == {"local_choice"}
 
 
 LETTERS = ["A", "B", "C", "D"]
@@ -184,7 +195,7 @@ def paper(hub, tmp_path, monkeypatch):
 def test_the_papers_tasks_run_through_lm_evals_own_files_and_report_both_metrics(paper):
     directory, results = paper
     assert not results["failures"]
-    metrics = {record["name"]: (record["metric"], set(record["metrics"])) for record in directory.records()}
+    metrics = {record.name: (record.metric, set(record.metrics)) for record in directory.records()}
     assert metrics == {
         "mmlu_virology": ("acc", {"acc"}),
         "boolq": ("acc", {"acc"}),
@@ -201,13 +212,13 @@ def test_the_papers_tasks_run_through_lm_evals_own_files_and_report_both_metrics
     gold = {"hellaswag": [0, 1, 2, 3], "arc_easy": [0, 1, 1, 0]}
     disagreed = 0
     for record in directory.records():
-        if record["name"] not in choices:
+        if record.name not in choices:
             continue
-        likelihoods = np.array(record["output"])
-        lengths = np.array([len(text.strip()) for text in choices[record["name"]]])
-        right = gold[record["name"]][record["index"]]
-        assert record["score"] == record["metrics"]["acc"] == float(likelihoods.argmax() == right)
-        assert record["metrics"]["acc_norm"] == float((likelihoods / lengths).argmax() == right)
+        likelihoods = np.array(record.output)
+        lengths = np.array([len(text.strip()) for text in choices[record.name]])
+        right = gold[record.name][record.index]
+        assert record.score == record.metrics["acc"] == float(likelihoods.argmax() == right)
+        assert record.metrics["acc_norm"] == float((likelihoods / lengths).argmax() == right)
         disagreed += likelihoods.argmax() != (likelihoods / lengths).argmax()
     assert disagreed  # the two metrics are told apart here
 
@@ -216,7 +227,7 @@ def test_code_that_a_model_writes_runs_only_when_that_is_confirmed(hub, tmp_path
     directory, results = run(tmp_path / "run", tasks=["humaneval", "boolq"])
     (failure,) = results["failures"]
     assert failure["task"] == "humaneval" and "--confirm-unsafe-code" in failure["error"]
-    assert {record["name"] for record in directory.records()} == {"boolq"}
+    assert {record.name for record in directory.records()} == {"boolq"}
     assert "HF_ALLOW_CODE_EVAL" not in os.environ and "openai/openai_humaneval" not in hub
 
 
@@ -246,7 +257,7 @@ def test_a_group_that_lm_eval_weighs_by_size_counts_as_one_task(hub, tmp_path, m
     directory, results = run(tmp_path / "run", tasks=["subjects", "boolq"], seeds=[0, 1], num_samples="all")
     scores = {arm: {"subjects": [], "boolq": []} for arm in ("full", "sa-w8")}
     for record in directory.records():
-        scores[record["arm"]]["boolq" if record["name"] == "boolq" else "subjects"].append(record["score"])
+        scores[record.arm]["boolq" if record.name == "boolq" else "subjects"].append(record.score)
     cells = {(cell["arm"], cell["name"]): cell for cell in results["cells"]}
     assert cells["full", "mmlu_virology"]["accuracy"] != cells["full", "mmlu_astronomy"]["accuracy"]
     for arm, (subjects, boolq) in ((arm, found.values()) for arm, found in scores.items()):
@@ -262,7 +273,7 @@ def test_one_member_of_a_group_that_cannot_be_fetched_costs_no_other(hub, tmp_pa
     (failure,) = results["failures"]
     assert failure["task"] == "hellaswag" and "cannot reach Rowan/hellaswag" in failure["error"]
     assert [(task["name"], task["family"]) for task in results["tasks"]] == [("boolq", "pair")]
-    assert {record["name"] for record in directory.records()} == {"boolq"}
+    assert {record.name for record in directory.records()} == {"boolq"}
 
 
 def prepared(name, **given):
@@ -275,7 +286,7 @@ def prepared(name, **given):
 def test_solved_examples_are_drawn_alike_every_time_and_counted(hub):
     none, two, again = prepared("boolq"), prepared("boolq", num_fewshot=2), prepared("boolq", num_fewshot=2)
     assert two.hashes == again.hashes != none.hashes
-    assert [task.to_dict()["num_fewshot"] for task in (none, two)] == [0, 2]
+    assert [task.row().num_fewshot for task in (none, two)] == [0, 2]
     assert [request.args[0].count("Question:") for request in two.task.instances] == [3] * 6
     other = prepared("boolq", num_fewshot=2, doc_seed=1)
     assert other.hashes != two.hashes
@@ -283,7 +294,7 @@ def test_solved_examples_are_drawn_alike_every_time_and_counted(hub):
 
 def test_a_task_that_fixes_zero_examples_keeps_it(hub):
     task = prepared("humaneval", num_fewshot=3, confirm_unsafe_code=True)
-    assert task.to_dict()["num_fewshot"] == 0 and task.task.instances[0].args[0] == "def f0():\n"
+    assert task.row().num_fewshot == 0 and task.task.instances[0].args[0] == "def f0():\n"
 
 
 def test_longbench_is_loaded_from_the_hub_and_says_when_it_cannot_be(hub, tmp_path, monkeypatch):
@@ -292,7 +303,7 @@ def test_longbench_is_loaded_from_the_hub_and_says_when_it_cannot_be(hub, tmp_pa
         monkeypatch.setitem(sys.modules, package, mock.MagicMock())
     with mock.patch.dict(HUB, {"Xnhyacinth/LongBench": [row] * 3}):
         directory, results = run(tmp_path / "run", tasks=["longbench_2wikimqa"], num_samples=2)
-    assert not results["failures"] and {record["metric"] for record in directory.records()} == {"score"}
+    assert not results["failures"] and {record.metric for record in directory.records()} == {"score"}
     with pytest.raises(SettingsError, match="cannot reach Xnhyacinth/LongBench"):
         run(tmp_path / "none", tasks=["longbench_2wikimqa"])
 

@@ -300,11 +300,11 @@ def test_an_interval_needs_two_passages_and_holds_the_mean(tiny):
 
 def test_long_passages_are_probed_in_places_spread_over_them(monkeypatch):
     monkeypatch.setattr(layer_errors, "PROBED", 16)
-    places = layer_errors.places_to_probe(100)
+    places = layer_errors.positions_to_probe(100)
     assert len(places) == 16 and bool((np.diff(places) > 0).all())
     edges = np.linspace(0, 100, 17).astype(int)
     assert all(low <= place < high for place, low, high in zip(places, edges[:-1], edges[1:], strict=True))
-    assert list(layer_errors.places_to_probe(16)) == list(range(16))
+    assert list(layer_errors.positions_to_probe(16)) == list(range(16))
 
 
 def test_probed_places_estimate_the_whole(tiny, monkeypatch):

@@ -22,6 +22,8 @@ from sa_eval.run import runner
 from sa_eval.settings.config import settings_from
 from sa_eval.settings.values import SettingsError
 
+pytestmark = pytest.mark.usefixtures("few_tasks")
+
 TEXT = "The clerk examined the bundle near the square and the magic number was late again"
 ROWS = [
     {
@@ -121,7 +123,7 @@ def test_scores_are_those_of_sa_eval_document_by_document(tasks):
     )
     runner.run(settings, Progress(enabled=False))
     directory = RunDirectory(tasks / "run")
-    records = {(row["arm"], row["name"], row["index"]): row["output"] for row in directory.records()}
+    records = {(row.arm, row.name, row.index): row.output for row in directory.records()}
     for mode in ("full", "sa-bucket"):
         lm = sparse(mode=mode, window=12, seed=1, dense_tail=3, dtype="float32", batch_size=3)
         found = answers(lm, tasks)

@@ -24,7 +24,7 @@ def records(model, folder, **given):
     runner.run(settings_from({**settings, **given}), Progress(enabled=False))
     directory = RunDirectory(folder)
     assert directory.failures() == []
-    return {(row["arm"], row["task"], row["index"]): row for row in directory.records()}
+    return {(row.arm, row.task, row.index): row for row in directory.records()}
 
 
 @pytest.mark.parametrize("memory", [None, 144_000, 60_000], ids=["all there", "layers on disk", "everything on disk"])

@@ -20,7 +20,10 @@ from sa_eval.loading import model_files
 from sa_eval.settings.config import SettingsError, settings_from
 
 # RULER's documents are made in a forked child; newer Pythons warn about forking a process that has threads.
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+    pytest.mark.usefixtures("few_words"),
+]
 
 MARKER = "the-code-ran"
 CODE = """

@@ -149,8 +149,8 @@ def test_the_filter_shows_the_documents_it_says(visit, directory, outcome, sign)
     page = visit()
     scores = {}
     for record in directory.records():
-        if record["task"] == "majority_topic@512":
-            scores.setdefault((record["arm"], record["index"]), []).append(record["score"])
+        if record.task == "majority_topic@512":
+            scores.setdefault((record.arm, record.index), []).append(record.score)
     means = {place: sum(found) / len(found) for place, found in scores.items()}
     wanted = {i for i in range(12) if sign * (means["sa-w64", i] - means["moba-w64", i]) > 0}
     for name, value in {"arm": "sa-w64", "base": "moba-w64", "outcome": outcome, "task": "majority_topic@512"}.items():

@@ -268,9 +268,9 @@ def test_heatmaps_show_the_mean_of_the_records(run):
     directory, _, page = run
     scores = {}
     for record in directory.records():
-        if record["depth"] is not None:
-            place = record["arm"], int(record["depth"] * 5), record["length"]
-            scores.setdefault(place, []).append(record["score"])
+        if record.depth is not None:
+            place = record.arm, int(record.depth * 5), record.length
+            scores.setdefault(place, []).append(record.score)
     _, rows, small = tables(page)["Accuracy in % by depth and length, and answers counted"]
     assert len(rows) == 5 * 4
     for position, (row, fine) in enumerate(zip(rows, small, strict=True)):
@@ -283,7 +283,7 @@ def test_documents_that_differ_are_shown_with_all_answers(run):
     directory, _, page = run
     scores = {}
     for record in directory.records():
-        scores.setdefault((record["task"], record["index"]), {}).setdefault(record["arm"], []).append(record["score"])
+        scores.setdefault((record.task, record.index), {}).setdefault(record.arm, []).append(record.score)
     means = {place: {arm: np.mean(found) for arm, found in by.items()} for place, by in scores.items()}
     differ = {place for place, by_arm in means.items() if len(set(by_arm.values())) > 1}
     body = lxml.html.fromstring(page)
@@ -320,7 +320,7 @@ def test_the_csv_holds_every_document_that_differs_with_whole_answers(run):
     rows = list(csv.DictReader(io.StringIO((directory.path / "figures/documents.csv").read_text(encoding="utf-8"))))
     said = {}
     for record in directory.records():
-        said.setdefault((record["task"], record["index"], record["arm"]), []).append(record["output"])
+        said.setdefault((record.task, record.index, record.arm), []).append(record.output)
     assert len(rows) > 4 * document_list.MOST and len({(row["task"], row["index"]) for row in rows}) * 4 == len(rows)
     for row in rows:
         assert json.loads(row["answers"]) == said[row["task"], int(row["index"]), row["arm"]]
@@ -381,7 +381,7 @@ def test_published_numbers_stand_beside_the_measured_ones(tmp_path):
 def test_a_failed_document_says_so_and_an_unfinished_arm_is_not_compared(tmp_path):
     directory = planted_run(tmp_path / "run", documents=4, lengths="512")
     (directory.path / "records" / "moba-w64.seed0.jsonl").unlink()
-    record = next(record for record in directory.records() if record["arm"] == "swa-w64")
+    record = next(record for record in directory.records() if record.arm == "swa-w64")
     directory.append_records([replace(record, score=0.0, output=None)])
     results, page = rendered(directory)
     assert results["unfinished"] == ["moba-w64"]

@@ -95,9 +95,7 @@ def test_launchers_start_it(run_model, whole, tmp_path, launcher):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found, wanted = by_place(out), by_place(whole)
-    assert {place: row["score"] for place, row in found.items()} == {
-        place: row["score"] for place, row in wanted.items()
-    }
+    assert {place: row.score for place, row in found.items()} == {place: row.score for place, row in wanted.items()}
     assert any(".rank1." in name for name in lines(out))
 
 

@@ -37,13 +37,12 @@ def assert_same_scores(out, wanted):
     found, expected = by_place(out), by_place(wanted)
     assert found.keys() == expected.keys() and sum(lines(out).values()) == len(found)
     for place, row in found.items():
-        assert (row["hash"], row["key"], row["score"]) == tuple(
-            expected[place][name] for name in ("hash", "key", "score")
-        )
-        if isinstance(row["output"], list):
-            assert row["output"] == pytest.approx(expected[place]["output"], abs=2e-4)
+        same = expected[place]
+        assert (row.hash, row.key, row.score) == (same.hash, same.key, same.score)
+        if isinstance(row.output, list):
+            assert row.output == pytest.approx(same.output, abs=2e-4)
         else:
-            assert row["output"] == expected[place]["output"]
+            assert row.output == same.output
 
 
 def test_two_processes_with_half_a_model_each_leave_the_run_of_one(model, tmp_path):
@@ -66,7 +65,7 @@ def test_a_dead_process_stops_the_run_and_resume_completes_it(model, tmp_path, v
     processes[victim].kill()
     assert ended(processes[1 - victim]) == 1
     finished = by_place(out)
-    assert 5 <= len(finished) < 24 and not [row for row in finished.values() if "error" in row]
+    assert 5 <= len(finished) < 24 and not [row for row in finished.values() if row.error]
     if victim:
         assert "process 1 of 2" in (tmp_path / "log0").read_text() and (out / "report.html").exists()
     assert statuses(launch(["resume", str(out)], tmp_path)) == [0, 0]

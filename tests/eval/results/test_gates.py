@@ -79,7 +79,7 @@ def test_without_swa_budgets_are_held_against_the_window(tmp_path):
 
 
 def test_failures_are_failed_gates(directory):
-    edit(directory, "sa-w64", lambda row: {"error": "RuntimeError: no"} if row["index"] < 2 else {}, seed=1)
+    edit(directory, "sa-w64", lambda row: {"error": "RuntimeError: no"} if row.index < 2 else {}, seed=1)
     directory.append(Failure(None, None, "kv_retrieval@512", "OSError: no network"))
     directory.append(Failure("sa-w64", None, None, "RuntimeError: no"))
     where = ("sa-w64 seed 1: 6 of 120", "run · kv_retrieval@512", "sa-w64 · everything")
@@ -87,8 +87,8 @@ def test_failures_are_failed_gates(directory):
 
 
 def test_an_interrupted_run_says_what_is_there(directory):
-    keep_records(directory, "swa-w64", lambda row: row["index"] < 30)
-    keep_records(directory, "sa-w64", lambda row: row["index"] < 3)
+    keep_records(directory, "swa-w64", lambda row: row.index < 30)
+    keep_records(directory, "sa-w64", lambda row: row.index < 3)
     keep_records(directory, "sa-w64", lambda row: False, seed=1)
     directory.append(Failure(None, None, None, "interrupted by the user"))
     found = gate(directory, "arms unfinished")
@@ -108,7 +108,7 @@ def test_a_single_seed_is_luck_of_unknown_size(tmp_path):
 
 def test_empty_answers_are_held_against_fulls(directory):
     def empty(row):
-        return {"output": " \n"} if row["index"] % 4 == 0 else {}
+        return {"output": " \n"} if row.index % 4 == 0 else {}
 
     edit(directory, "swa-w64", empty)
     warns(directory, "empty answers", "swa-w64: 25% empty (full: 0%)")
@@ -120,7 +120,7 @@ def test_empty_answers_are_held_against_fulls(directory):
 
 
 def test_truncation_and_prompts_beyond_their_length_are_said(directory):
-    edit(directory, "sa-w64", lambda row: {"prompt_tokens": 513 if row["index"] == 0 else 512})
+    edit(directory, "sa-w64", lambda row: {"prompt_tokens": 513 if row.index == 0 else 512})
     directory.append(Failure("swa-w64", None, "cloze@512", "TruncationError: too long"))
     warns(directory, "truncation", "swa-w64 · cloze@512", "sa-w64 seed 0: 3 prompts")
 

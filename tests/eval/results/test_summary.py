@@ -26,8 +26,8 @@ def scores_of(directory, arm, task):
     """[documents], seeds averaged, straight from the lines."""
     found = {}
     for record in directory.records():
-        if (record["arm"], record["task"]) == (arm, task):
-            found.setdefault(record["index"], []).append(0.0 if "error" in record else record["score"])
+        if (record.arm, record.task) == (arm, task):
+            found.setdefault(record.index, []).append(0.0 if record.error else record.score)
     return {index: float(np.mean(values)) for index, values in found.items()}
 
 
@@ -215,7 +215,7 @@ def test_failed_documents_count_as_wrong(tmp_path):
     failure = {"error": "RuntimeError: no", "score": 1.0}
 
     def fail(row):
-        return replace(row, **failure) if row["task"] == "needle_single@512" and row["index"] < 10 else row
+        return replace(row, **failure) if row.task == "needle_single@512" and row.index < 10 else row
 
     change_records(directory, "full", fail)
     results = summarised(directory)
@@ -225,7 +225,7 @@ def test_failed_documents_count_as_wrong(tmp_path):
 
 def test_an_unfinished_arm_is_compared_on_the_documents_that_both_answered(tmp_path):
     directory = planted_run(tmp_path / "run")
-    keep_records(directory, "swa-w64", lambda row: row["index"] < 25)
+    keep_records(directory, "swa-w64", lambda row: row.index < 25)
     results = summarised(directory)
     row = cell_of(results, "swa-w64", "cloze")
     found = paired(directory, "swa-w64", "cloze@512")
@@ -241,7 +241,7 @@ def test_an_unfinished_arm_is_compared_on_the_documents_that_both_answered(tmp_p
 
 def test_a_task_less_than_half_done_is_left_out_and_so_is_what_pools_it(tmp_path):
     directory = planted_run(tmp_path / "run")
-    keep_records(directory, "swa-w64", lambda row: row["task"] != "cloze@512" or row["index"] < 19)
+    keep_records(directory, "swa-w64", lambda row: row.task != "cloze@512" or row.index < 19)
     results = summarised(directory)
     assert {row["name"] for row in results["cells"] if row["arm"] == "swa-w64"} == {
         *("retrieval", "aggregation", "needle_single", "majority_topic")
@@ -251,7 +251,7 @@ def test_a_task_less_than_half_done_is_left_out_and_so_is_what_pools_it(tmp_path
 
 def test_an_unfinished_full_arm_restricts_the_others_to_its_documents(tmp_path):
     directory = planted_run(tmp_path / "run")
-    keep_records(directory, "full", lambda row: row["index"] % 4 != 0)
+    keep_records(directory, "full", lambda row: row.index % 4 != 0)
     results = summarised(directory)
     row = cell_of(results, "sa-w64")
     assert row["documents"] == cell_of(results, "full")["documents"] == 90
@@ -263,9 +263,9 @@ def test_an_unfinished_full_arm_restricts_the_others_to_its_documents(tmp_path):
 
 def test_a_seed_that_is_not_half_through_is_left_out(tmp_path):
     directory = planted_run(tmp_path / "run", seeds="0,1,2")
-    keep_records(directory, "sa-w64", lambda row: row["index"] < 10, seed=2)
+    keep_records(directory, "sa-w64", lambda row: row.index < 10, seed=2)
     row = cell_of(summarised(directory), "sa-w64")
-    found = [record["score"] for record in directory.records() if record["arm"] == "sa-w64" and record["seed"] < 2]
+    found = [record.score for record in directory.records() if record.arm == "sa-w64" and record.seed < 2]
     assert row["documents"] == 120 and row["accuracy"] == pytest.approx(np.mean(found))
 
 
@@ -274,9 +274,7 @@ def test_the_spread_between_seeds_stands_apart_from_sampling(tmp_path):
     results = summarised(directory)
     row = cell_of(results, "sa-w64")
     by_seed = [
-        np.mean(
-            [record["score"] for record in directory.records() if (record["arm"], record["seed"]) == ("sa-w64", seed)]
-        )
+        np.mean([record.score for record in directory.records() if (record.arm, record.seed) == ("sa-w64", seed)])
         for seed in (0, 1, 2)
     ]
     assert row["seed_sd"] == pytest.approx(np.std(by_seed, ddof=1))
@@ -296,7 +294,7 @@ def test_the_spread_between_seeds_stands_apart_from_sampling(tmp_path):
 )
 def test_records_that_do_not_belong_are_refused(tmp_path, wrong, said):
     directory = planted_run(tmp_path / "run")
-    row = next(row for row in directory.records() if row["index"] == 3)
+    row = next(row for row in directory.records() if row.index == 3)
     directory.append_records([replace(row, **wrong)])
     with pytest.raises(summary.HashMismatch, match=said):
         summarised(directory)
@@ -320,7 +318,7 @@ def test_speed_rows_say_what_was_not_measured(planted):
 
 def test_without_full_a_latency_has_no_ratio(tmp_path):
     directory = planted_run(tmp_path / "run", documents=2)
-    rows = [row for row in directory.speed() if row["arm"] != "full"]
+    rows = [row for row in directory.speed() if row.arm != "full"]
     (directory.path / "speed.jsonl").unlink()
     directory.append(*rows)
     assert {row["speedup"] for row in summarised(directory)["speed"]} == {None}

@@ -22,9 +22,9 @@ def accuracy_from_records(directory, arm, length=None, families=None):
     """Straight from the lines: mean over tasks of the mean over documents (and seeds)."""
     by_task = {}
     for record in directory.records():
-        name, at = record["task"].split("@")
-        if record["arm"] == arm and length in (None, int(at)) and (families is None or FAMILIES[name] in families):
-            by_task.setdefault(record["task"], []).append(record["score"])
+        name, at = record.task.split("@")
+        if record.arm == arm and length in (None, int(at)) and (families is None or FAMILIES[name] in families):
+            by_task.setdefault(record.task, []).append(record.score)
     return float(np.mean([np.mean(scores) for scores in by_task.values()]))
 
 

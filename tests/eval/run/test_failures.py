@@ -51,7 +51,7 @@ def test_when_memory_runs_out_smaller_batches_are_tried_and_told(
     notes = {row.arm: row.notes for row in RunDirectory(out).arm_runs()}
     assert notes["full"] == [] and "cloze@192: out of memory, so batches of 1" in notes["swa-w24"]
     found, wanted = by_place(out), by_place(whole)
-    assert len(found) == 12 and all(row["score"] == wanted[place]["score"] for place, row in found.items())
+    assert len(found) == 12 and all(row.score == wanted[place].score for place, row in found.items())
 
 
 def test_an_arm_without_memory_counts_as_wrong_and_resume_tries_it_again(
@@ -65,9 +65,9 @@ def test_an_arm_without_memory_counts_as_wrong_and_resume_tries_it_again(
         failing(patch, error, lambda lm, requests: running[-1] == "swa-w24")
         assert main(begin(run_model, out, "--num-samples", "2")) == 1
     results, found = json.loads((out / "results.json").read_text()), by_place(out)
-    failed = {place for place, row in found.items() if "error" in row}
+    failed = {place for place, row in found.items() if row.error}
     assert failed == {place for place in found if place[0] == "swa-w24"} and len(failed) == 4
-    assert all(found[place]["score"] == 0 and "OutOfMemoryError" in found[place]["error"] for place in failed)
+    assert all(found[place].score == 0 and "OutOfMemoryError" in found[place].error for place in failed)
     assert {(row["arm"], row["task"]) for row in results["failures"]} == {
         ("swa-w24", "majority_topic@192"),
         ("swa-w24", "cloze@192"),
@@ -87,9 +87,9 @@ def test_only_the_document_that_fails_counts_as_wrong(run_model, whole, tmp_path
     failing(monkeypatch, ValueError("a bad document"), bad)
     assert main(begin(run_model, tmp_path / "run")) == 1
     found, wanted = by_place(tmp_path / "run"), by_place(whole)
-    failed = {place for place, row in found.items() if "error" in row}
+    failed = {place for place, row in found.items() if row.error}
     assert failed == {(arm, 0, "cloze@192", 3) for arm in ("swa-w24", "sa-w24")}
-    assert all(found[place]["score"] == wanted[place]["score"] for place in found if place not in failed)
+    assert all(found[place].score == wanted[place].score for place in found if place not in failed)
     (row, other) = RunDirectory(tmp_path / "run").failures()
     assert row.documents == other.documents == [3] and "a bad document" in row.traceback
 

@@ -48,14 +48,14 @@ def finished(tmp_path_factory):
 def by_arm(directory):
     found = {}
     for record in directory.records():
-        found.setdefault((record["arm"], record["seed"]), []).append(record)
+        found.setdefault((record.arm, record.seed), []).append(record)
     return found
 
 
 def test_every_arm_scores_the_same_documents(finished):
     directory, results = finished
     hashes = {
-        arm: sorted((record["task"], record["index"], record["hash"]) for record in records)
+        arm: sorted((record.task, record.index, record.hash) for record in records)
         for arm, records in by_arm(directory).items()
     }
     listed = sorted(
@@ -71,7 +71,7 @@ def test_every_arm_scores_the_same_documents(finished):
 def test_prompts_fill_their_length_and_never_exceed_it(finished):
     directory, _ = finished
     for record in directory.records():
-        assert 0.9 * record["length"] - 48 <= record["prompt_tokens"] <= record["length"]
+        assert 0.9 * record.length - 48 <= record.prompt_tokens <= record.length
 
 
 def test_every_sparse_arm_ran_sparse_and_full_was_not_patched(finished):
@@ -114,9 +114,9 @@ def test_the_same_settings_give_the_same_records(finished, tmp_path):
 def test_documents_do_not_depend_on_what_else_runs(finished, tmp_path):
     directory, _ = finished
     alone = run(tmp_path / "alone", tasks="cloze", lengths=400, modes="swa", num_samples=2)
-    wanted = {record["index"]: record["hash"] for record in directory.records() if record["task"] == "cloze@400"}
+    wanted = {record.index: record.hash for record in directory.records() if record.task == "cloze@400"}
     for record in alone.records():
-        assert record["hash"] == wanted[record["index"]]
+        assert record.hash == wanted[record.index]
 
 
 def test_a_failing_task_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
@@ -137,9 +137,9 @@ def test_a_failing_task_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     results = summarised(directory)
     records = by_arm(directory)
     assert {len(rows) for rows in records.values()} == {9}
-    broken = [row for row in records["swa-w32", 0] if row["task"] == "needle_single@320"]
-    assert all(row["score"] == 0 and "out of luck" in row["error"] for row in broken) and len(broken) == 3
-    assert not any("error" in row for row in records["moba-w32", 0])
+    broken = [row for row in records["swa-w32", 0] if row.task == "needle_single@320"]
+    assert all(row.score == 0 and "out of luck" in row.error for row in broken) and len(broken) == 3
+    assert not any(row.error for row in records["moba-w32", 0])
     assert [(row["arm"], row["task"]) for row in results["failures"]] == [("swa-w32", "needle_single@320")]
     assert "RuntimeError: out of luck" in directory.failures()[0].traceback
 
@@ -200,8 +200,8 @@ def test_seeds_are_one_row_averaged_per_document(tmp_path):
     results = summarised(directory)
     scores = {}
     for record in directory.records():
-        if record["arm"] == "sa-w32":
-            scores.setdefault((record["task"], record["index"]), []).append(record["score"])
+        if record.arm == "sa-w32":
+            scores.setdefault((record.task, record.index), []).append(record.score)
     assert all(len(values) == 3 for values in scores.values())
     cell = next(cell for cell in results["cells"] if cell["arm"] == "sa-w32" and cell["scope"] == "overall")
     assert cell["documents"] == 9

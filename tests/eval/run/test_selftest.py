@@ -47,30 +47,30 @@ def count_padding(monkeypatch):
 
 def test_honest_arms_pass_in_float32():
     found = selftest.check(lm(), ARMS, rows())
-    assert [row["status"] for row in found] == ["passed"] * len(ARMS)
-    assert max(row["worst"] for row in found) < 1e-4 and {row["allowed"] for row in found[1:]} == {1e-3}
+    assert [row.status for row in found] == ["passed"] * len(ARMS)
+    assert max(row.worst for row in found) < 1e-4 and {row.allowed for row in found[1:]} == {1e-3}
     selftest.refuse(found)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_honest_arms_pass_in_half_precision(dtype):
     found = selftest.check(lm(tiny_model().to(dtype)), ARMS, rows())
-    assert [row["status"] for row in found] == ["passed"] * len(ARMS)
-    assert all(row["allowed"] < 1 for row in found)
+    assert [row.status for row in found] == ["passed"] * len(ARMS)
+    assert all(row.allowed < 1 for row in found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_attention_that_counts_padding_fails(monkeypatch, dtype):
     count_padding(monkeypatch)
     found = selftest.check(lm(tiny_model().to(dtype)), ARMS, rows())
-    assert {row["arm"]: row["status"] for row in found} == {
+    assert {row.arm: row.status for row in found} == {
         "full": "passed",
         "swa-w24": "failed",
         "sa-w24": "failed",
         "sa+swa-w24": "failed",
         "moba-w32": "failed",
     }
-    assert all(row["worst"] > 2 * row["allowed"] for row in found[1:])
+    assert all(row.worst > 2 * row.allowed for row in found[1:])
     with pytest.raises(selftest.SettingsError, match=r"swa-w24 by [\d.]+ nats \(allowed .*--batch-size 1"):
         selftest.refuse(found)
 
@@ -88,7 +88,7 @@ def test_rows_that_see_each_other_fail_without_padding_too(monkeypatch):
     monkeypatch.setattr(model.model, "forward", mixed)
     cut = [row[:90] for row in rows()]
     (found,) = selftest.check(lm(model), ARMS[:1], cut)
-    assert found["status"] == "failed"
+    assert found.status == "failed"
 
 
 def test_arms_that_run_the_same_code_are_tested_once_with_the_narrowest_window(monkeypatch):
@@ -107,14 +107,14 @@ def test_arms_that_run_the_same_code_are_tested_once_with_the_narrowest_window(m
         Arm("sa-w24-reference", "sa", "sa", 24, kernel="reference"),
         Arm("swa-w24", "swa", "swa", 24),
     ]
-    found = {row["arm"]: row for row in selftest.check(lm(), arms, rows())}
+    found = {row.arm: row for row in selftest.check(lm(), arms, rows())}
     assert [*found] == [arm.name for arm in arms]
-    tested = [name for name, row in found.items() if row["status"] == "passed"]
+    tested = [name for name, row in found.items() if row.status == "passed"]
     assert tested == [name for name in found if name not in ("sa-w48", "sa-half", "sa-w32-sinks4")]
     assert sorted(asked) == sorted(tested)
-    assert all(found[name]["status"] == "covered" for name in ("sa-w48", "sa-half", "sa-w32-sinks4"))
-    assert "runs the code of sa-w24," in found["sa-w48"]["text"]
-    assert "runs the code of sa-w24-sinks8," in found["sa-w32-sinks4"]["text"]
+    assert all(found[name].status == "covered" for name in ("sa-w48", "sa-half", "sa-w32-sinks4"))
+    assert "runs the code of sa-w24," in found["sa-w48"].text
+    assert "runs the code of sa-w24-sinks8," in found["sa-w32-sinks4"].text
 
 
 def test_an_arm_that_cannot_run_covers_no_other(monkeypatch):
@@ -127,13 +127,13 @@ def test_an_arm_that_cannot_run_covers_no_other(monkeypatch):
 
     monkeypatch.setattr(Arm, "apply", apply)
     arms = [ARMS[0], *(Arm(f"swa-w{window}", "swa", "swa", window) for window in (8, 24, 48))]
-    found = {row["arm"]: row["status"] for row in selftest.check(lm(), arms, rows())}
+    found = {row.arm: row.status for row in selftest.check(lm(), arms, rows())}
     assert found == {"full": "passed", "swa-w8": "skipped", "swa-w24": "passed", "swa-w48": "covered"}
 
 
 def test_alone_there_is_nothing_to_test():
     found = selftest.check(lm(batch_size=1), ARMS, rows())
-    assert {row["status"] for row in found} == {"skipped"}
+    assert {row.status for row in found} == {"skipped"}
     selftest.refuse(found)
 
 

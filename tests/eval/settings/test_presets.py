@@ -17,6 +17,8 @@ from sa_eval.settings.arms import arms_from, left_out
 from sa_eval.settings.config import settings_from
 from sa_eval.settings.settings_file import read_yaml
 
+pytestmark = pytest.mark.usefixtures("few_tasks")
+
 FOLDER = Path(__file__).parents[3] / "configs"
 NAMES = presets.names()
 PAPER_TASKS = ("mmlu", "boolq", "hellaswag", "lambada_openai", "arc_easy", "arc_challenge", "humaneval")

@@ -294,6 +294,7 @@ def test_a_bad_document_or_row_does_not_touch_the_others(model, case):
         rows, packed = (
             model(tokens, use_cache=False, **options).logits for options in ({}, {"position_ids": documents})
         )
-    assert torch.equal(rows[1], expected[0][1])
-    assert torch.equal(packed[1], expected[1][1]) and torch.equal(packed[0, :40], expected[1][0, :40])
+    # In a model with experts a bad token goes to others, whose products then have other shapes: to rounding.
+    for found, wanted in ((rows[1], expected[0][1]), (packed[1], expected[1][1]), (packed[0, :40], expected[1][0, :40])):
+        close(found, wanted, "beside a bad document or row", rtol=1e-5, atol=1e-5)
     assert packed[0, 60].isnan().all()

@@ -1,0 +1,5 @@
+"""Calibration: the best plan for a model on a text, at a measured budget."""
+
+from sa_patch.calibration.calibrate import Calibration, Outcome, calibrate
+
+__all__ = ["Calibration", "Outcome", "calibrate"]

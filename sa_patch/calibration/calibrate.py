@@ -1,0 +1,354 @@
+"""`sa_patch.calibrate`: the plan of least divergence from full attention on the user's own text, at an equal budget.
+
+1. Fit. One dense pass per passage shows every layer's queries, keys and values: every candidate's error at the
+   attention's output, on sampled queries. A few candidates are run in one layer alone: what an error costs in the
+   next-token distribution. From both, an estimate for every layer and candidate, and a knapsack over the layers.
+2. Choose. The best single recipe, and changes of the plan that are kept where the divergence on other passages falls by
+   more than two standard errors.
+3. Report. On passages that nothing was decided with: plan, recipe, and controls, with paired intervals.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sa_patch.calibration import search
+from sa_patch.calibration.candidates import RECIPES, candidate, candidates
+from sa_patch.calibration.errors import output_errors
+from sa_patch.calibration.journal import Journal
+from sa_patch.calibration.reading import Heads, Reader, divergence, thinned
+from sa_patch.calibration.strata import STRATA, Passage, Split, split
+from sa_patch.plan import Plan
+from sa_patch.variants import make_variant
+
+PROBES = ("routed", "swa-sinks4")  # recipes run in one layer alone, at the mean window
+CONTROLS = ("routed", "swa-sinks4")  # recipes that are always reported
+FIT_POSITIONS, CHOOSE_POSITIONS, REPORT_POSITIONS = 128, 128, 512  # of a passage, evenly
+BETTER = 2.0  # standard errors by which a change must lower the divergence
+WEIGHTS = {"text": 2.0, "needle": 1.0, "aggregation": 1.0}
+
+Tell = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One arm on the report's passages.
+
+    Attributes:
+        name: "plan", the recipe's name, or which control.
+        divergence: mean KL(full || arm) in nats per position, by stratum.
+        of_passages: the same of every passage, by stratum, in the order of the passages.
+    """
+
+    name: str
+    plan: Plan
+    divergence: dict[str, float]
+    of_passages: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A plan, and what it was measured to cost.
+
+    Attributes:
+        plan: at most the budget's pairs at every length, on average over the layers.
+        window: keys per query, the mean over layers.
+        recipe: the best single recipe on the passages to choose with.
+        outcomes: plan first, then the best recipe, the other recipes, the controls.
+        swaps: (tried, kept).
+        seconds: what calibration took, sessions of a resumed one together.
+    """
+
+    plan: Plan
+    window: int
+    lengths: tuple[int, ...]
+    recipe: str
+    outcomes: tuple[Outcome, ...]
+    passages: dict[str, int]
+    swaps: tuple[int, int]
+    seconds: float
+    losses: list[list[float]] = field(repr=False)
+
+    def outcome(self, name: str) -> Outcome:
+        return next(one for one in self.outcomes if one.name == name)
+
+    def difference(self, name: str, other: str, stratum: str = "text") -> tuple[float, float, float]:
+        """Mean difference in divergence, and its 95 % interval over passages (Student's t, paired)."""
+        pairs = zip(self.outcome(name).of_passages[stratum], self.outcome(other).of_passages[stratum], strict=True)
+        return interval([one - two for one, two in pairs])
+
+    def sentence(self) -> str:
+        """The answer in one line."""
+        plan, recipe, length = self.outcome("plan"), self.outcome(self.recipe), self.lengths[0]
+        share = search.total(self.plan.variants, length) / len(self.plan.variants) / search.cost(_FULL, length)
+        worse = [
+            f"{name} {plan.divergence[name]:.3f} against {recipe.divergence[name]:.3f}"
+            for name in STRATA
+            if plan.divergence[name] > recipe.divergence[name]
+        ]
+        loses = f" It loses to it on {', '.join(worse)}." if worse else ""
+        return (
+            f"At {share:.0%} of full attention's pairs ({self.window} keys per query, {length:,} tokens) this plan is "
+            f"{plan.divergence['text']:.3f} nats per token from full attention on your text; the best single recipe, "
+            f"{self.recipe}, {recipe.divergence['text']:.3f}.{loses}"
+        )
+
+
+_FULL = make_variant("full", {})
+
+
+def calibrate(
+    model: nn.Module,
+    texts: Sequence[tuple[str, Sequence[int]]],
+    window: int,
+    *,
+    lengths: Sequence[int] = (1024,),
+    passages: tuple[int, int, int] = (2, 4, 6),
+    swaps: int = 24,
+    seed: int = 0,
+    journal: str | Path | None = None,
+    tell: Tell | None = None,
+) -> Calibration:
+    """Find the plan of least KL(full || plan) on a text, at the pairs of `swa` with `window` keys per query.
+
+    The model is bare before and afterwards.
+
+    Args:
+        texts: (name, token ids), long enough for the passages; tokenize without special tokens.
+        window: mean keys per query over the layers.
+        lengths: prompt lengths at which the budget holds; passages have the first one.
+        passages: to fit, choose and report with, of every stratum.
+        swaps: changes of the plan that are tried on the passages to choose with.
+        journal: a file that keeps what was measured; the same call goes on from it.
+        tell: called with what is being done, how much is done, and how much there is.
+
+    Raises:
+        ValueError: when the texts are too short, or the model can't be patched or is patched.
+    """
+    run = _Run(model, texts, window, tuple(lengths), passages, swaps, seed, journal, tell or (lambda *_: None))
+    with torch.inference_mode():
+        return run.run()
+
+
+class _Run:
+    def __init__(self, model, texts, window, lengths, passages, swaps, seed, journal, tell: Tell) -> None:
+        from sa_patch import integration
+
+        if integration.state(model) is not None:
+            raise ValueError("the model is patched: restore it, calibration compares with its own full attention")
+        self.reader, self.window, self.lengths, self.tries = Reader(model), window, lengths, swaps
+        self.seed, self.tell = seed, tell
+        self.split: Split = split(texts, lengths[0], passages, window, seed)
+        self.candidates = candidates(window, min(lengths))
+        self.count = len(self.reader.layers)
+        self.dense = Plan((_FULL,) * self.count)
+        self.journal = Journal(None if journal is None else Path(journal), self._settings(model))
+        self.start, self.counts = time.monotonic(), passages
+
+    def _settings(self, model: Any) -> dict[str, Any]:
+        """What measured values depend on."""
+        weights = hashlib.sha256()
+        for name, parameter in model.named_parameters():
+            parameter = parameter.detach()
+            weights.update(
+                f"{name}{tuple(parameter.shape)}{parameter.dtype}{float(parameter.float().sum()):.6e}".encode()
+            )
+        ids = json.dumps([passage.ids for passage in (*self.split.fit, *self.split.choose, *self.split.report)])
+        return {
+            "model": weights.hexdigest(),
+            "passages": hashlib.sha256(ids.encode()).hexdigest(),
+            "window": self.window,
+            "lengths": list(self.lengths),
+            "seed": self.seed,
+            "candidates": hashlib.sha256(repr(self.candidates).encode()).hexdigest(),
+        }
+
+    def run(self) -> Calibration:
+        losses = self._fit()
+        plan = search.planned(losses, self.candidates, self.window, self.lengths)
+        recipe = self._best_recipe()
+        plan, kept = self._improve(plan, losses)
+        outcomes = self._report(plan, recipe)
+        seconds = self.journal.get("seconds", lambda: time.monotonic() - self.start)
+        passages = {stratum: self.counts[2] for stratum in STRATA}
+        return Calibration(
+            plan, self.window, self.lengths, recipe, tuple(outcomes), passages, (self.tries, kept), seconds,
+            losses.tolist(),
+        )  # fmt: skip
+
+    # Fit
+
+    def _fit(self) -> Tensor:
+        """The estimated loss of every candidate in every layer, strata weighted and put on one scale."""
+        probes = [
+            next(
+                number
+                for number, one in enumerate(self.candidates)
+                if one.recipe == recipe and one.variant.window == self.window
+            )
+            for recipe in PROBES
+        ]
+        sums: dict[str, Tensor] = {}
+        for number, passage in enumerate(self.split.fit):
+            self.tell("fit", number, len(self.split.fit))
+            held = self.journal.get(f"fit {number}", lambda passage=passage: self._fit_passage(passage, probes))
+            found = (
+                torch.tensor(held["errors"], dtype=torch.float64),
+                torch.tensor(held["effects"], dtype=torch.float64),
+            )
+            before = sums.get(passage.stratum)
+            estimate = search.estimated_losses(found[0], probes, found[1])
+            sums[passage.stratum] = estimate if before is None else before + estimate
+        middle = probes[0]  # a stratum counts by how much more or less than this recipe it loses
+        weighted = [WEIGHTS[name] * some / some[:, middle].sum().clamp(min=1e-9) for name, some in sums.items()]
+        return torch.stack(weighted).sum(0)
+
+    def _fit_passage(self, passage: Passage, probes: Sequence[int]) -> dict[str, Any]:
+        ids, positions = self.reader.ids(passage), thinned(passage.scored, FIT_POSITIONS)
+        errors = torch.zeros(self.count, len(self.candidates), dtype=torch.float64)
+
+        def observe(*call: Any) -> None:
+            heads = Heads(*call)
+            projection = getattr(self.reader.attention[heads.layer], "o_proj", None)
+            errors[heads.layer] = output_errors(heads, self.candidates, projection)
+
+        with self.reader.running(self.dense) as state, self.reader.outputs_kept() as kept:
+            state.observer = observe
+            expected = self.reader.log_probs(ids, positions)
+            outputs = list(kept)
+        effects = []
+        for number in probes:
+            effects.append(
+                [self._alone(number, layer, ids, positions, expected, outputs) for layer in range(self.count)]
+            )
+        return {"errors": errors.tolist(), "effects": effects}
+
+    def _alone(self, number: int, layer: int, ids: Tensor, positions: list[int], expected: Tensor, outputs) -> float:
+        """The divergence with one candidate in one layer and full attention in all others."""
+        variants = [*self.dense.variants]
+        variants[layer] = self.candidates[number].variant
+        with self.reader.running(Plan(tuple(variants))), self.reader.beginning_at(layer, outputs):
+            return divergence(expected, self.reader.log_probs(ids, positions))
+
+    # Choose
+
+    def _judged(self, name: str, plan: Plan) -> list[float]:
+        """The plan's weighted divergence on every passage to choose with, in units of the routed recipe's."""
+        raw = self.journal.get(f"choose {_key(plan)}", lambda: self._divergences(plan, self.split.choose))
+        scale = self._scale()
+        return [
+            WEIGHTS[passage.stratum] * value / scale[passage.stratum]
+            for passage, value in zip(self.split.choose, raw, strict=True)
+        ]
+
+    def _scale(self) -> dict[str, float]:
+        one = candidate("routed", self.window)
+        assert one is not None
+        plan = Plan((one.variant,) * self.count, self.window)
+        raw = self.journal.get(f"choose {_key(plan)}", lambda: self._divergences(plan, self.split.choose))
+        sums = dict.fromkeys(STRATA, 1e-9)
+        for passage, value in zip(self.split.choose, raw, strict=True):
+            sums[passage.stratum] += value / self.counts[1]
+        return sums
+
+    def _divergences(self, plan: Plan, passages: Sequence[Passage]) -> list[float]:
+        found = []
+        for passage in passages:
+            positions = thinned(passage.scored, CHOOSE_POSITIONS)
+            ids = self.reader.ids(passage)
+            with self.reader.running(plan):
+                other = self.reader.log_probs(ids, positions)
+            found.append(divergence(self._expected(passage, ids, positions), other))
+        return found
+
+    def _expected(self, passage: Passage, ids: Tensor, positions: list[int]) -> Tensor:
+        """The full model's distributions, kept for the passages to choose with."""
+        cache = self.__dict__.setdefault("_full", {})
+        if passage not in cache:
+            cache[passage] = self.reader.log_probs(ids, positions)
+        return cache[passage]
+
+    def _best_recipe(self) -> str:
+        means = {}
+        for number, (name, plan) in enumerate(self._recipes().items()):
+            self.tell("recipes", number, len(RECIPES))
+            values = self._judged(name, plan)
+            means[name] = sum(values) / len(values)
+        return min(means, key=lambda name: means[name])
+
+    def _recipes(self) -> dict[str, Plan]:
+        found = {name: candidate(name, self.window) for name in RECIPES}
+        return {name: Plan((one.variant,) * self.count, self.window) for name, one in found.items() if one is not None}
+
+    def _improve(self, plan: Plan, losses: Tensor) -> tuple[Plan, int]:
+        tried = [0]
+
+        def judge(new: Plan, old: Plan) -> bool:
+            self.tell("swaps", tried[0], self.tries)
+            tried[0] += 1
+            changes = [one - two for one, two in zip(self._judged("", new), self._judged("", old), strict=True)]
+            mean = sum(changes) / len(changes)
+            error = math.sqrt(sum((one - mean) ** 2 for one in changes) / (len(changes) - 1) / len(changes))
+            return mean < -BETTER * error
+
+        return search.swaps(plan, losses, self.candidates, self.lengths, self.tries, judge, self.seed)
+
+    # Report
+
+    def _report(self, plan: Plan, recipe: str) -> list[Outcome]:
+        others = {name: one for name, one in self._recipes().items() if name in CONTROLS and name != recipe}
+        arms = {
+            "plan": plan,
+            recipe: self._recipes()[recipe],
+            **others,
+            **{f"plan, shuffled over the layers {turn + 1}": search.shuffled(plan, turn) for turn in range(2)},
+            "random plan": search.drawn(self.candidates, self.count, self.window, self.lengths, self.seed),
+        }
+        found: dict[str, dict[str, list[float]]] = {name: {stratum: [] for stratum in STRATA} for name in arms}
+        for number, passage in enumerate(self.split.report):
+            self.tell("report", number, len(self.split.report))
+            values = self.journal.get(
+                f"report {number} {_key(plan)}", lambda passage=passage: self._report_passage(passage, arms)
+            )
+            for name in arms:
+                found[name][passage.stratum].append(values[name])
+        return [
+            Outcome(name, arms[name], {stratum: sum(some) / len(some) for stratum, some in by.items()}, by)
+            for name, by in found.items()
+        ]
+
+    def _report_passage(self, passage: Passage, arms: dict[str, Plan]) -> dict[str, float]:
+        ids, positions = self.reader.ids(passage), thinned(passage.scored, REPORT_POSITIONS)
+        expected, found = self.reader.log_probs(ids, positions), {}
+        for name, plan in arms.items():
+            with self.reader.running(plan):
+                found[name] = divergence(expected, self.reader.log_probs(ids, positions))
+        return found
+
+
+def _key(plan: Plan) -> str:
+    return hashlib.sha256(repr(plan.variants).encode()).hexdigest()[:16]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of independent values (Student's t); one value has none."""
+    mean, count = sum(values) / len(values), len(values)
+    if count < 2:
+        return mean, -math.inf, math.inf
+    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
+    reach = error * (_T[count - 2] if count - 2 < len(_T) else 1.96 + 2.5 / (count - 1))
+    return mean, mean - reach, mean + reach
+
+
+# The 97.5 % quantile of Student's t with 1, 2, ... degrees of freedom.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)

@@ -1,0 +1,47 @@
+"""What a layer may run in a plan: variants at windows of several sizes, and the full attention of its own model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sa_patch.variants import Variant, make_variant
+
+SHARES = (0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.25, 3.5, 5.0)  # of the mean window
+LEAST = 12
+# Name, mode, options of the window.
+RECIPES: dict[str, tuple[str, Any]] = {
+    "routed": ("routed", lambda window: {}),
+    "routed-block4": ("routed", lambda window: {"block_size": 4}),
+    "routed-block16": ("routed", lambda window: {"block_size": 16}),
+    "routed-near": ("routed", lambda window: {"local": window // 2}),
+    "routed-far": ("routed", lambda window: {"local": max(1, window // 12)}),
+    "routed-mean": ("routed", lambda window: {"router": "mean"}),
+    "swa-sinks4": ("swa", lambda window: {"sinks": 4}),
+    "sa+swa-sinks4": ("sa+swa", lambda window: {"sinks": 4}),
+    "moba": ("moba", lambda window: {"top_k": 8, "sinks": 4, "local": window // 2}),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One variant that a layer may run; `recipe` is its family."""
+
+    recipe: str
+    variant: Variant
+
+
+def candidate(recipe: str, window: int) -> Candidate | None:
+    """A recipe at a window; None where it is not possible there."""
+    mode, options = RECIPES[recipe]
+    try:
+        return Candidate(recipe, make_variant(mode, {"window": window, **options(window)}))
+    except ValueError:
+        return None
+
+
+def candidates(window: int, longest: int) -> list[Candidate]:
+    """All candidates for a mean of `window` keys per query in prompts of up to `longest` tokens."""
+    sizes = sorted({max(LEAST, round(share * window)) for share in SHARES})
+    found = [candidate(recipe, size) for size in sizes if size < longest // 2 for recipe in RECIPES]
+    return [Candidate("full", make_variant("full", {})), *(one for one in found if one is not None)]
