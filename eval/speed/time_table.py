@@ -23,15 +23,8 @@ COLUMNS = (
     *("decode_tokens_per_s", "decode_times_as_fast", "kernels", "error"),
 )
 HEADER = (
-    "",
-    "times as fast",
-    "first token ms",
-    "spread",
-    "over none",
-    "peak GiB",
-    "tokens/s",
-    "times as fast",
-    "kernel",
+    *("", "kernel", "times as fast", "first token ms", "spread", "over none", "peak GiB"),
+    *("tokens/s", "times as fast"),
 )
 NOTES = (
     "first token: the model's own generate, from the call to the first token on the host; medians; each timed call "
@@ -115,7 +108,7 @@ def _block(result: SpeedResult, length: int) -> str:
         if arm.name in rows:
             found.append((arm.name, *_fields(rows[arm.name])))
         elif arm.name in errors:
-            found.append((arm.name, *[DASH] * 6, "failed", DASH))
+            found.append((arm.name, *[DASH] * 7, "failed"))
     widths = [max(len(line[column]) for line in found) for column in range(len(HEADER))]
     shown = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in found]
     return "\n".join([f"{length:,} tokens", *shown])
@@ -123,6 +116,7 @@ def _block(result: SpeedResult, length: int) -> str:
 
 def _fields(row: Row) -> tuple[str, ...]:
     return (
+        "+".join(row.kernels) or DASH,
         _shown(row.times_as_fast, ".2f"),
         f"{row.prefill_ms:,.1f}",
         f"{row.spread:.0%}",
@@ -130,7 +124,6 @@ def _fields(row: Row) -> tuple[str, ...]:
         _shown(row.peak_gib, ".3g"),
         _shown(row.decode_tokens_per_s, ",.1f"),
         _shown(row.decode_times_as_fast, ".2f"),
-        "+".join(row.kernels) or DASH,
     )
 
 

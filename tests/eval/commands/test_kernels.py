@@ -55,7 +55,7 @@ def test_speed_shows_which_kernel_ran(model, tmp_path, capsys):
     assert main(["speed", "--model", model, *COMMON, *asked]) == 0
     shown = capsys.readouterr().out
     lines = {
-        line.split()[0]: line.split()[-1] for line in shown.splitlines() if line.startswith(("swa-", "sa-", "none"))
+        line.split()[0]: line.split()[1] for line in shown.splitlines() if line.startswith(("swa-", "sa-", "none"))
     }
     assert (lines["swa-w32"], lines["sa-w32"], lines["none"]) == ("torch", "torch", "\u2013")
     rows = {row["arm"]: row["kernels"] for row in json.loads((out / "speed.json").read_text())["rows"]}
