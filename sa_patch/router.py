@@ -1,15 +1,33 @@
-"""Which blocks of keys the tiles of queries choose, by content. Imports torch only.
+"""Which blocks of keys the tiles of queries choose, by content: with torch, and on a GPU by Triton's programs.
 
 A score estimates log of the attention mass that a query puts on a block. With keys of mean m and covariance C,
 log mean exp(s q.k) = s q.m + (s^2 / 2) q'Cq + ...; "mean" takes the first term, "variance" adds half of the second
 one with the diagonal of C (all of it overshoots where single keys stand out).
 """
 
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
 import torch
 from torch import Tensor
 
 SCORE_BYTES = (1 << 28, 1 << 23)  # scores held at once: on a GPU, where few launches matter, and on a CPU
 VARIANCE_SHARE = 0.5
+
+
+@lru_cache(maxsize=1)
+def _installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def programs(query: Tensor, key: Tensor) -> Any:
+    """The routers that are Triton's programs, where they can compute with such tensors; else None."""
+    if query.device.type != "cuda" or not _installed():
+        return None
+    from sa_patch.kernels.triton import routers
+
+    return routers if routers.takes(query, key) else None
 
 
 def block_statistics(key: Tensor, start: int, block_size: int, second_order: bool) -> Tensor:
@@ -38,7 +56,9 @@ def choose_blocks(
     second_order: bool,
     scaling: float,
 ) -> Tensor:
-    """The best `count` blocks of every chooser and tile, in float32 whatever the dtype.
+    """The best `count` blocks of every chooser and tile.
+
+    In float32 whatever the dtype, but on a GPU, where several queries choose together, from half-precision factors.
 
     One query head with tiles of one query chooses by its scores. Where several queries choose together, by the mean of
     their softmax over the blocks that may be chosen. Equal scores: the earlier block.
@@ -55,10 +75,16 @@ def choose_blocks(
     """
     rows, heads, query_len, _ = query.shape
     first = key.shape[2] - query_len
-    statistics = block_statistics(key, start, block_size, second_order)
-    tiles = -(-query_len // query_block)
-    num_blocks = statistics.shape[2]
-    step = max(1, SCORE_BYTES[query.device.type == "cpu"] // (4 * rows * heads * query_block * max(1, num_blocks)))
+    tiles, num_blocks = -(-query_len // query_block), max(0, key.shape[2] - start) // block_size
+    made = programs(query, key) if num_blocks else None
+    lines, votes, statistics = rows * heads * query_block, None, None
+    if made is not None and made.Votes.fit(query_block, heads // choosers):
+        shape = {"start": start, "block_size": block_size, "query_block": query_block, "local": local}
+        spread, lines = VARIANCE_SHARE if second_order else 0.0, rows * choosers
+        votes = made.Votes(query, key, choosers=choosers, spread=spread, scaling=scaling, **shape)
+    else:
+        statistics = block_statistics(key, start, block_size, second_order)
+    step = max(1, SCORE_BYTES[query.device.type == "cpu"] // (4 * lines * max(1, num_blocks)))
     chosen = []
     for tile in range(0, tiles, step):
         begin, end = tile * query_block, min((tile + step) * query_block, query_len)
@@ -68,9 +94,12 @@ def choose_blocks(
         if most == 0:
             chosen.append(allowed.new_full((rows, choosers, allowed.shape[0], count), -1))
             continue
-        block = torch.arange(most, device=query.device)
-        scores = _scores(query[:, :, begin:end], statistics[:, :, :most], second_order, scaling)
-        weights = _together(scores, allowed, block, query_block, choosers)
+        if votes is not None:
+            weights = votes.of(tile, allowed.shape[0], most)
+        else:
+            block = torch.arange(most, device=query.device)
+            scores = _scores(query[:, :, begin:end], statistics[:, :, :most], second_order, scaling)
+            weights = _together(scores, allowed, block, query_block, choosers)
         best = weights.topk(min(count, most), dim=-1)
         index = best.indices.masked_fill(best.values == -torch.inf, -1).sort(dim=-1).values
         chosen.append(torch.nn.functional.pad(index, (count - index.shape[-1], 0), value=-1))

@@ -113,6 +113,10 @@ def run(
         shortcut: patterns that show everything are left to PyTorch's full attention.
     """
     if isinstance(pattern, Pieces):
+        sparse = [piece for piece in pattern.pieces if not piece.covers_all]
+        whole = chosen(sparse[-1], query, key, value) if sparse and shortcut else None
+        if whole is not None and whole.joins and whole.refusal(pattern, query, key, value) is None:
+            return whole(query, key, value, pattern, scaling)
         outputs = []
         for piece in pattern.pieces:
             rows = query[:, :, piece.first - pattern.first : piece.length - pattern.first]

@@ -19,11 +19,11 @@ class Kernel(Protocol):
     Attributes:
         masks: it computes with the whole mask, dense tail included. All others get patterns without a tail, and
             `execute` replaces what they return for the tail's queries.
-
-    A kernel that compiles says how long that may take, in `compile_seconds`.
+        joins: it computes `Pieces` in one go, those that it does not refuse. To all others `execute` gives the pieces.
     """
 
     masks: bool
+    joins: bool
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         """Why this kernel can't run the pattern on these tensors; None when it can."""

@@ -8,6 +8,7 @@ from sa_patch.patterns import Pattern
 
 class Reference:
     masks = True
+    joins = False
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return None

@@ -13,6 +13,7 @@ MAX_PAIRS = 4096 * 4096
 
 class Sdpa:
     masks = True
+    joins = False
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         if pattern.query_len * pattern.length > MAX_PAIRS:

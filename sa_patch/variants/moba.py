@@ -12,6 +12,7 @@ from sa_patch.budget import LayerBudget, closest
 from sa_patch.counting import triangle
 from sa_patch.geometry import Group
 from sa_patch.patterns import Blocks, Pattern
+from sa_patch.router import programs
 from sa_patch.variants.base import BLOCK_SIZE_HELP, CPU, Role, Sizes, Variant
 from sa_patch.variants.options import option
 
@@ -141,6 +142,9 @@ def select_blocks(query: Tensor, key: Tensor, block_size: int, count: int) -> Te
     batch, heads, query_len, _ = query.shape
     length, kv_heads = key.shape[2], key.shape[1]
     first, earlier = length - query_len, (length - 1) // block_size
+    made = programs(query, key) if min(count, earlier) == 1 else None
+    if made is not None:
+        return made.nearest(query, key, block_size)
     means = key[:, :, : earlier * block_size].unflatten(2, (earlier, block_size)).mean(dim=3, dtype=torch.float32)
     block, count = torch.arange(earlier, device=query.device), min(count, earlier)
     chosen = []

@@ -24,6 +24,7 @@ _NO_MASK = "FlashAttention has no mask for it (FlashAttention-4's mask interface
 
 class Flash:
     masks = False
+    joins = False
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         reason = (

@@ -19,6 +19,7 @@ from sa_patch.patterns import Band, Blocks, Pattern, Scattered, Selected
 
 class Torch:
     masks = False
+    joins = False
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         known = isinstance(pattern, (Band, Blocks, Scattered, Selected))

@@ -1,5 +1,6 @@
 """Launching the programs of the `triton` kernel."""
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -7,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.merging import Part
-from sa_patch.kernels.requests import Requests
-from sa_patch.kernels.triton.plans import Plan
-from sa_patch.kernels.triton.programs import plan_program, requests_program
+from sa_patch.kernels.triton.plans import FACTS, Plan
+from sa_patch.kernels.triton.programs import plan_program, routed_program
 from sa_patch.kernels.triton.tile_sizes import Tile
+from sa_patch.patterns import Selected
 
 LOG2_E = 1.4426950408889634
 
@@ -24,9 +25,6 @@ def plan_part(
     scaling: float,
     *,
     first: int,
-    skip: int = 0,
-    sinks: bool = False,
-    local: int = 0,
     prior: tuple[Tensor, Tensor] | None = None,
     with_lse: bool = False,
 ) -> Part:
@@ -36,19 +34,16 @@ def plan_part(
         query: [batch, heads, q, head_dim]; key, value: [batch, kv_heads, n, head_dim]; head_dim contiguous.
         scaling: above 0.
         first: position of the first query.
-        skip: keys at positions below it are left out of the plan's lists.
-        sinks: the keys below `skip` are visible to every later query; otherwise to none.
-        local: leave out the pairs with query - key < local.
         prior: k parts over other keys, to be merged: output [batch, heads, q, k, head_dim], log-sum-exp [batch, heads,
             q, k].
         with_lse: return the log-sum-exp, because the part is merged with others.
 
     Returns:
-        (output [batch, heads, q, head_dim], float32 if with_lse; float32 log-sum-exp [batch, heads, q] or None)
+        (output [batch, heads, q, head_dim]; float32 log-sum-exp [batch, heads, q] or None)
     """
     batch, heads, num_queries, head_dim = query.shape
     kv_heads = key.shape[1]
-    output = torch.empty(query.shape, dtype=torch.float32 if with_lse else query.dtype, device=query.device)
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = torch.empty((batch, heads, num_queries), dtype=torch.float32, device=query.device) if with_lse else None
     tiles, rows = plan.query_pos.shape
     group, dim = heads // kv_heads, dim_for(head_dim)
@@ -59,57 +54,44 @@ def plan_part(
         (query, key, value),
         (
             *(output, output if lse is None else lse, prior_output, prior_lse),
-            *(plan.query_pos, plan.query_rank, plan.key_pos, plan.key_rank, plan.past, plan.stop),
+            *(plan.query_pos, plan.query_rank, plan.key_pos, plan.key_rank, plan.tiles),
         ),
-        (num_queries, first, plan.key_pos.shape[1], plan.width, skip, local, scaling * LOG2_E, kv_heads),
+        (num_queries, first, key.shape[2], plan.opened, plan.local, scaling * LOG2_E, kv_heads),
         (head_dim, group),
         (
-            *(rows, next_power_of_2(group), tile.keys, dim, plan.tiles_per_list, plan.width > 0, skip > 0, sinks),
-            *(local > 0, 0 if prior is None else prior_lse.shape[3], dim != head_dim, query.dtype == torch.float32),
-            with_lse,
+            *(rows, next_power_of_2(group), tile.keys, dim, len(FACTS), plan.banded, plan.listed, plan.opened > 0),
+            *(0 if prior is None else prior_lse.shape[3], dim != head_dim, query.dtype == torch.float32, with_lse),
         ),
         tile,
     )
     return output, lse
 
 
-def requests_part(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    requests: Requests,
-    tile: Tile,
-    scaling: float,
-    *,
-    first: int,
-    skip: int,
-    local: int,
-) -> tuple[Tensor, Tensor]:
-    """A part for each of the k selected runs per query; arguments as `plan_part`.
-
-    Returns:
-        (output [batch, heads, q, k, head_dim], float32 log-sum-exp [batch, heads, q, k]); where a query has no run, the
-        latter is -inf and the output undefined.
-    """
+def routed(
+    query: Tensor, key: Tensor, value: Tensor, pattern: Selected, tile: Tile, scaling: float, output: Tensor
+) -> None:
+    """Attention of the queries from `pattern.whole` on, into `output` [batch, heads, q, head_dim], contiguous."""
+    selected = pattern.selected
+    assert selected is not None
     batch, heads, num_queries, head_dim = query.shape
-    kv_heads = key.shape[1]
-    shape, dim = (batch, heads, num_queries, requests.num_chosen), dim_for(head_dim)
-    output = torch.empty(*shape, head_dim, dtype=query.dtype, device=query.device)
-    lse = torch.full(shape, -torch.inf, dtype=torch.float32, device=query.device)
+    choosers, tiles, count = selected.shape[1:]
+    group, dim = heads // choosers, dim_for(head_dim)
+    together = next_power_of_2(group)
+    rows = max(16 // together, min(next_power_of_2(pattern.query_block), tile.rows // together), 1)
+    parts = -(-pattern.query_block // rows)
     launch(
-        requests_program,
-        (requests.tile_run.numel(), 1, 1),
+        routed_program,
+        (tiles * parts, batch * choosers, 1),
         (query, key, value),
-        (output, lse, requests.order, requests.tile_run, requests.tile_start, requests.tile_count),
+        (output, selected.contiguous()),
         (
-            *(num_queries, first, requests.num_chosen, requests.num_runs, batch * kv_heads * requests.num_runs),
-            *(requests.run_size, skip, local, scaling * LOG2_E, kv_heads),
+            *(num_queries, pattern.first, pattern.length, pattern.whole, pattern.query_block, count, choosers, tiles),
+            *(parts, pattern.sinks, max(pattern.local, 1), scaling * LOG2_E, key.shape[1]),
         ),
-        (head_dim, heads // kv_heads),
-        (requests.rows, tile.keys, dim, skip > 0, local > 0, dim != head_dim, query.dtype == torch.float32),
-        tile,
+        (head_dim, group),
+        (rows, together, tile.keys, dim, pattern.block_size, dim != head_dim, query.dtype == torch.float32),
+        tile if rows * together > 64 else replace(tile, warps=min(tile.warps, 4)),
     )
-    return output, lse
 
 
 # Compiled programs by everything that Triton compiles them for: its own look-up takes longer than the launch.
@@ -119,34 +101,38 @@ _COMPILED: dict[tuple, Any] = {}
 def launch(
     program: Any,
     grid: tuple[int, int, int],
-    heads: tuple[Tensor, Tensor, Tensor],
+    heads: tuple[Tensor, ...],
     tensors: tuple[Tensor, ...],
     numbers: tuple[int | float, ...],
-    sizes: tuple[int, int],
+    sizes: tuple[int, ...],
     constants: tuple[int, ...],
     tile: Tile,
 ) -> None:
     """Launch a program with arguments in its own order, on the tensors' device.
 
     Args:
-        heads: query, key, value; their strides come after `tensors`.
+        heads: query, key, value, as far as they are needed, [batch, heads, n, head_dim]; their strides come after
+            `tensors`.
         numbers: arguments whose values Triton does not specialize the program for.
-        sizes: head_dim, and query heads per kv head.
+        sizes: head_dim, and query heads per kv head or chooser.
     """
-    query, key, value = heads
-    strides = (*query.stride()[:3], *key.stride()[:3], *value.stride()[:3])
-    arguments = (*heads, *tensors, *strides, *numbers, *sizes, *constants)
-    device = query.device
+    device, pointers = tensors[0].device, (*heads, *tensors)
     if device.type == "cuda" and device.index != torch.cuda.current_device():  # Triton launches on the current device
         with torch.cuda.device(device):
             return launch(program, grid, heads, tensors, numbers, sizes, constants, tile)
-    regular = _is_regular(strides) and not (query.data_ptr() | key.data_ptr() | value.data_ptr()) % 16
-    known = (program, device.index, query.dtype, tensors[0].dtype, sizes[0], constants, tile)
+    strides = tuple(stride for tensor in heads for stride in tensor.stride()[:3])
+    addresses = [tensor.data_ptr() for tensor in pointers]
+    regular = _is_regular(strides) and not any(address % 16 for address in addresses)
+    dtypes = *(tensor.dtype for tensor in heads[:1]), *(tensor.dtype for tensor in tensors[:2])
+    known = (program, device.index, dtypes, sizes[:1], constants, tile)
     compiled = _COMPILED.get(known) if regular else None
     if compiled is not None:
-        compiled[grid](*arguments)
+        compiled[grid](*addresses, *strides, *numbers, *sizes, *constants)  # of a tensor, Triton would ask the driver
         return None
-    compiled = program[grid](*arguments, num_warps=tile.warps, num_stages=tile.stages)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    if tile.registers:
+        options["maxnreg"] = tile.registers
+    compiled = program[grid](*pointers, *strides, *numbers, *sizes, *constants, **options)
     if regular and compiled is not None:
         _COMPILED[known] = compiled
     return None

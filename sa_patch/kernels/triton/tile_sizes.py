@@ -21,12 +21,14 @@ class Tile:
         rows: queries, tokens x heads of a group.
         keys: keys per step.
         warps, stages: Triton's num_warps and num_stages.
+        registers: most of them per thread, so that more instances share a processor; 0: the compiler's choice.
     """
 
     rows: int
     keys: int
     warps: int
     stages: int
+    registers: int = 0
 
 
 # Up to this head_dim: half precision, float32. The first that fits is taken.

@@ -19,51 +19,70 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sa_patch.kernels.triton import programs
+from sa_patch.kernels.triton import programs, request_programs, router_programs
 from sa_patch.kernels.triton.launch import dim_for
+from sa_patch.kernels.triton.plans import FACTS
 from sa_patch.kernels.triton.tile_sizes import TILES, Tile, tile_for
 
 TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-INDICES = {"query_pos", "query_rank", "key_pos", "key_rank", "past", "stop"}
-# The cases that differ in code: a permuted band; a run with what was selected merged; sinks beside a local window.
+HALVES = {"query", "key", "value", "output", "prior_output", "statistics"}
+OTHERS = {
+    **dict.fromkeys(("lse", "prior_lse", "votes"), "*fp32"),
+    **dict.fromkeys(("query_pos", "query_rank", "key_pos", "key_rank", "facts", "begin_of", "end_of"), "*i32"),
+    **dict.fromkeys(("selected", "order", "best"), "*i64"),
+}
+FLOATS = ("scale_log2", "scale", "share")
+PROGRAMS = {
+    "requests": request_programs.requests_program,
+    "routed": programs.routed_program,
+    "nearest": router_programs.nearest_program,
+    "votes": router_programs.votes_program,
+}
+# The cases that differ in code: a permuted band; a run with what was selected merged; a sliding window with sinks;
+# sinks in a permuted band beside a local window.
 PLANS = {
-    "plan": {"TILES": 8, "BANDED": True},
-    "runs": {"PRIORS": 1},
-    "extras": {"BANDED": True, "SKIP": True, "SINKS": True, "LOCAL": True, "WITH_LSE": True},
+    "plan": {"BANDED": True},
+    "runs": {"LISTED": False, "PRIORS": 1},
+    "window": {"BANDED": True, "LISTED": False, "SINKS": True},
+    "extras": {"BANDED": True, "SINKS": True, "PRIORS": 1, "WITH_LSE": True},
 }
 
 
 def constants(kind: str, head_dim: int, exact: bool, tile: Tile) -> dict:
     dim = dim_for(head_dim)
-    common = {"KEYS": tile.keys, "DIM": dim, "PADDED": dim != head_dim, "EXACT": exact, "SKIP": False, "LOCAL": False}
+    common = {"KEYS": tile.keys, "DIM": dim, "PADDED": dim != head_dim, "EXACT": exact}
     if kind == "requests":
-        return {**common, "ROWS": tile.rows}
-    plain = {"TILES": 1, "BANDED": False, "SINKS": False, "PRIORS": 0, "WITH_LSE": False}
-    return {**common, **plain, "ROWS": tile.rows // 4, "GROUP": 4, **PLANS[kind]}
+        return {**common, "ROWS": tile.rows, "RUNS": 1024, "LOCAL": False}
+    tokens = {"ROWS": 16 if kind in PROGRAMS else tile.rows // 4, "GROUP": 4}
+    if kind == "routed":
+        return {**common, **tokens, "BLOCK": 8}
+    if kind in PROGRAMS:
+        return {
+            **common,
+            **tokens,
+            "BLOCKS": 16 if exact else 64,
+            "BLOCK": 8,
+            "PARTS": 1 if exact else 3,
+            "SPREAD": True,
+        }
+    plain = {"FACTS": len(FACTS), "BANDED": False, "LISTED": True, "SINKS": False, "PRIORS": 0, "WITH_LSE": False}
+    return {**common, **plain, **tokens, **PLANS[kind]}
 
 
 def pointers(name: str, kind: str) -> str | None:
     """The type of a tensor argument; None for numbers."""
-    if name in ("query", "key", "value", "output", "prior_output"):
-        return f"*{kind}"
-    if name in ("lse", "prior_lse"):
-        return "*fp32"
-    if name in INDICES:
-        return "*i32"
-    return "*i64" if name in ("order", "tile_run", "tile_start", "tile_count") else None
+    return f"*{kind}" if name in HALVES else OTHERS.get(name)
 
 
 def compiled(kind: str, capability: int, dtype: str, head_dim: int, tile: Tile | None = None) -> dict:
     exact = dtype == "float32"
     tile = tile or tile_for(head_dim, exact)
-    program = programs.requests_program if kind == "requests" else programs.plan_program
+    program = PROGRAMS.get(kind, programs.plan_program)
     values, signature, constexprs, attributes = constants(kind, head_dim, exact, tile), {}, {}, {}
     for place, parameter in enumerate(program.params):
         name, pointer = parameter.name, pointers(parameter.name, TYPES[dtype])
-        signature[name] = (
-            "constexpr" if parameter.is_constexpr else pointer or ("fp32" if name == "scale_log2" else "i32")
-        )
+        signature[name] = "constexpr" if parameter.is_constexpr else pointer or ("fp32" if name in FLOATS else "i32")
         if parameter.is_constexpr:
             constexprs[(place,)] = values[name]
         elif pointer or name.startswith("stride") or (name == "head_dim" and head_dim % 16 == 0):
@@ -83,7 +102,9 @@ def figures(kernel) -> dict:
     words = {
         "wgmma": "HGMMA",
         "mma": r"\bHMMA",
-        "async_loads": "LDGSTS",
+        "waits": r"WARPGROUP\.DEPBAR",
+        "async_loads": r"LDGSTS.*\.128",
+        "narrow_loads": r"LDGSTS(?!.*\.128)",
         "spill_stores": r"\bSTL",
         "spill_loads": r"\bLDL",
     }
@@ -98,5 +119,5 @@ if __name__ == "__main__":
     capability, dtype, *rest = sys.argv[1:]
     sizes = [int(word) for word in rest if word.isdigit()] or list(TILES)
     for head_dim in sizes:
-        for kind in [word for word in rest if not word.isdigit()] or [*PLANS, "requests"]:
+        for kind in [word for word in rest if not word.isdigit()] or [*PLANS, *PROGRAMS]:
             print(json.dumps(compiled(kind, int(capability), dtype, head_dim)), flush=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from patch_cases import TILED, make_pattern, make_variant, random_heads
+from patch_cases import CASES, TILED, make_pattern, make_variant, random_heads
 
 import sa_patch
 from sa_patch import kernels
@@ -15,6 +15,7 @@ from sa_patch.patterns import Pieces
 pytest.importorskip("triton")
 launch = pytest.importorskip("sa_patch.kernels.triton.launch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+RUN = [*TILED, *(case for case in CASES if case.startswith("routed"))]
 DTYPES = (torch.float32, torch.float16, *((torch.bfloat16,) if DEVICE == "cuda" else ()))
 
 
@@ -40,9 +41,9 @@ def check(case, length, query_len, heads, head_dim, dtype, window=12):
     assert float((found - exact).abs().max()) <= allowed
 
 
-@pytest.mark.parametrize("case", TILED)
+@pytest.mark.parametrize("case", RUN)
 def test_triton_equals_reference(case):
-    if "moba" in case:  # routes are the content's: in one dtype they are the same for both kernels
+    if "moba" in case or "routed" in case:  # routes are the content's: in one dtype they are the same for both kernels
         check(case, 70, 70, (4, 2), 16, torch.float32)
         return
     for dtype in DTYPES:
@@ -63,7 +64,7 @@ def test_tensors_with_any_strides_give_the_same():
 
 
 def test_a_known_launch_is_the_same_launch_without_looking_it_up():
-    """Equal dtype, constants and regular strides: the compiled program itself, with the arguments Triton would give."""
+    """Equal dtype, constants and regular strides: the compiled program itself, with addresses instead of tensors."""
 
     compiled_calls, program_calls, tile = [], [], Tile(32, 16, 4, 2)
 
@@ -89,7 +90,8 @@ def test_a_known_launch_is_the_same_launch_without_looking_it_up():
     run(heads)
     assert len(program_calls) == 1 and program_calls.pop()[2:] == (4, 2)
     run(heads)
-    assert compiled_calls.pop() == ((3, 2, 1), (*heads, *heads[:1], *strides, 7, 0.5, 16, 2, 1, 2))
+    addresses = [tensor.data_ptr() for tensor in (*heads, *heads[:1])]
+    assert compiled_calls.pop() == ((3, 2, 1), (*addresses, *strides, 7, 0.5, 16, 2, 1, 2))
     assert not program_calls
     run(heads, constants=(1, 3))  # another constant, dtype or alignment is another program
     run(tuple(x.half() for x in heads))
@@ -127,15 +129,18 @@ def test_what_triton_can_not_do_is_refused(monkeypatch):
         short = (tensor.detach().bfloat16() for tensor in (query, key, value))
         with pytest.raises(NotImplementedError, match="interpreter multiplies bfloat16 wrongly"):
             sa_patch.attention(*short, make_variant("sa"), kernel="triton")
-        monkeypatch.setattr("sa_patch.kernels.triton.kernel._interpreted", lambda: False)
-        with pytest.raises(NotImplementedError, match="it needs a GPU, the tensors are on 'cpu'"):
-            sa_patch.attention(query, key, value, make_variant("sa"), kernel="triton")
-    pattern = make_pattern(make_variant("sa-dyadic"), 40)
-    assert isinstance(pattern, Pieces) and kernels.get("triton").refusal(pattern, query, key, value)
+        with monkeypatch.context() as real:
+            real.setattr("sa_patch.kernels.triton.kernel._interpreted", lambda: False)
+            with pytest.raises(NotImplementedError, match="it needs a GPU, the tensors are on 'cpu'"):
+                sa_patch.attention(query, key, value, make_variant("sa"), kernel="triton")
+    for case in ("sa-dyadic", "sa-dyadic-extras"):  # computed in one pass, but for a local window or a dense tail
+        pattern = make_pattern(make_variant(case), 40)
+        assert isinstance(pattern, Pieces)
+        assert (kernels.get("triton").refusal(pattern, query, key, value) is None) == (case == "sa-dyadic")
 
 
 @given(
-    case=st.sampled_from(TILED),
+    case=st.sampled_from(RUN),
     length=st.integers(2, 50),
     query_len=st.integers(1, 50),
     heads=st.sampled_from([(2, 2), (3, 1), (5, 1), (8, 1)]),
