@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 out=${OUT:?set OUT to the folder for the results}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 status=0
-# A step's limit in seconds, and its command. The limits add up to 535 seconds.
+# A step's limit in seconds, and its command. The limits add up to 550 seconds.
 step() {
   local limit=$1
   shift
@@ -26,10 +26,11 @@ step 60 python benchmarks/attention.py $shape --lengths 2048 8192 --windows 128 
 step 50 python benchmarks/attention.py --device cuda --dtype bfloat16 --heads 16 --kv-heads 16 --head-dim 64 \
   --flex --lengths 2048 8192 32768 --windows 256 --arms sa sa-bucket --kernels triton flex --rounds 3 \
   --out "$out/paper.json"
-step 45 python benchmarks/tune_triton.py --head-dims 128 --out "$out/tune.json"
+packages=$(mktemp -d) && mkdir "$packages/sa_eval" && ln -s "$PWD"/eval/* "$PWD/configs" "$packages/sa_eval"
+PYTHONPATH=$packages:$PYTHONPATH step 60 python -m sa_eval tune --device cuda --dtype bfloat16 --head-dim 128 --heads 32 \
+  --kv-heads 8 --seconds 40 --out "$out/rules.json"
 step 5 python benchmarks/gpu_report.py "$out/attention.json" "$out/short.json" "$out/paper.json"
 # The shape of Qwen3-8B end to end, with random weights. Stopped early, it keeps the lengths that are finished.
-packages=$(mktemp -d) && mkdir "$packages/sa_eval" && ln -s "$PWD"/eval/* "$PWD/configs" "$packages/sa_eval"
 PYTHONPATH=$packages:$PYTHONPATH step 125 timeout -s INT 120 python -m sa_eval speed \
   --shape configs/shapes/qwen3-8b.json --device cuda --dtype bfloat16 --lengths 32768,65536,131072 --window 512 \
   --modes swa,sa,sa-bucket,moba --kernel triton --new-tokens 0 --repeats 1 --out "$packages/qwen3-8b"
