@@ -150,7 +150,7 @@ def _joined_plan(pattern: Pieces, query: Tensor, key: Tensor) -> Plan:
     return make() if None in known else KEPT.get(name, device, make)
 
 
-def _dense_key(piece: Dense) -> tuple:
+def _dense_key(piece: Pattern) -> tuple:
     return piece.length, piece.query_len
 
 

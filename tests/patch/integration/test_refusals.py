@@ -242,7 +242,7 @@ def test_lengths_must_be_tokens(qwen3, length):
         ("[]", "it has no version"),
         ('{"mode": "sa"}', "it has no version"),
         ('{"version": true, "mode": "sa"}', "it has no version"),
-        ('{"version": 99, "mode": "sa"}', "version 99, this release of sa_patch reads up to 1: upgrade"),
+        ('{"version": 99, "mode": "sa"}', "version 99, this release of sa_patch reads up to 2: upgrade"),
         ('{"version": 1, "mode": ["sa"]}', "unknown mode"),
         ('{"version": 1, "mode": "sa", "variant": "sa"}', "holds 'variant', which is no option"),
         ('{"version": 1, "mode": "sa", "model": "sa"}', "holds 'model', which is no option"),

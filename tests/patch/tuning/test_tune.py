@@ -31,8 +31,9 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def device(monkeypatch):
     """A device with the kernels torch, sdpa and those that a test plants; returns the function that sets the times."""
+    table = dict(kernels.KERNELS)  # put back as a whole, because the order of a table is its meaning
     for name in ("triton", "flash", "flex"):
-        monkeypatch.delitem(kernels.KERNELS, name)
+        del kernels.KERNELS[name]
 
     made = search.Search.__init__
 
@@ -44,7 +45,9 @@ def device(monkeypatch):
 
         monkeypatch.setattr(search.Search, "__init__", init)
 
-    return timed
+    yield timed
+    kernels.KERNELS.clear()
+    kernels.KERNELS.update(table)
 
 
 def by_name(**milliseconds):
