@@ -11,7 +11,7 @@ from pathlib import Path
 
 # Times as fast as full at w=512 (bf16, 32 heads, 8 kv heads, head_dim 128), by length.
 TIMES_FULL = {
-    32_768: {"sa": 10, "sa-bucket": 16, "swa": 14, "moba": 6},
+    32_768: {"sa": 10, "sa-bucket": 16, "swa": 14, "moba": 6, "routed+tiles32": 8},
     131_072: {"sa": 40, "sa-bucket": 60, "swa": 50, "moba": 20},
 }
 OF_PRODUCTS = {"sa-bucket": 0.40, "swa": 0.40, "sa": 0.25}  # of the measured rate of matrix products, over needed pairs
