@@ -7,6 +7,9 @@ ARMS = {
     **{name: (name, {}) for name in modes() if name != "full"},
     "swa+sinks": ("swa", {"sinks": 4}),
     "moba+sinks": ("moba", {"sinks": 4}),
+    # What a GPU can run fast: tiles of 16 queries and the heads of a group choose together; and coarser blocks.
+    "routed+tiles": ("routed", {"share": "group", "query_block": 16}),
+    "routed+tiles32": ("routed", {"share": "group", "query_block": 16, "block_size": 32, "router": "mean"}),
 }
 
 

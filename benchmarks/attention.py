@@ -21,42 +21,18 @@ import torch
 from arms import ARMS, variant_of
 from measure import Call, environment, host_seconds, limits, medians, peak_bytes, times
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 import sa_patch
 from sa_patch.geometry import Group
 from sa_patch.kept import KEPT
 from sa_patch.kernels import KERNELS
-from sa_patch.kernels.dense import causal, fused
+from sa_patch.kernels.dense import fused
 from sa_patch.patterns import Blocks
+from sa_patch.tuning.timing import full_calls
 
-BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 GPU_KERNELS = ["triton", "flash", "flex", "torch"]
 LONGEST_MASK = 16_384  # a dense mask of more is no way anybody takes
-
-
-def full_calls(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Call]:
-    """Full causal attention, through every backend there is for it."""
-    scaling = query.shape[-1] ** -0.5
-    if query.device.type != "cuda":
-        return {"full": lambda: causal(query, key, value, scaling)}
-
-    def through(backend: SDPBackend) -> Call:
-        def call() -> Tensor:
-            with sdpa_kernel(backend):
-                return fused(query, key, value, scaling, causal=True)
-
-        return call
-
-    calls = {}
-    for name, backend in BACKENDS.items():
-        try:
-            through(backend)()
-        except RuntimeError:
-            continue  # not for these tensors
-        calls[f"full/{name}"] = through(backend)
-    return calls
 
 
 def rival_calls(query: Tensor, key: Tensor, value: Tensor, window: int, flex: bool) -> dict[str, Call]:

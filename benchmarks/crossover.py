@@ -1,4 +1,4 @@
-"""From which prompt length on is sparse attention faster than full? Checks sa_patch/kernels/rules.py.
+"""From which prompt length on is sparse attention faster than full? Checks the rules in use.
 
     python benchmarks/crossover.py --threads 1 --cpu-time                  a busy machine
     python benchmarks/crossover.py --out benchmarks/results/crossover.json an idle one
@@ -60,7 +60,7 @@ def sweep(name: str, window: int, args: argparse.Namespace) -> dict:
     always = variant_of(name, window)
     asking = variant_of(name, window, dense_below="crossover")
     layout = "merged" if always.sinks or always.local else always.layout
-    limit = crossover(layout, window, torch.device("cpu"))
+    limit = crossover(layout, window, torch.device("cpu"), getattr(torch, args.dtype))
     clock = time.process_time if args.cpu_time else time.perf_counter
     rows = []
     for length in lengths_for(limit, args.longest):

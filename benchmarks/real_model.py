@@ -121,7 +121,7 @@ def fidelity(loaded: models.Loaded, options: argparse.Namespace, progress: Progr
     """One row per kind of text, variant and window; rows of an earlier call are kept."""
     file = options.out / "fidelity.jsonl"
     rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
-    wanted = [(kind, *one) for window in WINDOWS["fidelity"] for kind in TEXTS for one in arms([window])]
+    wanted = [(kind, *one) for kind in TEXTS for one in arms("fidelity")]
     done = {(row["kind"], row["variant"], row["window"]) for row in rows}
     with progress.bar(len(wanted), "fidelity", unit="arm", done=len(rows)) as bar:
         reader: Reader | None = None
@@ -154,7 +154,7 @@ class Reader:
         for passage, full in zip(self.cut.passages, self.full, strict=True):
             ids = torch.tensor([passage.ids])
             with torch.inference_mode():
-                states, seen = read_counting(self.subject, arm, ids)
+                states, seen, router = read_counting(self.subject, arm, ids)
                 found = self.subject.head.compare(full, states, ids)
             found_sums.append(measuring.token_sums(found, passage, LENGTH).position)
             keys.append(seen)
@@ -168,6 +168,7 @@ class Reader:
             "kl_all_positions": sums.part_means(np.array(found_sums).sum((0, 1))).kl,
             "keys_per_query": float(np.mean(keys)),
             "density": float(np.mean(keys)) / ((LENGTH + 1) / 2),
+            "router": router,
         }
 
 

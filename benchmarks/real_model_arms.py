@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,31 +14,63 @@ from sa_eval.settings.arm import Arm
 from sa_patch.geometry import Group
 
 WINDOWS = {"fidelity": (128, 64), "lambada": (48, 32), "piqa": (24, 16)}  # keys per query
+ROUTED = {"block_size": 16, "query_block": 16}
 # Name, mode, options of the window.
-VARIANTS: tuple[tuple[str, str, Callable[[int], dict[str, Any]]], ...] = (
+Line = tuple[str, str, Callable[[int], dict[str, Any]]]
+VARIANTS: tuple[Line, ...] = (
     ("sa", "sa", lambda window: {}),
     ("random-keys", "random-keys", lambda window: {}),
     ("swa", "swa", lambda window: {}),
     ("swa + 1 sink", "swa", lambda window: {"sinks": 1}),
+    ("moba k=8 + 4 sinks + local w/2", "moba", lambda window: {"top_k": 8, "sinks": 4, "local": window // 2}),
+    ("routed", "routed", lambda window: {}),
+)
+# On texts only, where they cost minutes and not hours.
+MORE: tuple[Line, ...] = (
     ("sa+swa + 4 sinks", "sa+swa", lambda window: {"sinks": 4}),
     ("moba k=2", "moba", lambda window: {"top_k": 2}),
-    ("moba k=4", "moba", lambda window: {"top_k": 4}),
-    ("moba k=8", "moba", lambda window: {"top_k": 8}),
-    ("moba k=8 + 4 sinks + local w/2", "moba", lambda window: {"top_k": 8, "sinks": 4, "local": window // 2}),
+    ("routed, by the mean", "routed", lambda window: {"router": "mean"}),
+    ("routed, Quest's bound", "routed", lambda window: {"router": "minmax"}),
+    ("routed, groups and 16 queries", "routed", lambda window: {"share": "group", "query_block": 16}),
+    ("routed, blocks of 16, 16 queries", "routed", lambda window: ROUTED),
+    (
+        "routed, XAttention's sums, blocks of 16, 16 queries",
+        "routed",
+        lambda window: {**ROUTED, "router": "antidiagonal"},
+    ),
+)
+# The router paid by the window: every rule at the cost of the others.
+CHARGED: tuple[Line, ...] = tuple(
+    (f"{name}, charged", "routed", lambda window, options=options: {**options, "router_cost": "charged"})
+    for name, options in (
+        ("routed, blocks of 16", {"block_size": 16}),
+        ("routed, blocks of 32", {"block_size": 32}),
+        ("routed, by the mean, blocks of 16", {"block_size": 16, "router": "mean"}),
+        ("routed, Quest's bound, blocks of 16", {"block_size": 16, "router": "minmax"}),
+        ("routed, XAttention's sums of 4, blocks of 16, 16 queries", {**ROUTED, "router": "antidiagonal"}),
+        ("routed, XAttention's sums of 8, blocks of 16, 16 queries", {**ROUTED, "router": "antidiagonal", "stride": 8}),
+        ("routed, blocks of 16, 16 queries", ROUTED),
+    )
 )
 
 
-def arms(windows: Sequence[int]) -> Iterator[tuple[str, Arm]]:
-    """Every variant at one window, then at the next, each with its name in the table."""
-    for window in windows:
-        for name, mode, options in VARIANTS:
-            label = name.replace(" + ", "-").replace(" ", "-").replace("/", "").replace("=", "")
-            yield name, Arm(f"{label}-w{window}", label, mode, window, options=options(window))
+def arms(task: str) -> Iterator[tuple[str, Arm]]:
+    """Every variant at one window of the task, then at the next, each with its name in the table; what a window has no
+    room for is left out."""
+    lines = (*VARIANTS, *MORE, *CHARGED) if task == "fidelity" else VARIANTS
+    for window in WINDOWS[task]:
+        for name, mode, options in lines:
+            label = re.sub("[^a-z0-9+]+", "-", name.lower()).strip("-")
+            arm = Arm(f"{label}-w{window}", label, mode, window, options=options(window))
+            if arm.refusal() is None:
+                yield name, arm
 
 
-def read_counting(subject: measuring.Subject, arm: Arm, ids: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Final hidden states of the patched model, and its keys per query: pairs counted, mean over layers and heads."""
+def read_counting(subject: measuring.Subject, arm: Arm, ids: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+    """Final hidden states of the patched model, its keys per query (pairs counted, mean over layers and heads), and its
+    router's cost beside them, a pair being two products."""
     patch, length, pairs = arm.apply(subject.model, arm.seeds[0]), ids.shape[1], []
+    router = patch.budget(length).router_cost / 2
 
     def count(call: Call) -> None:
         group = Group(length, length, ids.device)
@@ -47,4 +80,4 @@ def read_counting(subject: measuring.Subject, arm: Arm, ids: torch.Tensor) -> tu
         states = subject.probe.read(ids, count, lambda layer, residual: None)
     finally:
         patch.restore()
-    return states, sum(pairs) / len(pairs) / length
+    return states, sum(pairs) / len(pairs) / length, router

@@ -60,7 +60,8 @@ def _agreement(row: Row | None) -> str:
 
 def _keys(rows: Sequence[Row]) -> str:
     keys, density = (sum(row[name] for row in rows) / len(rows) for name in ("keys_per_query", "density"))
-    return f"{keys:.1f} ({100 * density:.0f} %)"
+    router = f" + {rows[0]['router']:.1f}" if rows[0].get("router") else ""
+    return f"{keys:.1f}{router} ({100 * density:.0f} %)"
 
 
 def _task(task: str, window: int, result: Row) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_model_arms import WINDOWS, arms, read_counting
+from real_model_arms import arms, read_counting
 
 from sa_eval.fidelity import measuring, texts
 from sa_eval.loading import models
@@ -60,7 +60,7 @@ def run_task(
             "speed": False,
         }
     )
-    directory, listed = RunDirectory(path), list(arms(WINDOWS[task]))
+    directory, listed = RunDirectory(path), list(arms(task))
     full = Arm("full", "full", "full", None)
     runner.run_loaded(asked, loaded, [full, *(arm for _, arm in listed)], directory, progress)
     with progress.step("statistics"):

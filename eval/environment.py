@@ -25,12 +25,16 @@ def versions() -> dict[str, str]:
 def hardware(device: Any) -> dict[str, str | int | float | None]:
     import torch
 
+    from sa_patch.kernels import rules
+    from sa_patch.machine import cpu_name
+
     found: dict[str, str | int | float | None] = {
         "device": str(device),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
+        "kernel_rules": rules.used(torch.device(device)),
     }
     if torch.device(device).type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
@@ -53,11 +57,3 @@ def allowed_cpus() -> int:
 
 def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            return next(line.split(":", 1)[1].strip() for line in stream if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

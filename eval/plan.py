@@ -9,7 +9,7 @@ from sa_eval import estimate
 from sa_eval.budgets import measured_budget
 from sa_eval.documents import ruler, selection
 from sa_eval.loading import models, sources
-from sa_eval.settings.arm import Arm
+from sa_eval.settings.arm import Arm, check_kernels
 from sa_eval.settings.arms import Sweep, arms_from, sweep_of
 from sa_eval.settings.config import Settings, SettingsError
 from sa_eval.settings.published import published_for
@@ -24,6 +24,8 @@ def render(settings: Settings) -> str:
     Raises:
         SettingsError: when no arm but full could run on this model.
     """
+    import torch
+
     source = sources.find(settings.model)
     selection.check_tasks(settings)
     arms = arms_from(settings)
@@ -32,7 +34,9 @@ def render(settings: Settings) -> str:
     model = models.empty_model(source, settings)
     selection.check_lengths(settings, models.max_tokens(model))
     device = models.pick_device(settings)
-    shape = estimate.shape_of(model, models.pick_dtype(settings, device))
+    dtype = models.pick_dtype(settings, device)
+    shape = estimate.shape_of(model, dtype)
+    check_kernels(arms, model, torch.device(device), None if dtype == "auto" else getattr(torch, dtype))
     usable, rows, refused = _measured(model, arms, settings)
     documents, cost = _documents(settings)
     runs = sum(len(arm.seeds) for arm in usable)

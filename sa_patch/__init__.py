@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sa_patch.api import apply, attention, is_patched, load, restore
     from sa_patch.calibration import Calibration, calibrate
     from sa_patch.patch import Patch
+    from sa_patch.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -32,15 +33,22 @@ __all__ = [
     "is_patched",
     "load",
     "restore",
+    "tune",
     "variant",
 ]
+
+_MODULES = {
+    "Calibration": "sa_patch.calibration",
+    "Patch": "sa_patch.patch",
+    "calibrate": "sa_patch.calibration",
+    "tune": "sa_patch.tuning",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = {"Patch": "sa_patch.patch", "Calibration": "sa_patch.calibration", "calibrate": "sa_patch.calibration"}
-    return getattr(import_module(homes.get(name, "sa_patch.api")), name)
+    return getattr(import_module(_MODULES.get(name, "sa_patch.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -29,6 +29,7 @@ class Layer:
     layer_idx: int
     num_layers: int
     calls: Counter = field(default_factory=Counter)
+    ran: Counter = field(default_factory=Counter)  # kernels by name, where the model is not compiled
 
     @property
     def is_dense_layer(self) -> bool:
@@ -70,22 +71,26 @@ class Traced:
         torch._dynamo.mark_static_address(self.calls, guard=False)
 
 
-def is_short(variant: Variant, length: int, device: torch.device) -> bool:
+def is_short(variant: Variant, length: int, device: torch.device, dtype: torch.dtype) -> bool:
     """True for sequences that `dense_below` leaves full."""
     if variant.dense_below == "crossover":
         layouts = [variant.layout, "merged"] if variant.sinks or variant.local else [variant.layout]
-        return length <= max(kernels.crossover(layout, variant.window_at(length), device) for layout in layouts)
+        return length <= max(kernels.crossover(layout, variant.window_at(length), device, dtype) for layout in layouts)
     return length <= int(variant.dense_below)
 
 
-def is_dense(variant: Variant, length: int, layer_idx: int, num_layers: int, device: torch.device) -> bool:
+def is_dense(
+    variant: Variant, length: int, layer_idx: int, num_layers: int, device: torch.device, dtype: torch.dtype
+) -> bool:
     """True where a variant's options leave full attention: a dense layer or a short prompt."""
-    return Layer(variant, "auto", layer_idx, num_layers).is_dense_layer or is_short(variant, length, device)
+    return Layer(variant, "auto", layer_idx, num_layers).is_dense_layer or is_short(variant, length, device, dtype)
 
 
-def layer_budget(variant: Variant, length: int, layer_idx: int, num_layers: int, device: torch.device) -> LayerBudget:
+def layer_budget(
+    variant: Variant, length: int, layer_idx: int, num_layers: int, device: torch.device, dtype: torch.dtype
+) -> LayerBudget:
     """The budget of one layer, with dense layers and short prompts counted as what they are."""
-    if is_dense(variant, length, layer_idx, num_layers, device):
+    if is_dense(variant, length, layer_idx, num_layers, device, dtype):
         return LayerBudget(layer_idx, "dense", triangle(length))
     return variant.sparse_budget(length, layer_idx)
 
@@ -182,9 +187,9 @@ def _run_group(
     """
     variant = layer.generating if generated else layer.variant
     dense = "full_decode" if generated else "dense_layer" if layer.is_dense_layer else "dense_short"
-    if layer.is_dense_layer or is_short(variant, group.length, group.device):
+    if layer.is_dense_layer or is_short(variant, group.length, group.device, query.dtype):
         layer.calls[dense] += 1
         return causal(query, key, value, scaling)
     pattern = variant.sparse_pattern(group, layer.layer_idx, query, key)
     layer.calls[dense if pattern.covers_all else "sparse_decode" if generated else "sparse_prefill"] += 1
-    return kernels.execute(layer.kernel, query, key, value, pattern, scaling)
+    return kernels.execute(layer.kernel, query, key, value, pattern, scaling, layer.ran)

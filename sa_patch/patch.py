@@ -16,6 +16,7 @@ from sa_patch.budget import Budget
 from sa_patch.forward import KINDS, is_dense, is_short, layer_budget
 from sa_patch.geometry import Group
 from sa_patch.plan import Plan
+from sa_patch.probing import layouts_of
 from sa_patch.saved import config_of, write_config
 from sa_patch.variants.base import CPU, Variant
 
@@ -121,6 +122,11 @@ class Patch:
             for layer in self._state.layers
         )
 
+    @property
+    def ran(self) -> Counter[str]:
+        """How often each kernel ran since the patch was applied, over all layers; compiled models count none."""
+        return sum((layer.ran for layer in self._state.layers), Counter())
+
     def mask(self, length: int, layer_idx: int = 0) -> Tensor:
         """Who sees whom in one layer while a prompt of `length` tokens is read: bool [length, length], [query, key].
 
@@ -132,16 +138,16 @@ class Patch:
             raise ValueError(f"layer_idx={layer_idx} is out of range: the model has layers 0..{self.num_layers - 1}")
         group = Group(length, length, CPU)
         variant = self.plan.variants[layer_idx]
-        if is_dense(variant, length, layer_idx, self.num_layers, integration.device(self.model)):
+        if is_dense(variant, length, layer_idx, self.num_layers, *integration.place(self.model)):
             return variant.dense(group).visible()
         return variant.sparse_pattern(group, layer_idx, None, None).visible()
 
     def budget(self, length: int) -> Budget:
         """What reading a prompt of `length` tokens costs, counted from the patterns: total and per layer."""
         _check_length(length)
-        place, count = integration.device(self.model), self.num_layers
+        place, count = integration.place(self.model), self.num_layers
         layers = tuple(
-            layer_budget(variant, length, layer, count, place) for layer, variant in enumerate(self.plan.variants)
+            layer_budget(variant, length, layer, count, *place) for layer, variant in enumerate(self.plan.variants)
         )
         return Budget(length, self.plan.target(length), layers, over_all=self.plan.window is not None)
 
@@ -187,8 +193,10 @@ class Patch:
     def _prefill_line(self) -> str:
         if self.plan.always_dense:
             return "sdpa, plain causal"
-        merged = any(variant.sinks or variant.local for variant in self.plan.distinct)
-        return kernels.describe(self.kernel, merged, integration.device(self.model))
+        layouts = {layout: None for variant in self.plan.distinct for layout in layouts_of(variant)}
+        return kernels.describe(
+            self.kernel, [*layouts], *integration.place(self.model), *integration.head_shape(self.model)
+        )
 
     def _lengths(self) -> list[int]:
         """The lengths to tell about, as far as the model's positions reach."""
@@ -209,12 +217,12 @@ class Patch:
         return "sparse: every generated token reads its own row of the pattern"
 
     def _short_line(self, variant: Variant) -> list[str]:
-        place = integration.device(self.model)
+        place = integration.place(self.model)
         if not variant.dense_below or variant.always_dense:
             return []
         if isinstance(variant.dense_below, int):
             return [f"prompts up to {variant.dense_below:,} tokens stay full"]
-        length = bisect_left(range(1 << 24), True, key=lambda length: not is_short(variant, length + 1, place))
+        length = bisect_left(range(1 << 24), True, key=lambda length: not is_short(variant, length + 1, *place))
         return [f"prompts up to {length:,} tokens stay full: sparse was not measured to be faster there (crossover)"]
 
     def _status(self) -> str:
@@ -225,14 +233,14 @@ class Patch:
 
     def _budget_line(self, length: int) -> str:
         """Of one variant, the first sparse layer's: counting every layer would take seconds on deep models."""
-        place, count = integration.device(self.model), self.num_layers
-        dense = [is_dense(one, length, layer, count, place) for layer, one in enumerate(self.plan.variants)]
+        place, count = integration.place(self.model), self.num_layers
+        dense = [is_dense(one, length, layer, count, *place) for layer, one in enumerate(self.plan.variants)]
         sparse = [layer for layer in range(count) if not dense[layer]]
         try:
             if self.plan.single is None:
                 budget = self.budget(length)
             else:
-                layer = layer_budget(self.variant, length, sparse[0] if sparse else 0, count, place)
+                layer = layer_budget(self.variant, length, sparse[0] if sparse else 0, count, *place)
                 budget = Budget(length, self.plan.target(length), (layer,))
         except ValueError as error:
             return f"{length:,} tokens: {error}"

@@ -139,14 +139,16 @@ def _together(scores: Tensor, allowed: Tensor, block: Tensor, query_block: int, 
         return scores.masked_fill_(block >= allowed, -torch.inf)
     missing = tiles * query_block - queries
     scores = torch.nn.functional.pad(scores, (0, 0, 0, missing)) if missing else scores
-    scores = scores.unflatten(2, (tiles, query_block)).masked_fill_(block >= allowed[:, None], -torch.inf)
-    # The mean of the rows' softmax is one product: 1 / (sum of exp) of every row, times the exps.
-    scores = scores.sub_(scores.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)).exp_()
-    share = scores.sum(dim=-1, keepdim=True).clamp_(min=1).reciprocal_()
+    scores = scores.unflatten(2, (tiles, query_block))
+    # Blocks that the first tile may choose, all may.
+    common = max(0, scores.shape[-1] - tiles * query_block)
+    scores[..., common:].masked_fill_(block[common:] >= allowed[:, None], -torch.inf)
+    weights = scores.softmax(-1)
+    if tiles and common == 0:
+        weights = weights.nan_to_num_(0)  # tiles that may choose none
     if missing:  # rows beyond the last query vote for nothing
-        share[:, :, -1, query_block - missing :] = 0
-    scores, share = (one.unflatten(1, (choosers, -1)).transpose(2, 3).flatten(3, 4) for one in (scores, share))
-    votes = (share.transpose(-1, -2) @ scores)[..., 0, :]
+        weights[:, :, -1, query_block - missing :] = 0
+    votes = weights.unflatten(1, (choosers, -1)).sum((2, 4))
     return votes.masked_fill_(block >= allowed, -torch.inf)
 
 

@@ -1,12 +1,17 @@
-"""Plain functions for what needs a GPU: FlashAttention's and FlexAttention's calls as documented, for any device."""
+"""In place of a device: FlashAttention's and FlexAttention's calls as documented; planted kernels and times."""
 
+import functools
 import itertools
 
 import torch
 
+from sa_patch import kernels
 from sa_patch.kernels.flash import kernel as flash
 from sa_patch.kernels.flex import block_masks
 from sa_patch.kernels.flex import kernel as flex
+from sa_patch.kernels.reference import Reference
+from sa_patch.kernels.rules import layout_of
+from sa_patch.tuning import timing
 
 
 def stand_in_for_flash(monkeypatch):
@@ -81,3 +86,63 @@ def seen_by_blocks(mask):
             columns = slice(block * size, (block + 1) * size)
             seen[rows, columns] = True if block in full else shown[rows, columns]
     return seen
+
+
+def plant_kernel(monkeypatch, name, *, factor=1.0, refuses=(), compile_seconds=0.0, sizes=(), size=None):
+    """A kernel in the table that gives the reference's numbers, times `factor`.
+
+    Args:
+        refuses: layouts it can't run.
+        sizes: other sizes of it, as `candidates` gives them; `size` is the one it has.
+    """
+
+    class Planted(Reference):
+        masks = False
+
+        def refusal(self, pattern, *_):
+            return "not on Sundays" if layout_of(pattern) in refuses else None
+
+        def __call__(self, *arguments):
+            return super().__call__(*arguments) * factor
+
+    if sizes:
+        Planted.candidates = lambda self, head_dim, dtype: list(sizes)
+        Planted.sized = lambda self, asked: plant_kernel(monkeypatch, f"{name} {asked}", size=asked)
+    planted = Planted()
+    planted.name, planted.compile_seconds, planted.size = name, compile_seconds, size
+    get = kernels.get
+    monkeypatch.setitem(kernels.KERNELS, name, ("planted", name))
+    monkeypatch.setattr(kernels, "get", lambda asked: planted if asked == name else get(asked))
+    return planted
+
+
+def plant_times(monkeypatch, milliseconds):
+    """A device whose calls take the planted time, on a clock of its own; returns that clock.
+
+    Args:
+        milliseconds: (kernel's name or "full", length, window or None) -> a call's milliseconds.
+    """
+    now = [0.0]
+
+    def once(call, device):
+        if isinstance(call, functools.partial):
+            kernel, variant, tensors = call.args
+            known = [name for name in kernels.KERNELS if kernels.get(name) is kernel]
+            asked = getattr(kernel, "name", known[0] if known else ""), tensors[0].shape[2], variant.window
+        else:
+            asked = "full", call.length, None
+        taken = milliseconds(*asked) / 1e3
+        now[0] += taken
+        return taken
+
+    def full(query, key, value):
+        def call():
+            raise AssertionError("its time is planted")
+
+        call.length = query.shape[2]
+        return call
+
+    monkeypatch.setattr(timing, "once", once)
+    monkeypatch.setattr(timing, "seconds", once)
+    monkeypatch.setattr(timing, "fastest_full", full)
+    return lambda: now[0]

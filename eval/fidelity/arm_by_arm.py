@@ -25,7 +25,7 @@ from sa_eval.records import continued, lock, result_folder
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.keys import code_hash
 from sa_eval.records.types import ArmRow, plain
-from sa_eval.settings.arm import Arm
+from sa_eval.settings.arm import Arm, check_kernels
 from sa_eval.settings.arms import arms_from, left_out
 from sa_eval.settings.config import Settings, SettingsError, settings_from
 
@@ -118,6 +118,7 @@ def _material(settings: Settings, request: Request, progress: Progress) -> Itera
         passages.check_lengths(settings.lengths, models.max_tokens(models.empty_model(source, settings)))
         with progress.step(f"loading {settings.model}"):
             loaded = models.load(source, settings)
+        check_kernels(arms, loaded.model)
         with progress.step("texts"):
             cuts, notes = passages.cut(settings, request, given, loaded)
         for cut in cuts:

@@ -200,6 +200,6 @@ def _pattern(call: Call, attending: Attending) -> Any:
     """Who sees whom when the arm reads this passage."""
     length, device = call.query.shape[2], call.query.device
     group, variant = Group(length, length, device), attending.of(call.layer)
-    if variant is None or is_dense(variant, length, call.layer, attending.num_layers, device):
+    if variant is None or is_dense(variant, length, call.layer, attending.num_layers, device, call.query.dtype):
         return Dense(length=length, query_len=length)
     return variant.sparse_pattern(group, call.layer, call.query, call.key)

@@ -116,6 +116,7 @@ class Speed:
         peak_gib: allocated beyond what was held before the call; None where it cannot be told.
         decode_tokens_per_s: all rows of the batch together; None where no tokens were generated.
         calls: what the layers did in one timed call, summed over them; None for the unpatched model.
+        kernels: those that ran in it, the one that ran most first; none where nothing but full attention ran.
     """
 
     arm: str
@@ -129,6 +130,7 @@ class Speed:
     decode_tokens_per_s: float | None = None
     decode_repeats: list[float] = field(default_factory=list)
     calls: dict[str, int] | None = None
+    kernels: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

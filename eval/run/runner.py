@@ -25,6 +25,7 @@ from sa_eval.records.directory import MANIFEST, RunDirectory
 from sa_eval.run import chunks
 from sa_eval.run.chunks import Chunk
 from sa_eval.run.session import ArmWork, Session
+from sa_eval.settings.arm import check_kernels
 from sa_eval.settings.arms import Arm, arms_from
 from sa_eval.settings.config import Settings, SettingsError, to_yaml
 
@@ -90,6 +91,7 @@ def run_loaded(
     together: Crew | None = None,
 ) -> Outcome:
     """One session, for a model that is already in memory; `together` are the processes that hold it."""
+    check_kernels(arms, loaded.model)
     session = Session(settings, loaded, arms, directory, progress, ranks or Ranks(), together)
     with session.crew.at_work():
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,6 +13,34 @@ from sa_eval.settings.values import SettingsError
 from sa_patch import kernels
 from sa_patch.saved import from_config
 from sa_patch.variants import make_variant
+
+
+def check_kernels(arms: Sequence[Any], model: Any, device: Any = None, dtype: Any = None) -> None:
+    """Refuse arms whose kernel can't run where the model is, before anything is scored.
+
+    Args:
+        arms: those that are an `Arm` are asked.
+        device, dtype: where a model without weights is going to be; None: where this one is.
+
+    Raises:
+        SettingsError: which arms, and why.
+    """
+    asked = [arm for arm in arms if isinstance(arm, Arm) and arm.kernel != "auto"]
+    if not asked:
+        return
+    from sa_patch import integration
+
+    place, precision = integration.place(model)
+    refused: dict[str, list[str]] = {}
+    for arm in asked:
+        reason = arm.kernel_refusal(model, device or place, dtype or precision)
+        if reason:
+            refused.setdefault(f"kernel {arm.kernel!r}: {reason}", []).append(arm.name)
+    if refused:
+        told = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in refused.items())
+        raise SettingsError(
+            f"this cannot run on {device or place}: {told}. Use --kernel auto, or leave those modes out"
+        )
 
 
 @dataclass(frozen=True)
@@ -73,6 +101,16 @@ class Arm:
         except (ValueError, NotImplementedError) as error:
             return str(error)
         return None
+
+    def kernel_refusal(self, model: Any, device: Any, dtype: Any) -> str | None:
+        """Why the kernel that was asked for can't run this arm on a model there; None when it can."""
+        if self.window is None or self.kernel == "auto":
+            return None
+        from sa_patch import integration, probing
+
+        numbers = tuple(layer for layer in self.options.get("dense_layers", ()) if isinstance(layer, int))
+        variant = self._variant(self.seeds[0], {**self.options, "dense_layers": numbers})
+        return probing.refusal(self.kernel, variant, device, dtype, *integration.heads_of(model))
 
     def to_dict(self) -> dict[str, Any]:
         return {

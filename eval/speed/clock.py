@@ -71,6 +71,7 @@ class Taken:
     first_ms: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
     calls: dict[str, int] | None = None
+    kernels: list[str] = field(default_factory=list)
 
 
 def measure_prefill(
@@ -125,13 +126,14 @@ def _turn(model: Any, arm: Timed, work: Work, taken: Taken, *, first: bool) -> N
         ids = work.ids(device)
         warm_up, timed = (partial(generate, model, ids, tokens, work.clock) for tokens in work.steps)
         taken.first_ms.append(1000 * warm_up().first_s)
-        before, peak = _calls(patch), None
+        before, ran, peak = _calls(patch), _ran(patch), None
         if memory.is_free(device):
             reading, peak = memory.with_peak(timed, device)
         else:
             reading = timed()
         taken.timed.append(reading)
         after = _calls(patch)
+        taken.kernels = [name for name, _ in (_ran(patch) - ran).most_common()]
         taken.calls = None if before is None or after is None else dict(after - before)
         if first and not memory.is_free(device):
             _, peak = memory.with_peak(warm_up, device)
@@ -183,6 +185,10 @@ def _calls(patch: Any) -> Counter[str] | None:
     return total
 
 
+def _ran(patch: Any) -> Counter[str]:
+    return getattr(patch, "ran", None) or Counter()
+
+
 def _row(name: str, length: Any, work: Work, taken: Taken) -> Speed:
     times = [1000 * reading.first_s for reading in taken.timed]
     rates = [work.batch_size * work.new_tokens / reading.decode_s for reading in taken.timed if work.new_tokens]
@@ -199,4 +205,5 @@ def _row(name: str, length: Any, work: Work, taken: Taken) -> Speed:
         decode_tokens_per_s=statistics.median(rates) if rates else None,
         decode_repeats=rates,
         calls=taken.calls,
+        kernels=taken.kernels,
     )

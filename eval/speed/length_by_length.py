@@ -21,7 +21,7 @@ from sa_eval.records import continued, lock, result_folder
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.keys import code_hash
 from sa_eval.records.types import plain
-from sa_eval.settings.arm import Arm
+from sa_eval.settings.arm import Arm, check_kernels
 from sa_eval.settings.arms import arms_from
 from sa_eval.settings.config import SettingsError
 from sa_eval.speed import clock, measured_model
@@ -97,6 +97,7 @@ def _prepared(asked: SpeedSettings, progress: Progress) -> tuple[list[Arm | Floo
         subject = measured_model.prepare(asked)
     if asked.cpu_time and subject.model.device.type != "cpu":
         raise SettingsError(f"cpu_time says nothing about {subject.model.device}: leave it out")
+    check_kernels(arms, subject.model)
     return [*arms, Floor()], subject
 
 

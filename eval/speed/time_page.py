@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sa_eval.page import result_page
-from sa_eval.page.content import Field, Heading, Section, Table, Text, amount, columns, extra, rows_of, words
+from sa_eval.page.content import Field, Heading, Section, Table, Text, amount, columns, extra, rows_of, text, words
 from sa_eval.page.drawing import looks
 from sa_eval.page.result_plots import Dots, Lines, Picture, Series, styles
 from sa_eval.page.result_plots import Row as DotRow
@@ -102,13 +102,13 @@ def _length(result: SpeedResult, length: int) -> Sequence[Heading | Table]:
     full = rows.get(FULL)
     found = [_fields(rows[arm.name], full) for arm in result.arms if arm.name in rows]
     found += [
-        [words(failure.arm), Field("failed", failure.error, style="absent")] + [Field("")] * 6
+        [words(failure.arm), Field("failed", failure.error, style="absent")] + [Field("")] * 7
         for failure in result.failures
         if failure.length == length
     ]
     names = ("first call, ms", "over none", "peak, GiB", "tokens per s", "tokens: times as fast")
     caption = f"Time to the first token, memory and rate at {length:,} tokens"
-    heads = columns("arm", "times as fast", "first token, ms", *map(extra, names))
+    heads = columns("arm", "times as fast", "first token, ms", *map(extra, names), text("kernel"))
     return Heading(f"{length:,} tokens"), Table(caption, heads, rows_of(found))
 
 
@@ -128,6 +128,7 @@ def _fields(row: Row, full: Row | None) -> list[Field]:
         amount(row.peak_gib, ",.3g"),
         amount(row.decode_tokens_per_s, ",.1f"),
         _styled(amount(row.decode_times_as_fast, ".2f"), later),
+        Field("+".join(row.kernels)),
     ]
 
 

@@ -20,9 +20,12 @@ WIDE = 0.25  # repeats that scatter by more than this share of their median
 COLUMNS = (
     *("arm", "label", "mode", "window", "decode", "length", "prompt_tokens", "batch_size"),
     *("prefill_ms", "spread", "times_as_fast", "over_floor", "first_ms", "peak_gib"),
-    *("decode_tokens_per_s", "decode_times_as_fast", "error"),
+    *("decode_tokens_per_s", "decode_times_as_fast", "kernels", "error"),
 )
-HEADER = ("", "times as fast", "first token ms", "spread", "over none", "peak GiB", "tokens/s", "times as fast")
+HEADER = (
+    *("", "kernel", "times as fast", "first token ms", "spread", "over none", "peak GiB"),
+    *("tokens/s", "times as fast"),
+)
 NOTES = (
     "first token: the model's own generate, from the call to the first token on the host; medians; each timed call "
     "follows an untimed one of the same arm and length. times as fast: as full, above 1 is faster. over none: time "
@@ -86,7 +89,8 @@ def to_csv(result: SpeedResult) -> str:
     writer.writeheader()
     for row in [*result.rows, *result.failures]:
         first = {"first_ms": row.first_ms[0]} if isinstance(row, Row) and row.first_ms else {}
-        writer.writerow({**arms[row.arm], "batch_size": result.settings["batch_size"], **plain(row), **first})
+        ran = {"kernels": "+".join(row.kernels)} if isinstance(row, Row) else {}
+        writer.writerow({**arms[row.arm], "batch_size": result.settings["batch_size"], **plain(row), **first, **ran})
     return stream.getvalue()
 
 
@@ -104,7 +108,7 @@ def _block(result: SpeedResult, length: int) -> str:
         if arm.name in rows:
             found.append((arm.name, *_fields(rows[arm.name])))
         elif arm.name in errors:
-            found.append((arm.name, *[DASH] * 6, "failed"))
+            found.append((arm.name, *[DASH] * 7, "failed"))
     widths = [max(len(line[column]) for line in found) for column in range(len(HEADER))]
     shown = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in found]
     return "\n".join([f"{length:,} tokens", *shown])
@@ -112,6 +116,7 @@ def _block(result: SpeedResult, length: int) -> str:
 
 def _fields(row: Row) -> tuple[str, ...]:
     return (
+        "+".join(row.kernels) or DASH,
         _shown(row.times_as_fast, ".2f"),
         f"{row.prefill_ms:,.1f}",
         f"{row.spread:.0%}",

@@ -2,7 +2,19 @@
 
 from sa_patch.integration import attention as _registration  # noqa: F401
 from sa_patch.integration.binding import attach, bind, unbind
-from sa_patch.integration.modules import TESTED, VERIFIED, device
+from sa_patch.integration.modules import TESTED, VERIFIED, device, head_shape, heads_of, place
 from sa_patch.integration.state import State, state
 
-__all__ = ["TESTED", "VERIFIED", "State", "attach", "bind", "device", "state", "unbind"]
+__all__ = [
+    "TESTED",
+    "VERIFIED",
+    "State",
+    "attach",
+    "bind",
+    "device",
+    "head_shape",
+    "heads_of",
+    "place",
+    "state",
+    "unbind",
+]

@@ -13,11 +13,12 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from sa_patch.forward import Layer
 from sa_patch.integration.generation import OVERRIDES
-from sa_patch.integration.modules import attention_modules, device
+from sa_patch.integration.modules import attention_modules, device, heads_of, is_placed, place
 from sa_patch.integration.state import NAME, UNPATCHED, State, state
 from sa_patch.kept import KEPT
 from sa_patch.kernels import crossover
 from sa_patch.plan import Plan
+from sa_patch.probing import refusal
 from sa_patch.variants.base import Variant
 
 _IMPLEMENTATION = "_attn_implementation_internal"  # where a config keeps the name
@@ -41,8 +42,8 @@ def bind(model: nn.Module, plan: Variant | Plan, kernel: str) -> State:
             if not -count <= layer < count:
                 raise ValueError(f"dense_layers has {layer}, but the model has layers 0..{count - 1}")
         if variant.dense_below == "crossover":
-            crossover(variant.layout, 1, device(model))
-            _check_measured_dtype(model)
+            crossover(variant.layout, 1, *place(model))
+        _check_kernel(model, variant, kernel)
     if state(model) is None and modules[0].__dict__["config"]._attn_implementation == NAME:
         raise ValueError(UNPATCHED)
     layers = tuple(Layer(variant, kernel, layer, count) for layer, variant in enumerate(plan.variants))
@@ -51,13 +52,15 @@ def bind(model: nn.Module, plan: Variant | Plan, kernel: str) -> State:
     return made
 
 
-def _check_measured_dtype(model: nn.Module) -> None:
-    """Half precision speeds full attention up more than sparse attention, three times where a CPU has AMX."""
-    found = next(model.parameters()).dtype
-    if found != torch.float32:
+def _check_kernel(model: nn.Module, variant: Variant, kernel: str) -> None:
+    """Refuse a kernel that was asked for and can't run the variant where the model is."""
+    if kernel == "auto" or not is_placed(model):
+        return
+    reason = refusal(kernel, variant, *place(model), *heads_of(model))
+    if reason:
         raise NotImplementedError(
-            f"dense_below='crossover' has been measured in float32 only, the model is in {found}: give a number of "
-            "tokens"
+            f"kernel {kernel!r} can't run {variant.name!r} on this model: {reason}. Use kernel='auto'; or, where "
+            "that is the reason, move the model to its device before the patch"
         )
 
 

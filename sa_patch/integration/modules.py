@@ -66,3 +66,35 @@ def device(model: nn.Module) -> torch.device:
     """Where attention runs: the first device that holds weights (offloaded ones are brought to it)."""
     kinds = (parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
     return next(kinds, torch.device("cpu"))
+
+
+def place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where attention runs, and in which dtype."""
+    floating = (parameter.dtype for parameter in model.parameters() if parameter.dtype.is_floating_point)
+    return device(model), next(floating, torch.float32)
+
+
+def heads_of(model: nn.Module) -> tuple[int, int, int]:
+    """Query heads, kv heads and head_dim of a layer.
+
+    Raises:
+        ValueError: for a model that does not say.
+    """
+    backbone = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    config = None if backbone is None else backbone.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        raise ValueError(f"{type(model).__name__} does not say how many attention heads it has")
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return heads, kv_heads, getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads
+
+
+def is_placed(model: nn.Module) -> bool:
+    """Whether the model has weights on a device; a skeleton has none, and may be put anywhere."""
+    return any(parameter.device.type != "meta" for parameter in model.parameters())
+
+
+def head_shape(model: nn.Module) -> tuple[int, int]:
+    """head_dim, and query heads per kv head."""
+    heads, kv_heads, head_dim = heads_of(model)
+    return head_dim, heads // kv_heads

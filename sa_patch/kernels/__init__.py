@@ -1,5 +1,8 @@
 """The table of kernels, the choice between them, and running one."""
 
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
@@ -8,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sa_patch.errors import unknown
+from sa_patch.kernels import rules
 from sa_patch.kernels.base import Kernel
 from sa_patch.kernels.dense import causal
-from sa_patch.kernels.rules import rules_for
 from sa_patch.patterns import Band, Pattern, Pieces
 
 # name -> (module, class); imported on first use, so that optional dependencies stay optional.
@@ -23,6 +26,8 @@ KERNELS = {
     "reference": ("sa_patch.kernels.reference", "Reference"),
 }
 
+_TOLD: set[str] = set()  # devices whose user was told, in this process, that nothing was measured
+
 
 @lru_cache(maxsize=len(KERNELS))
 def get(name: str) -> Kernel:
@@ -31,52 +36,97 @@ def get(name: str) -> Kernel:
     return getattr(import_module(module), attribute)()
 
 
-def choose(requested: str, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> Kernel:
-    """The kernel to run: the requested one, or for "auto" the first that takes the pattern.
+def choose(requested: str, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str:
+    """The name of the kernel to run: the requested one, or for "auto" the first that takes the pattern.
 
     Raises:
         NotImplementedError: when the requested kernel (or, for "auto", every kernel) refuses the pattern.
     """
     name, refusal = requested, None
-    for name in _measured(pattern, query.device) if requested == "auto" else [requested]:
-        kernel = get(name)
-        refusal = kernel.refusal(pattern, query, key, value)
+    for name in _measured(pattern, query, key) if requested == "auto" else [requested]:
+        refusal = get(name).refusal(pattern, query, key, value)
         if refusal is None:
-            return kernel
+            return name
     raise NotImplementedError(
         f"kernel {name!r} can't run this {type(pattern).__name__} pattern: {refusal}. "
         "Use kernel='auto', or kernel='reference' for short sequences"
     )
 
 
-def _measured(pattern: Pattern, device: torch.device) -> list[str]:
+def _measured(pattern: Pattern, query: Tensor, key: Tensor) -> list[str]:
     """What `auto` tries, in this order. The rules are measured; they choose a way to compute, never other keys."""
-    rules = rules_for(device.type)
-    limit = rules.masked_below_merged if pattern.sinks or pattern.local else rules.masked_below
-    few = pattern.query_len * pattern.length <= limit**2 and pattern.length <= rules.masked_keys
-    return ["sdpa"] if few else [rules.beyond, "sdpa"]
+    found, layout = rules.choice_for(query, key), rules.layout_of(pattern)
+    name = rules.kernel_at(found.at(layout), pattern.query_len, pattern.length)
+    if query.device.type == "cuda" and name != "sdpa" and found.is_borrowed(layout):
+        _tell_unmeasured(query.device, str(query.dtype).removeprefix("torch."), query.shape[-1])
+    return [name for name in dict.fromkeys([name, rules.FALLBACK, "sdpa"]) if name in KERNELS]
 
 
-def execute(requested: str, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
+def _tell_unmeasured(device: torch.device, dtype: str, head_dim: int) -> None:
+    if not _TOLD:
+        name = torch.cuda.get_device_name(device)
+        _TOLD.add(name)
+        warnings.warn(
+            f"kernel 'auto' follows a CPU's rules: nothing was measured for {dtype} and head_dim {head_dim} on {name}. "
+            "`sa-eval tune`, or sa_patch.tune(model), takes a minute and finds the fastest kernels (said once per "
+            "process)",
+            stacklevel=2,
+        )
+
+
+Chooses = Callable[[Pattern, Tensor, Tensor, Tensor], Kernel]
+
+
+def execute(
+    requested: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    scaling: float,
+    ran: Counter[str] | None = None,
+) -> Tensor:
     """Attention to the keys that a pattern shows, dense parts included: [batch, heads, query_len, head_dim].
+
+    Args:
+        ran: counts the kernels that run, by name; "full" where the pattern is full attention.
 
     Raises:
         NotImplementedError: when the requested kernel refuses the pattern.
     """
+
+    def chosen(piece: Pattern, *tensors: Tensor) -> Kernel:
+        name = choose(requested, piece, *tensors)
+        if ran is not None:
+            ran[name] += 1
+        return get(name)
+
+    return run(chosen, query, key, value, pattern, scaling, shortcut=requested != "reference")
+
+
+def run(
+    chosen: Chooses, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float, *, shortcut=True
+) -> Tensor:
+    """`execute` with the kernel that `chosen` returns for a pattern, or for each of its pieces.
+
+    Args:
+        shortcut: patterns that show everything are left to PyTorch's full attention.
+    """
     if isinstance(pattern, Pieces):
-        whole = get(_measured(pattern, query.device)[0] if requested == "auto" else requested)
-        if whole.joins and whole.refusal(pattern, query, key, value) is None:
+        sparse = [piece for piece in pattern.pieces if not piece.covers_all]
+        whole = chosen(sparse[-1], query, key, value) if sparse and shortcut else None
+        if whole is not None and whole.joins and whole.refusal(pattern, query, key, value) is None:
             return whole(query, key, value, pattern, scaling)
         outputs = []
         for piece in pattern.pieces:
             rows = query[:, :, piece.first - pattern.first : piece.length - pattern.first]
             seen = key[:, :, : piece.length], value[:, :, : piece.length]
-            outputs.append(execute(requested, rows, *seen, piece, scaling))
+            outputs.append(run(chosen, rows, *seen, piece, scaling, shortcut=shortcut))
         return torch.cat(outputs, dim=2)
     # The reference takes no short cut, because the others are compared with it.
-    if pattern.covers_all and requested != "reference":
+    if pattern.covers_all and shortcut:
         return causal(query, key, value, scaling)
-    kernel = choose(requested, pattern, query, key, value)
+    kernel = chosen(pattern, query, key, value)
     if not pattern.tail or kernel.masks:
         return kernel(query, key, value, pattern, scaling)
     output = kernel(query, key, value, replace(pattern, tail=0), scaling)
@@ -90,35 +140,54 @@ def check_name(name: str) -> None:
         raise unknown("kernel", name, ["auto", *KERNELS])
 
 
-def crossover(layout: str, window: int, device: torch.device) -> int:
+def crossover(layout: str, window: int, device: torch.device, dtype: torch.dtype) -> int:
     """The prompt length up to which sparse prefill is not faster than full attention.
 
     Args:
-        layout: how the visible keys lie in memory, a key of `Rules.crossover`.
+        layout: how the visible keys lie in memory, see `rules.layout_of`.
 
     Raises:
-        NotImplementedError: on devices where it was not measured.
+        NotImplementedError: on devices and in dtypes where it was not measured.
     """
-    measured = rules_for(device.type).crossover
-    if measured is None:
+    found = rules.crossover(layout, window, device, dtype)
+    if found is None:
         raise NotImplementedError(
-            f"dense_below='crossover' has not been measured on {device.type!r} devices: give a number of tokens"
+            f"dense_below='crossover' has not been measured on this {device.type!r} device in "
+            f"{str(dtype).removeprefix('torch.')}: give a number of tokens, or measure it (sa-eval tune)"
         )
-    windows, tokens = measured[layout]
-    return max(windows * window, tokens)
+    return found
 
 
-def describe(requested: str, merged: bool, device: torch.device) -> str:
+def describe(
+    requested: str, layouts: Sequence[str], device: torch.device, dtype: torch.dtype, head_dim: int, group: int
+) -> str:
     """Which kernel runs at which prompt length and why, in one line.
 
     Args:
-        merged: the patterns have sinks or a local window.
+        layouts: of the patterns, see `rules.layout_of`.
+        group: query heads per kv head.
     """
     if requested != "auto":
         return f"kernel {requested}, as asked for"
-    rules = rules_for(device.type)
-    limit = rules.masked_below_merged if merged else rules.masked_below
-    return f"kernel auto: sdpa with a mask up to {limit} tokens, {rules.beyond}, O(n w), beyond: {rules.source}"
+    found = rules.choice(device, dtype, head_dim, group)
+    told: dict[str, list[str]] = {}
+    for layout in layouts or [rules.ANY]:
+        source = found.source(layout).source
+        why = f"nothing was measured here: rules {source}" if found.is_borrowed(layout) else source
+        told.setdefault(f"{steps_text(found.at(layout))}: {why}", []).append(layout)
+    each = [f"{' and '.join(named)}: {text}" if len(told) > 1 else text for text, named in told.items()]
+    return "; ".join([f"kernel auto: {'; '.join(each)}", *rules.ignored(device)])
+
+
+def steps_text(steps: rules.Steps) -> str:
+    """The kernels by prompt length, in words."""
+    told = [f"{_called(name)} up to {most:,} tokens" for most, name in steps if most is not None]
+    last = _called(steps[-1][1])
+    return ", ".join([*told, f"{last} beyond" if told else last])
+
+
+def _called(name: str) -> str:
+    return "sdpa with a mask" if name == "sdpa" else name
 
 
 def refusals(length: int, device: torch.device) -> dict[str, str]:

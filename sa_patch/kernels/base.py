@@ -3,7 +3,7 @@
 Kernels know patterns, never variants, and never import each other.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -40,6 +40,19 @@ class Kernel(Protocol):
         Returns:
             [batch, heads, query_len, head_dim] in query's dtype.
         """
+        ...
+
+
+@runtime_checkable
+class Sized(Kernel, Protocol):
+    """A kernel whose sizes are a matter of the device: `sa_patch.tune` tries others."""
+
+    def candidates(self, head_dim: int, dtype: torch.dtype) -> list[tuple[int, ...]]:
+        """Sizes that may be faster on some device."""
+        ...
+
+    def sized(self, sizes: tuple[int, ...]) -> Kernel:
+        """The kernel with these sizes."""
         ...
 
 

@@ -24,6 +24,7 @@ _MOST_SHAPES = 64  # kinds of calls that are compiled in a process; more are ref
 class Flex:
     masks = False
     joins = False
+    compile_seconds = 20.0  # of a pattern that is compiled for the first time
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return (

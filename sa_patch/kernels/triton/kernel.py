@@ -3,6 +3,7 @@
 Forward only. A local window beside a permuted pattern, and selected runs, are passes of their own.
 """
 
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -14,8 +15,9 @@ from sa_patch.kept import KEPT
 from sa_patch.kernels.base import refusal_of_inference_only, refusal_without_code
 from sa_patch.kernels.dense import causal
 from sa_patch.kernels.merging import Part
+from sa_patch.kernels.rules import choice
 from sa_patch.kernels.triton.plans import Extras, Plan, join, kept_plan
-from sa_patch.kernels.triton.tile_sizes import LARGEST_HEAD, Tile, tile_for, tiles_per_list
+from sa_patch.kernels.triton.tile_sizes import LARGEST_HEAD, Tile, candidates, tile_for, tiles_per_list
 from sa_patch.patterns import Band, Blocks, Dense, Pattern, Pieces, Selected
 
 
@@ -31,9 +33,26 @@ def _interpreted() -> bool:
     return bool(knobs.runtime.interpret)
 
 
+_TILE: ContextVar[Tile | None] = ContextVar("tile", default=None)  # of the kernel that runs, where it has its own
+
+
 class Triton:
+    """Without a tile it takes what was measured for such tensors, or else the table's."""
+
     masks = False
     joins = True
+    compile_seconds = 12.0  # of a program that is compiled for the first time
+
+    def __init__(self, tile: Tile | None = None) -> None:
+        self._own = tile
+
+    def candidates(self, head_dim: int, dtype: torch.dtype) -> list[tuple[int, ...]]:
+        """Sizes that may be faster on some device, as `sized` takes them."""
+        return candidates(head_dim, dtype == torch.float32)
+
+    def sized(self, sizes: tuple[int, ...]) -> "Triton":
+        """The kernel with these sizes."""
+        return Triton(Tile(*sizes))
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return (
@@ -44,6 +63,15 @@ class Triton:
         )
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
+        if self._own is None:
+            return self._run(query, key, value, pattern, scaling)
+        token = _TILE.set(self._own)
+        try:
+            return self._run(query, key, value, pattern, scaling)
+        finally:
+            _TILE.reset(token)
+
+    def _run(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
         from sa_patch.kernels.triton.launch import plan_part
         from sa_patch.kernels.triton.requests import requests_part
 
@@ -113,7 +141,7 @@ def _joined_plan(pattern: Pieces, query: Tensor, key: Tensor) -> Plan:
     """The plans of all pieces as one, from the cache."""
     device, step = query.device, _tile(query).keys
     extras = Extras(max(piece.sinks for piece in pattern.pieces), sinks=True)
-    known = [_dense_key(piece) if isinstance(piece, Dense) else piece.own_key for piece in pattern.pieces]
+    known = [piece.own_key if isinstance(piece, (Band, Blocks)) else _dense_key(piece) for piece in pattern.pieces]
 
     def make() -> Plan:
         return join([_plan(_permuted(piece, device), query, key, extras) for piece in pattern.pieces], step)
@@ -122,7 +150,7 @@ def _joined_plan(pattern: Pieces, query: Tensor, key: Tensor) -> Plan:
     return make() if None in known else KEPT.get(name, device, make)
 
 
-def _dense_key(piece: Dense) -> tuple:
+def _dense_key(piece: Pattern) -> tuple:
     return piece.length, piece.query_len
 
 
@@ -154,7 +182,11 @@ def _refusal_here(query: Tensor, key: Tensor) -> str | None:
 
 
 def _tile(query: Tensor) -> Tile:
-    return tile_for(query.shape[-1], query.dtype == torch.float32)
+    own = _TILE.get()
+    if own is not None:
+        return own
+    measured = choice(query.device, query.dtype, query.shape[-1], 1).tiles.get("triton")
+    return Tile(*measured) if measured else tile_for(query.shape[-1], query.dtype == torch.float32)
 
 
 def _tokens(query: Tensor, key: Tensor) -> int:

@@ -117,17 +117,18 @@ def plan_program(
                 rank_ahead = tl.load(rank_list + start + KEYS + s, mask=following, other=0)
             else:
                 edge = edge | (start < old)
+        if SINKS:
+            edge = edge | (start < skip)
         if edge:
             here = tl.load(key_list + start + s) if LISTED else pos
             seen = here[None, :] <= (qpos - local)[:, None]
             if BANDED and not LISTED:
                 seen = seen & (here[None, :] > (qpos - width)[:, None])
+            if SINKS:
+                sink = (start + s < skip)[None, :]
+                scores = tl.where(sink, products, scores)
+                seen = tl.where(sink, here[None, :] <= qpos[:, None], seen)
             scores = tl.where(seen, scores, -float("inf"))
-        if SINKS:  # noqa: SIM102
-            if start < skip:
-                sink = start + s
-                seen = (sink < skip)[None, :] & (sink[None, :] <= qpos[:, None])
-                scores = tl.where(seen, products, tl.where((sink < skip)[None, :], -float("inf"), scores))
         top, total, acc = _step(scores, v, top, total, acc, scale_log2, EXACT)
     some = tl.where(total == 0.0, 1.0, total)
     pointers = output + (row * head_dim)[:, None] + d[None, :]

@@ -30,8 +30,8 @@ def wanted_program(
 
 
 # fmt: off
-@triton.jit(do_not_specialize=["pairs", "all_runs"])
-def table_program(wanted, begin, end, pairs, all_runs, ROWS: tl.constexpr, RUNS: tl.constexpr, STEPS: tl.constexpr):
+@triton.jit(do_not_specialize=["pairs", "all_runs", "steps"])
+def table_program(wanted, begin, end, pairs, all_runs, steps, ROWS: tl.constexpr, RUNS: tl.constexpr):
     # fmt: on
     e, tiles = tl.arange(0, RUNS), 0
     for start in range(0, all_runs, RUNS):
@@ -39,7 +39,7 @@ def table_program(wanted, begin, end, pairs, all_runs, ROWS: tl.constexpr, RUNS:
         # The first pair that wants this run or a later one, and the one after its last.
         low, high = tl.zeros([RUNS], tl.int32), tl.zeros([RUNS], tl.int32)
         low_end, high_end = low + pairs, high + pairs
-        for _ in range(STEPS):
+        for _ in range(steps):
             half, half_end = (low + low_end) // 2, (high + high_end) // 2
             less = tl.load(wanted + half, mask=half < pairs, other=0).to(tl.int32) < run
             upto = tl.load(wanted + half_end, mask=half_end < pairs, other=0).to(tl.int32) <= run

@@ -40,8 +40,8 @@ def requests_part(
     launch(wanted_program, (-(-pairs // _PAIRS), 1, 1), (), tensors, numbers, (), (_PAIRS,), _SMALL)
     wanted, order = wanted.sort(stable=True)
     begin, end = (torch.empty(total + 1, dtype=torch.int32, device=device) for _ in range(2))
-    constants = (tile.rows, _RUNS, pairs.bit_length() + 1)
-    launch(table_program, (1, 1, 1), (), (wanted, begin, end), (pairs, total), (), constants, _SMALL)
+    numbers = (pairs, total, pairs.bit_length() + 1)
+    launch(table_program, (1, 1, 1), (), (wanted, begin, end), numbers, (), (tile.rows, _RUNS), _SMALL)
     # As many tiles as could be needed: waiting for the device to tell how many are would take longer.
     launch(
         requests_program,

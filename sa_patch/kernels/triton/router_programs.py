@@ -94,7 +94,8 @@ def _scores(
     line = (source + tl.minimum(start + s, num_blocks - 1)) * DIM
     scores = _dot(q, tl.trans(tl.load(statistics + line[:, None] + d[None, :])), EXACT)
     if SPREAD:
-        scores += _dot(squares, tl.trans(tl.load(statistics + step.to(tl.int64) * DIM + line[:, None] + d[None, :])), EXACT)
+        spread = tl.load(statistics + step.to(tl.int64) * DIM + line[:, None] + d[None, :])
+        scores += _dot(squares, tl.trans(spread), EXACT)
     if start + s.shape[0] > allowed:
         scores = tl.where((start + s < allowed)[None, :], scores, -float("inf"))
     return scores

@@ -49,7 +49,8 @@ def nearest(query: Tensor, key: Tensor, size: int) -> Tensor:
     together = next_power_of_2(group)
     rows = max(1, (_ROWS if half else 32) // together)
     numbers = (num_queries, length - num_queries, size, count, batch * kv_heads, kv_heads)
-    constants = (rows, together, _BLOCKS if half else 16, dim_for(head_dim), parts, not half)
+    blocks = (_BLOCKS if head_dim <= 128 else _BLOCKS // 2) if half else 16
+    constants = (rows, together, blocks, dim_for(head_dim), parts, not half)
     grid, tile = (-(-num_queries // rows), batch * kv_heads, 1), Tile(0, 0, 8, 2)
     launch(nearest_program, grid, (query,), (statistics, best), numbers, (head_dim, group), constants, tile)
     return best

@@ -1,14 +1,16 @@
 """Tile sizes of the Triton programs: one table, and what follows from a pattern. Imports nothing.
 
 Not measured on a GPU. Chosen by what the compiler makes of them (tests/patch/kernels/test_triton_compiles.py): for
-sm_90, 128 rows on 8 warps keep both products on wgmma at up to 240 registers without spilling, where 4 warps spill at
-head_dim 128 (80 stores) and 128 keys a step do on any number of warps; 64 rows would need twice the bytes per
-multiplication, more than L2 delivers. float32 has no tensor cores to fill: 64 rows spilled 400 stores.
-benchmarks/tune_triton.py times the candidates on a GPU.
+sm_90, 128 rows on 8 warps keep both products on wgmma at up to 255 registers without spilling, where 4 warps spill at
+head_dim 128 (160 stores) and 128 keys a step do on any number of warps; 64 rows on 4 warps let two instances share a
+processor, but take twice the bytes per multiplication from L2. float32 has no tensor cores to fill: 64 rows spilled 400
+stores.
+`sa-eval tune` times the candidates on the user's own GPU.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from math import sqrt
 
 
@@ -54,3 +56,22 @@ def tiles_per_list(width: int, tokens: int) -> int:
     """
     best = sqrt((2 * width - 1) / tokens)
     return 1 << max(0, min(4, (round(best) - 1).bit_length()))
+
+
+# Up to this head_dim, half precision: the numbers of a Tile. Those that spill more than a few registers on sm_90 (see
+# tests/patch/kernels/run_triton_compile.py) are not among them; in the last two of head_dim 128 several instances share
+# a processor. float32 has no others: more of any size spills.
+_CANDIDATES = {
+    64: [*product([128], [64, 128], [8], [2, 3], [0]), *product([64], [64, 128], [4], [2, 3], [0])],
+    128: [
+        *product([128], [64], [8], [2, 3], [0]),
+        *product([64], [64], [4], [2, 3], [0]),
+        *[(128, 32, 8, 3, 128), (64, 32, 4, 3, 168)],
+    ],
+    256: [],
+}
+
+
+def candidates(head_dim: int, exact: bool) -> list[tuple[int, ...]]:
+    """Sizes that may be faster than `tile_for` on some GPU."""
+    return [] if exact else next(found for most, found in _CANDIDATES.items() if head_dim <= most)

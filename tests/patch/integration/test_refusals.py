@@ -294,6 +294,8 @@ def test_tokens_beside_fractions_are_weighed_once_the_length_is_known():
 
 def test_a_crossover_is_refused_in_a_precision_it_was_not_measured_in():
     model = make_model("qwen3").bfloat16()
-    with pytest.raises(NotImplementedError, match=r"measured in float32 only.*bfloat16: give a number of tokens"):
+    with pytest.raises(
+        NotImplementedError, match=r"not been measured .*'cpu' device in bfloat16: give a number of tokens"
+    ):
         sa_patch.apply(model, mode="sa", window=8, dense_below="crossover")
     assert model.config._attn_implementation != "sa_patch"

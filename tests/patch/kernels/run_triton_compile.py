@@ -32,6 +32,7 @@ OTHERS = {
     **dict.fromkeys(("query_pos", "query_rank", "key_pos", "key_rank", "facts", "begin_of", "end_of"), "*i32"),
     **dict.fromkeys(("selected", "order", "best"), "*i64"),
 }
+FEW = ("routed", "votes")  # tiles of 64 rows, 16 queries of 4 heads
 FLOATS = ("scale_log2", "scale", "share")
 PROGRAMS = {
     "requests": request_programs.requests_program,
@@ -54,14 +55,14 @@ def constants(kind: str, head_dim: int, exact: bool, tile: Tile) -> dict:
     common = {"KEYS": tile.keys, "DIM": dim, "PADDED": dim != head_dim, "EXACT": exact}
     if kind == "requests":
         return {**common, "ROWS": tile.rows, "RUNS": 1024, "LOCAL": False}
-    tokens = {"ROWS": 16 if kind in PROGRAMS else tile.rows // 4, "GROUP": 4}
+    tokens = {"ROWS": 16 if kind in FEW else tile.rows // 4, "GROUP": 4}
     if kind == "routed":
         return {**common, **tokens, "BLOCK": 8}
     if kind in PROGRAMS:
         return {
             **common,
             **tokens,
-            "BLOCKS": 16 if exact else 64,
+            "BLOCKS": 16 if exact else 64 if head_dim <= 128 else 32,
             "BLOCK": 8,
             "PARTS": 1 if exact else 3,
             "SPREAD": True,
@@ -88,7 +89,8 @@ def compiled(kind: str, capability: int, dtype: str, head_dim: int, tile: Tile |
         elif pointer or name.startswith("stride") or (name == "head_dim" and head_dim % 16 == 0):
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(program, signature, constexprs, attributes)
-    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    warps, stages = (4, 2) if kind in FEW and not exact else (tile.warps, tile.stages)
+    options = {"num_warps": warps, "num_stages": stages}
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return {"program": kind, "head_dim": head_dim, "dtype": dtype, "sm": capability, **figures(kernel)}
 

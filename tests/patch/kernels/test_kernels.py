@@ -15,7 +15,7 @@ from sa_patch.kernels.dense import causal
 from sa_patch.kernels.merging import merge
 from sa_patch.kernels.pytorch.parts import masked_part
 from sa_patch.kernels.reference import Reference
-from sa_patch.kernels.rules import RULES
+from sa_patch.tuning import parity
 
 SCALING = 0.25
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -39,20 +39,11 @@ def without_a_gpu(monkeypatch):
 
 
 def allowed_error(query, key, value, pattern) -> float:
-    """Twice the error of plain PyTorch in the same dtype, plus the roundings of parts and of the output."""
-    group = query.shape[1] // key.shape[1]
-    keys, values = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-    scores = (query @ keys.transpose(-1, -2) * SCALING).masked_fill(~pattern.visible(), -torch.inf)
-    plain = scores.softmax(-1) @ values
-    exact = kernels.get("reference")(query.double(), key.double(), value.double(), pattern, SCALING)
-    rounding = torch.finfo(query.dtype).eps * float(exact.abs().max())
-    return 2 * float((plain - exact).abs().max()) + 2 * rounding
+    return parity.allowed_error(query, key, value, pattern, SCALING)
 
 
 def error(output, query, key, value, pattern) -> float:
-    exact = kernels.get("reference")(query.double(), key.double(), value.double(), pattern, SCALING)
-    assert not output.isnan().any()
-    return float((output - exact).abs().max())
+    return parity.error(output, parity.exact_output(query, key, value, pattern, SCALING))
 
 
 def takes(name, pattern, *heads) -> bool:
@@ -257,24 +248,6 @@ def test_an_explicit_kernel_never_falls_back():
         sa_patch.attention(*long, make_variant("sa"), kernel="sdpa")
     with pytest.raises(ValueError, match=r"unknown kernel 'torhc'.*did you mean 'torch'"):
         sa_patch.attention(query, key, value, make_variant("sa"), kernel="torhc")
-
-
-def test_auto_chooses_by_one_table_and_nothing_unmeasured():
-    """On a GPU, where no rule was measured, it stays with what runs everything."""
-    query, key, value = random_heads(600)
-    pattern = make_pattern(make_variant("sa"), 600)
-    for kind, rules in RULES.items():
-        assert kernels.get(rules.beyond).refusal(pattern, query, key, value) is None
-        text = kernels.describe("auto", False, torch.device(kind))
-        assert f"up to {rules.masked_below} tokens, {rules.beyond}, O(n w), beyond: {rules.source}" in text
-    assert RULES["cuda"].beyond == "torch" and "not measured on a GPU" in RULES["cuda"].source
-    with pytest.raises(NotImplementedError, match="has not been measured on 'cuda' devices: give a number of tokens"):
-        kernels.crossover("window", 512, torch.device("cuda"))
-    limit = RULES["cpu"].masked_below
-    for length, expected in ((limit, "sdpa"), (limit + 1, "torch")):
-        tensors = random_heads(length, batch=1)
-        pattern = make_pattern(make_variant("sa"), length)
-        assert kernels.choose("auto", pattern, *tensors) is kernels.get(expected)
 
 
 def test_padded_rows_equal_the_same_rows_alone():
