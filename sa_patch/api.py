@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from sa_patch import integration, kernels
 from sa_patch.compiled import trace_function
-from sa_patch.errors import unknown
 from sa_patch.forward import Layer, attend_sequences
 from sa_patch.geometry import Geometry
-from sa_patch.patch import CONFIG_VERSION, Patch, config_file
+from sa_patch.patch import Patch
 from sa_patch.plan import Plan
+from sa_patch.saved import config_file, from_config, read_config
 from sa_patch.tracing import values_are_hidden
-from sa_patch.variants import make_variant, modes, show_options
+from sa_patch.variants import make_variant, show_options
 from sa_patch.variants.base import Variant
 
 if TYPE_CHECKING:
@@ -103,33 +102,10 @@ def load(model: nn.Module, path: str | Path) -> Patch:
         ValueError: when there is no such file, it is no patch config, or one that this release does not know; the
             model is as it was.
     """
-    file = config_file(path)
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no patch config {file}: write one with Patch.save") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is no patch config: {error}") from error
-    version = config.get("version") if isinstance(config, dict) else None
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise ValueError(f"{file} is no patch config: it has no version")
-    if version > CONFIG_VERSION:
-        raise ValueError(
-            f"{file} has config version {version}, this release of sa_patch reads up to {CONFIG_VERSION}: upgrade "
-            "sa_patch, or apply the options by hand"
-        )
-    settings = {name: value for name, value in config.items() if name != "version"}
-    if version > 1:
-        unknown_names = settings.keys() - {"kernel", "window", "variants", "layers"}
-        if unknown_names:
-            raise unknown("key of a plan", min(unknown_names), ["kernel", "window", "variants", "layers"])
-        return apply(model, plan=Plan.from_config(settings), kernel=settings.get("kernel", "auto"))
-    if not isinstance(settings.get("mode"), str) or settings["mode"] not in modes():
-        raise unknown("mode", settings.get("mode"), modes())
-    for name in ("variant", "model"):
-        if name in settings:
-            raise ValueError(f"{file} holds {name!r}, which is no option: it names a mode and its options")
-    return apply(model, **settings)
+    chosen, kernel = from_config(read_config(path), config_file(path))
+    if isinstance(chosen, Plan):
+        return apply(model, plan=chosen, kernel=cast("KernelName", kernel))
+    return apply(model, variant=chosen, kernel=cast("KernelName", kernel))
 
 
 def attention(

@@ -1,6 +1,5 @@
 """Patch: the handle of one patched model, and what it tells about itself."""
 
-import json
 import textwrap
 from bisect import bisect_left
 from collections import Counter
@@ -18,10 +17,9 @@ from sa_patch.forward import KINDS, is_dense, is_short, layer_budget
 from sa_patch.geometry import Group
 from sa_patch.plan import Plan
 from sa_patch.probing import layouts_of
+from sa_patch.saved import config_of, write_config
 from sa_patch.variants.base import CPU, Variant
 
-CONFIG_VERSION = 2  # 1: one variant for all layers; 2: a plan
-CONFIG_NAME = "sa_patch.json"
 LENGTHS = (1024, 8192, 32768)  # what describe() tells about, as far as the model's positions reach
 SCREEN = 80  # columns of print(patch)
 PIECES = "a prompt in one call, in chunks, or after a cached prefix gives the same"
@@ -96,9 +94,7 @@ class Patch:
     @property
     def config(self) -> dict:
         """Everything needed to apply the same patch again, JSON-serialisable."""
-        if self.plan.single is None:
-            return {"version": CONFIG_VERSION, "kernel": self.kernel, **self.plan.to_config()}
-        return {"version": 1, "mode": self.variant.name, "kernel": self.kernel, **self.variant.options()}
+        return config_of(self.plan, self.kernel)
 
     def save(self, path: str | Path) -> None:
         """Write `config` as JSON; `sa_patch.load(model, path)` applies it.
@@ -111,9 +107,7 @@ class Patch:
             ValueError: for a variant of your own, which `load` would not know.
         """
         self.plan.to_config()  # refuses variants that have no name
-        file = config_file(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(self.config, indent=2) + "\n")
+        write_config(path, self.config)
 
     @property
     def calls(self) -> tuple[dict[str, int], ...]:
@@ -274,12 +268,6 @@ def _brief(variant: Variant) -> str:
     return ", ".join(
         filter(None, [variant.name, "" if variant.always_dense else f"window={variant.window}", _options(variant)])
     )
-
-
-def config_file(path: str | Path) -> Path:
-    """The config's file: a path that ends in .json, or sa_patch.json in the folder that any other path names."""
-    path = Path(path)
-    return path if path.suffix == ".json" and not path.is_dir() else path / CONFIG_NAME
 
 
 def _check_length(length: int) -> None:

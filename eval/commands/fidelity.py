@@ -72,7 +72,7 @@ exit status
 """
 # Settings of a run that mean the same here, besides the variants' options.
 SHARED = (
-    *("model", "revision", "modes", "lengths", "seeds", "doc_seed", "kernel"),
+    *("model", "revision", "modes", "plans", "lengths", "seeds", "doc_seed", "kernel"),
     *("threads", "device", "dtype", "device_map", "use_safetensors", "trust_remote_code", "out"),
 )
 CHANGED = {

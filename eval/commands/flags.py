@@ -10,7 +10,7 @@ from sa_eval.commands.parser import Parser
 from sa_eval.settings.declared import declared
 from sa_eval.settings.setting import Setting
 
-KINDS = {"integer": "N", "amount": "N|0.x", "text": "TEXT", "layers": "SETS", "switch": "true|false"}
+KINDS = {"integer": "N", "amount": "N|0.x", "text": "TEXT", "layers": "SETS", "switch": "true|false", "files": "FILE"}
 
 
 def modes_text() -> str:
@@ -26,7 +26,7 @@ def add_flag(parser: Parser, setting: Setting, *also: str, **changes: Any) -> No
         changes: what is different in this command: its help or its default, which the help shows.
     """
     setting = replace(setting, **changes)
-    flags, text = ["--" + setting.name.replace("_", "-"), *also], setting.help
+    flags, text = ["--" + setting.name.replace("_", "-"), *setting.also, *also], setting.help
     if "(default:" not in text:
         text = f"{text} (default: {_shown(setting.default)})"
     text = text.replace("%", "%%")

@@ -33,11 +33,14 @@ MASS, KEPT = range(2)
 
 @dataclass(frozen=True)
 class Attending:
-    """How an arm with one seed attends. `variant` None is the model's own attention."""
+    """How an arm with one seed attends: a variant per layer. `variants` None is the model's own attention."""
 
-    variant: Any
+    variants: Sequence[Any] | None
     kernel: str
     num_layers: int
+
+    def of(self, layer: int) -> Any:
+        return None if self.variants is None else self.variants[layer]
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Watch:
     def full_call(self, call: Call) -> None:
         expected = self._outputs[call.layer] = self._at(call.output)
         for attending, sums in zip(self._attending, self._sums, strict=True):
-            found = call.output if attending.variant is None else _attention(call, attending)
+            found = call.output if attending.variants is None else _attention(call, attending)
             sums.add_error(call.layer, ISOLATED, self.positions, self._at(found), expected)
         masses = kept_mass(call, self.positions, self._attending)
         for sums, (seen, whole) in zip(self._sums, masses, strict=True):
@@ -134,7 +137,7 @@ def _attention(call: Call, attending: Attending) -> Tensor:
         call.query,
         call.key,
         call.value,
-        attending.variant,
+        attending.of(call.layer),
         layer_idx=call.layer,
         num_layers=attending.num_layers,
         kernel=attending.kernel,
@@ -196,7 +199,7 @@ def _by_distance(weights: Tensor, rows: Tensor, count: int) -> Tensor:
 def _pattern(call: Call, attending: Attending) -> Any:
     """Who sees whom when the arm reads this passage."""
     length, device = call.query.shape[2], call.query.device
-    group, variant = Group(length, length, device), attending.variant
+    group, variant = Group(length, length, device), attending.of(call.layer)
     if variant is None or is_dense(variant, length, call.layer, attending.num_layers, device, call.query.dtype):
         return Dense(length=length, query_len=length)
     return variant.sparse_pattern(group, call.layer, call.query, call.key)

@@ -106,8 +106,8 @@ def _bind(subject: Subject, arm: Arm, cut: Cut) -> tuple[list[Attending], Measur
     for seed in arm.seeds:
         patch = arm.apply(subject.model, seed)
         try:
-            variant, kernel = (None, arm.kernel) if patch is None else (patch.variant, patch.kernel)
-            attending.append(Attending(variant, kernel, subject.probe.num_layers))
+            variants, kernel = (None, arm.kernel) if patch is None else (patch.plan.variants, patch.kernel)
+            attending.append(Attending(variants, kernel, subject.probe.num_layers))
             budget = budget or measured_budget(patch, [len(passage.ids) for passage in cut.passages])
         finally:
             if patch is not None:

@@ -1,4 +1,4 @@
-"""Lines over a quantity, and values with their intervals in rows: for pages of results that are no run.
+"""Lines over a quantity, values with their intervals in rows, and bars: for pages of results that are no run.
 
 Colours and marks are those of drawing.py: one per label. Arms of one label differ in the line's pattern.
 """
@@ -110,12 +110,47 @@ class Dots:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """One bar: its colour and the mark on its top are its style's label, `said` is read instead of it."""
+
+    style: Style
+    height: float
+    said: str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars beside each other, numbered from 0. `level` is drawn across them."""
+
+    title: str
+    x_name: str
+    y_name: str
+    bars: tuple[Bar, ...]
+    level: float | None = None
+
+    @property
+    def text(self) -> str:
+        return f"{self.title}: {self.y_name} by {self.x_name}. {'; '.join(bar.said for bar in self.bars)}."
+
+    @property
+    def height(self) -> float:
+        return LINES_HEIGHT
+
+    @property
+    def left(self) -> float:
+        return LEFT
+
+
+Panel = Lines | Dots | Bars
+
+
+@dataclass(frozen=True)
 class Picture:
     """Panels of one kind with one legend; `name` is the file's."""
 
     name: str
     heading: str
-    panels: tuple[Lines | Dots, ...]
+    panels: tuple[Panel, ...]
     slots: dict[str, int]
 
     def part(self) -> Charts:
@@ -132,18 +167,20 @@ class Picture:
             (svg.inline(_mark(style, self.slots), f"{self.name}-mark{number}", "", {}), name)
             for number, (name, style) in enumerate(self._styles().items())
         ]
-        return found if any(isinstance(panel, Lines) for panel in self.panels) else []
+        return found if self._needs_legend() else []
+
+    def _needs_legend(self) -> bool:
+        return any(not isinstance(panel, Dots) for panel in self.panels)
 
     def _styles(self) -> dict[str, Style]:
-        return {one.name: one.style for panel in self.panels for one in _series(panel)}
+        return {name: style for panel in self.panels for name, style in _named(panel)}
 
     def alone(self) -> Figure:
         """For a file: with its heading and its legend."""
-        lines = any(isinstance(panel, Lines) for panel in self.panels)
         handles = [
             Line2D([], [], label=visible(name), **look(style, self.slots)) for name, style in self._styles().items()
         ]
-        return sheet(self.panels, self.slots, self.heading, handles if lines else ())
+        return sheet(self.panels, self.slots, self.heading, handles if self._needs_legend() else ())
 
 
 def styles(arms: Sequence[Any]) -> dict[str, Style]:
@@ -164,9 +201,7 @@ def look(style: Style, slots: dict[str, int]) -> dict[str, Any]:
     return {**drawing.look(style.label, slots), "linestyle": pattern, "linewidth": 1.2, "markersize": 4.6}
 
 
-def sheet(
-    panels: Sequence[Lines | Dots], slots: dict[str, int], heading: str = "", handles: Sequence[Line2D] = ()
-) -> Figure:
+def sheet(panels: Sequence[Panel], slots: dict[str, int], heading: str = "", handles: Sequence[Line2D] = ()) -> Figure:
     """Panels beside each other in rows; with a heading and a legend when they stand alone."""
     columns = min(COLUMNS, len(panels))
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
@@ -194,7 +229,7 @@ def sheet(
     return figure
 
 
-def _draw(axes: Axes, panel: Lines | Dots, slots: dict[str, int]) -> None:
+def _draw(axes: Axes, panel: Panel, slots: dict[str, int]) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     axes.tick_params(length=0, labelcolor=SOFT, labelsize=7.5, pad=3)
@@ -203,6 +238,8 @@ def _draw(axes: Axes, panel: Lines | Dots, slots: dict[str, int]) -> None:
     axes.set_xlabel(visible(panel.x_name), color=SOFT, labelpad=3)
     if isinstance(panel, Lines):
         _draw_lines(axes, panel, slots)
+    elif isinstance(panel, Bars):
+        _draw_bars(axes, panel, slots)
     else:
         _draw_dots(axes, panel, slots)
 
@@ -265,6 +302,20 @@ def _draw_dots(axes: Axes, panel: Dots, slots: dict[str, int]) -> None:
     axes.grid(axis="x", color=LINE, linewidth=0.8)
 
 
+def _draw_bars(axes: Axes, panel: Bars, slots: dict[str, int]) -> None:
+    for number, bar in enumerate(panel.bars):
+        drawn = {**look(bar.style, slots), "linestyle": "none"}
+        axes.bar([number], [bar.height], width=0.82, color=drawn["color"], gid=f"tip-{number}", zorder=2)
+        axes.plot([number], [bar.height], zorder=3, clip_on=False, **{**drawn, "markersize": 4})
+    if panel.level is not None:
+        axes.axhline(panel.level, color=SOFT, linewidth=1.1, dashes=(4, 3), zorder=3)
+    axes.set_xlim(-0.6, len(panel.bars) - 0.4)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+
+
 def _mark(style: Style, slots: dict[str, int]) -> Figure:
     """A short piece of the line, for a page's legend."""
     figure = Figure((0.3, drawing.MARK), facecolor="none")
@@ -272,13 +323,19 @@ def _mark(style: Style, slots: dict[str, int]) -> Figure:
     return figure
 
 
-def _series(panel: Lines | Dots) -> Sequence[Series | Row]:
-    return panel.series if isinstance(panel, Lines) else panel.rows
+def _named(panel: Panel) -> Sequence[tuple[str, Style]]:
+    """What a legend names."""
+    if isinstance(panel, Bars):
+        return [(bar.style.label, bar.style) for bar in panel.bars]
+    named: Sequence[Series | Row] = panel.series if isinstance(panel, Lines) else panel.rows
+    return [(one.name, one.style) for one in named]
 
 
-def _tips(panel: Lines | Dots) -> dict[str, str]:
+def _tips(panel: Panel) -> dict[str, str]:
     """What hovering shows, by the drawn element's id."""
     if isinstance(panel, Lines):
         return {f"tip-{number}": one.name for number, one in enumerate(panel.series)}
+    if isinstance(panel, Bars):
+        return {f"tip-{number}": bar.said for number, bar in enumerate(panel.bars)}
     tips = (f"{row.name}: {row.value:.3g} ({row.low:.3g} to {row.high:.3g})" for row in panel.rows)
     return {f"tip-{number}": tip for number, tip in enumerate(tips)}

@@ -76,9 +76,9 @@ def comparisons(results: Results) -> Table:
     """Every pair of variants at one budget; each pair once, the one in question first."""
     found = {(row.arm, row.base, row.name): row.difference for row in results.comparisons}
     names = list(dict.fromkeys(row.name for row in results.comparisons))
-    labels = {arm.name: arm.label for arm in results.arms}
-    rows, seen, methods = [], set(), roles.methods()
-    for first, second, _ in sorted(found, key=lambda key: labels[key[0]] not in methods):
+    methods = {arm.name for arm in results.arms if roles.is_method(arm.mode, arm.label)}
+    rows, seen = [], set()
+    for first, second, _ in sorted(found, key=lambda key: key[0] not in methods):
         if frozenset((first, second)) not in seen:
             seen.add(frozenset((first, second)))
             pair = [difference(found.get((first, second, name))) for name in names]

@@ -38,11 +38,13 @@ def _end(value: float, sign: bool) -> str:
 
 
 def focus(results: Results) -> list[ArmRow]:
-    """The arms the answer is about, one per budget, smallest first: sa where it ran, or what is closest to it."""
+    """The arms the answer is about, one per budget, smallest first: a plan, or sa, or what is closest to it."""
     answered = {cell.arm for cell in pooled(results, ("overall",))}
     sparse = [arm for arm in results.arms if arm.mode != FULL and arm.name in answered]
     labels = [arm.label for arm in sparse]
-    chosen = next((label for label in roles.methods() if label in labels), labels[0] if labels else "")
+    plans = [arm.label for arm in sparse if arm.mode == roles.PLAN]
+    asked = [*plans, *(label for label in roles.methods() if label in labels), *labels]
+    chosen = asked[0] if asked else ""
     return [arm for arm in sparse if arm.label == chosen]
 
 

@@ -8,6 +8,7 @@ alone, are tested once, with the narrowest window, which padding would disturb m
 
 from __future__ import annotations
 
+import json
 import statistics
 from array import array
 from collections.abc import Sequence
@@ -80,12 +81,19 @@ def _same_code(arms: Sequence[Any]) -> list[list[Any]]:
     groups: dict[Any, list[Any]] = {}
     for arm in arms:
         chosen = {**arm.options, "dense_tail": arm.dense_tail}
-        kinds = {name: value if isinstance(value, str) else bool(value) for name, value in chosen.items()}
+        kinds = {name: _kind(value) for name, value in chosen.items()}
         kind = (arm.window is None, arm.mode, arm.kernel, *sorted((name, kind) for name, kind in kinds.items() if kind))
         groups.setdefault(kind, []).append(arm)
     return [
         sorted(group, key=lambda arm: (isinstance(arm.window, float), arm.window or 0)) for group in groups.values()
     ]
+
+
+def _kind(value: Any) -> str | bool:
+    """What decides about the code that runs: words do, and whole plans; of a number, whether it is there."""
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True)
+    return value if isinstance(value, str) else bool(value)
 
 
 def _tested(lm: Any, arm: Any, prompts: Sequence[array], unpatched: float | None) -> Check:

@@ -8,8 +8,10 @@ from typing import Any, cast
 
 import sa_patch
 from sa_eval.settings import layer_sets
+from sa_eval.settings.roles import PLAN
 from sa_eval.settings.values import SettingsError
 from sa_patch import kernels
+from sa_patch.saved import from_config
 from sa_patch.variants import make_variant
 
 
@@ -45,7 +47,8 @@ def check_kernels(arms: Sequence[Any], model: Any, device: Any = None, dtype: An
 class Arm:
     """One row of the comparison. `options` is what `sa_patch.apply` gets besides mode, window, seed and kernel.
 
-    A slice in options["dense_layers"] waits for the model's depth: use `apply`.
+    A slice in options["dense_layers"] waits for the model's depth: use `apply`. An arm of mode "plan" holds the whole
+    plan in options["plan"], as its file does; the other options only repeat what all its layers share.
     """
 
     name: str  # unique in a run and usable in a file name
@@ -61,6 +64,10 @@ class Arm:
         """Patch the model; the caller restores. The full arm runs the model's own attention and returns None."""
         if self.window is None:
             return None
+        if self.mode == PLAN:
+            chosen, _ = from_config(self.options["plan"], self.name)
+            whole = {"plan": chosen} if isinstance(chosen, sa_patch.Plan) else {"variant": chosen}
+            return sa_patch.apply(model, kernel=cast(Any, self.kernel), **whole)
         options = dict(self.options)
         if "dense_layers" in options:
             depth = model.config.get_text_config().num_hidden_layers
@@ -84,6 +91,8 @@ class Arm:
 
     def refusal(self) -> str | None:
         """Why the variant refuses these options, whatever the model; None when it takes them."""
+        if self.mode == PLAN:  # a config that is none was refused when its arm was made
+            return None
         numbers = tuple(layer for layer in self.options.get("dense_layers", ()) if isinstance(layer, int))
         options = {**self.options, "dense_layers": numbers}
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sa_eval.settings import grid
+from sa_eval.settings import grid, plan_arms
 from sa_eval.settings.arm import Arm
 from sa_eval.settings.config import Settings, SettingsError
 
@@ -22,7 +22,8 @@ class Sweep:
 
 
 def arms_from(settings: Settings) -> list[Arm]:
-    """Every arm of a run: full first, then the grid (tail by tail, window by window, mode by mode), then named arms.
+    """Every arm of a run: full first, then the grid (tail by tail, window by window, mode by mode), then named arms,
+    then plans.
 
     Raises:
         SettingsError: when nothing but full is left, or two arms would have one name.
@@ -58,7 +59,7 @@ def sweep_of(settings: Settings) -> Sweep:
             refused[arm.name] = (arm, reason)
         elif first is not arm and idx < len(named):
             refused[arm.name] = (arm, f"the same as {first.name}")
-    arms = [arm for arm in [*listed, *named] if kept.get(_meaning(arm)) is arm]
+    arms = [arm for arm in [*listed, *named] if kept.get(_meaning(arm)) is arm] + plan_arms.plan_arms(settings)
     _refuse_one_name_twice(arms)
     return Sweep((Arm("full", "full", "full", None), *arms), tuple(refused.values()), count)
 
@@ -73,5 +74,5 @@ def _refuse_one_name_twice(arms: list[Arm]) -> None:
     taken = {"full"}
     for arm in arms:
         if arm.name.casefold() in taken:  # names are file names, and some file systems don't tell Sa from sa
-            raise SettingsError(f"two arms are called {arm.name!r}: rename the one in `arms`")
+            raise SettingsError(f"two arms are called {arm.name!r}: rename the one in `arms` or `plans`")
         taken.add(arm.name.casefold())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sa_eval.messages import shown
-from sa_eval.settings import named_arms, published
+from sa_eval.settings import named_arms, plan_files, published
 from sa_eval.settings.declared import Option, declared
 from sa_eval.settings.setting import Setting, setting, settings_of
 from sa_eval.settings.values import SettingsError, nearest
@@ -84,6 +84,15 @@ class Settings:
         read=lambda name, value: named_arms.checked(value, option_settings()),
         in_files_only=True,
     )
+    plans: tuple[plan_files.PlanFile, ...] = setting(
+        (),
+        "plans as arms besides `modes` (instead of them where `modes` is left out): files that Patch.save or sa-eval "
+        "calibrate wrote, or their folders",
+        read=plan_files.checked,
+        kind="files",
+        many=True,
+        also=("--plan",),
+    )
     published: Mapping[str, Any] | None = setting(
         None,
         "numbers to compare with, and their source",
@@ -123,7 +132,7 @@ def known_settings() -> dict[str, Setting]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, named_arms.NamedArm):
+    if isinstance(value, (named_arms.NamedArm, plan_files.PlanFile)):
         value = value.to_dict()
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
@@ -137,7 +146,7 @@ def settings_from(given: Mapping[str, Any]) -> Settings:
     if unknown:
         raise SettingsError(f"unknown setting {shown(unknown[0])}: {nearest(str(unknown[0]), list(known))}")
     values = {key: known[key].checked(value) for key, value in given.items()}
-    if values.get("arms"):
+    if values.get("arms") or values.get("plans"):
         values.setdefault("modes", ("full",))
     options = Settings().options
     own = {name: value for name, value in values.items() if name not in options}

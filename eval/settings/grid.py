@@ -28,7 +28,7 @@ def combinations(settings: Settings) -> int:
     """The size of the product, before anything is built."""
     outer = _count(_shared_lists(settings))
     grid = outer * sum(_count(_own_lists(settings, mode)) for mode in settings.modes if mode != "full")
-    return grid + sum(_count(_entry_lists(settings, entry)) for entry in settings.arms)
+    return grid + sum(_count(_entry_lists(settings, entry)) for entry in settings.arms) + len(settings.plans)
 
 
 def _count(lists: Lists) -> int:

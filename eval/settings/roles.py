@@ -8,10 +8,17 @@ from __future__ import annotations
 
 from sa_eval.settings.declared import Mode, declared
 
+PLAN = "plan"  # the mode of an arm whose layers run variants of their own
+
 
 def methods() -> list[str]:
     """The modes that a comparison asks about."""
     return [name for name, mode in declared().modes.items() if mode.role == "method"]
+
+
+def is_method(mode: str, label: str) -> bool:
+    """Whether a comparison asks about an arm: a method under its own name, or a plan."""
+    return label in methods() or mode == PLAN
 
 
 def rivals() -> list[str]:

@@ -28,12 +28,13 @@ class Setting:
     """One setting: its name, default and help, and the rule for its values.
 
     Attributes:
-        kind: as of an `Option`; "own" where `read` takes the whole value.
+        kind: as of an `Option`; "files" for paths; "own" where `read` takes the whole value.
         words: what a choice can be, or the words beside a number.
         many: a list of values, none of them twice.
         optional: may be left empty; in a list, `none` is a value.
         read: the check of the whole value, for what is no number, word or text.
         in_files_only: it has no flag.
+        also: other names of its flag.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Setting:
     maximum: int = LARGEST
     read: Callable[[str, Any], Any] | None = None
     in_files_only: bool = False
+    also: tuple[str, ...] = ()
 
     @classmethod
     def of_option(cls, option: Option, default: Any) -> Setting:
@@ -127,7 +129,7 @@ def settings_of(kind: type) -> dict[str, Setting]:
 def _read(item: Any, annotation: Any) -> Setting:
     rule = dict(item.metadata)
     if "read" in rule:
-        return Setting(item.name, "own", item.default, **rule)
+        return Setting(item.name, rule.pop("kind", "own"), item.default, **rule)
     many = get_origin(annotation) is tuple
     item_type = get_args(annotation)[0] if many else annotation
     parts = get_args(item_type) if get_origin(item_type) in (Union, UnionType) else (item_type,)

@@ -13,7 +13,7 @@ from sa_eval.settings.values import SettingsError
 
 # Settings of a run that mean the same here, besides the variants' options.
 SHARED = (
-    *("model", "revision", "modes", "lengths", "kernel"),
+    *("model", "revision", "modes", "plans", "lengths", "kernel"),
     *("batch_size", "threads", "device", "dtype", "device_map", "use_safetensors", "trust_remote_code", "out"),
 )
 DEFAULTS: dict[str, Any] = {
@@ -70,7 +70,8 @@ def speed_settings(given: Mapping[str, Any]) -> SpeedSettings:
         SettingsError: for a value that cannot be used, or two that contradict each other.
     """
     known = settings_of(SpeedSettings)
-    of = settings_from({**DEFAULTS, **{name: value for name, value in given.items() if name not in known}})
+    defaults = {**DEFAULTS, "modes": ("full",)} if given.get("plans") and "modes" not in given else DEFAULTS
+    of = settings_from({**defaults, **{name: value for name, value in given.items() if name not in known}})
     own = {name: known[name].checked(value) for name, value in given.items() if name in known}
     asked = SpeedSettings(of, **own)
     if asked.shape is not None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sa_patch import integration
 from sa_patch.calibration import search
-from sa_patch.calibration.candidates import RECIPES, candidate, candidates
+from sa_patch.calibration.candidates import LEAST, RECIPES, Candidate, candidate, candidates
 from sa_patch.calibration.errors import output_errors
 from sa_patch.calibration.journal import Journal
 from sa_patch.calibration.reading import Heads, Reader, divergence, thinned
@@ -31,8 +31,8 @@ from sa_patch.calibration.strata import STRATA, Passage, Split, split
 from sa_patch.plan import Plan
 from sa_patch.variants import make_variant
 
-PROBES = ("routed", "swa-sinks4")  # recipes run in one layer alone, at the mean window
-CONTROLS = ("routed", "swa-sinks4")  # recipes that are always reported
+PROBES = ("routed", "swa, 4 sinks")  # recipes run in one layer alone, at the mean window
+CONTROLS = ("routed", "swa, 4 sinks")  # recipes that are always reported
 FIT_POSITIONS, CHOOSE_POSITIONS, REPORT_POSITIONS = 128, 128, 512  # of a passage, evenly
 BETTER = 2.0  # standard errors by which a change must lower the divergence
 WEIGHTS = {"text": 2.0, "needle": 1.0, "aggregation": 1.0}
@@ -65,8 +65,10 @@ class Calibration:
         window: keys per query, the mean over layers.
         recipe: the best single recipe on the passages to choose with.
         outcomes: plan first, then the best recipe, the other recipes, the controls.
+        passages: those of the report, by stratum.
         swaps: (tried, kept).
-        seconds: what calibration took, sessions of a resumed one together.
+        seconds: what measuring took, sessions of a resumed one together.
+        losses: the estimate of every candidate in every layer, [layers][candidates].
     """
 
     plan: Plan
@@ -135,56 +137,104 @@ def calibrate(
     Raises:
         ValueError: when the texts are too short, or the model can't be patched or is patched.
     """
-    run = _Run(model, texts, window, tuple(lengths), passages, swaps, seed, journal, tell or (lambda *_: None))
+    made = check(texts, window, lengths=lengths, passages=passages, swaps=swaps, seed=seed)
+    if integration.state(model) is not None:
+        raise ValueError("the model is patched: restore it, calibration compares with its own full attention")
+    reader = Reader(model)
+    some = candidates(window, min(lengths))
+    held = Journal(
+        None if journal is None else Path(journal),
+        {
+            "model": _weights(model),
+            "passages": _hash(json.dumps([one.ids for one in (*made.fit, *made.choose, *made.report)])),
+            "window": window,
+            "lengths": list(lengths),
+            "seed": seed,
+            "candidates": _hash(repr(some)),
+        },
+    )
+    run = _Run(reader, made, some, window, tuple(lengths), passages, swaps, seed, held, tell or (lambda *_: None))
     with torch.inference_mode():
         return run.run()
 
 
-class _Run:
-    def __init__(self, model, texts, window, lengths, passages, swaps, seed, journal, tell: Tell) -> None:
-        from sa_patch import integration
+def check(
+    texts: Sequence[tuple[str, Sequence[int]]],
+    window: int,
+    *,
+    lengths: Sequence[int] = (1024,),
+    passages: tuple[int, int, int] = (2, 4, 6),
+    swaps: int = 24,
+    seed: int = 0,
+) -> Split:
+    """The passages that `calibrate` would read, without a model.
 
-        if integration.state(model) is not None:
-            raise ValueError("the model is patched: restore it, calibration compares with its own full attention")
-        self.reader, self.window, self.lengths, self.tries = Reader(model), window, lengths, swaps
-        self.seed, self.tell = seed, tell
-        self.split: Split = split(texts, lengths[0], passages, window, seed)
-        self.candidates = candidates(window, min(lengths))
+    Raises:
+        ValueError: as `calibrate` does, before anything is measured.
+    """
+    numbers = {"window": window, "swaps": swaps, **{f"lengths[{place}]": one for place, one in enumerate(lengths)}}
+    numbers |= {f"passages[{place}]": one for place, one in enumerate(passages)}
+    for name, number in numbers.items():
+        least = 0 if name == "swaps" else LEAST if name == "window" else 1
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
+    if not lengths or min(lengths) <= 2 * window:
+        raise ValueError(f"every length must be more than twice the window of {window}, got {tuple(lengths)}")
+    if len(passages) != 3:
+        raise ValueError(f"passages are three numbers, to fit, choose and report with; got {passages!r}")
+    return split(texts, lengths[0], passages, window, seed)
+
+
+def _weights(model: nn.Module) -> str:
+    """A hash of the weights' names, shapes, dtypes and sums."""
+    found = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        total = float(parameter.detach().float().sum())
+        found.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}{total:.6e}".encode())
+    return found.hexdigest()
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass
+class _Run:
+    """One calibration: what it reads, what it may choose from, and what it has measured so far."""
+
+    reader: Reader
+    split: Split
+    candidates: list[Candidate]
+    window: int
+    lengths: tuple[int, ...]
+    counts: tuple[int, int, int]
+    tries: int
+    seed: int
+    journal: Journal
+    tell: Tell
+    expected: dict[Passage, Tensor] = field(default_factory=dict)  # full's distributions on the passages to choose with
+
+    def __post_init__(self) -> None:
         self.count = len(self.reader.layers)
         self.dense = Plan((_FULL,) * self.count)
-        self.journal = Journal(None if journal is None else Path(journal), self._settings(model))
-        self.start, self.counts = time.monotonic(), passages
-
-    def _settings(self, model: Any) -> dict[str, Any]:
-        """What measured values depend on."""
-        weights = hashlib.sha256()
-        for name, parameter in model.named_parameters():
-            parameter = parameter.detach()
-            weights.update(
-                f"{name}{tuple(parameter.shape)}{parameter.dtype}{float(parameter.float().sum()):.6e}".encode()
-            )
-        ids = json.dumps([passage.ids for passage in (*self.split.fit, *self.split.choose, *self.split.report)])
-        return {
-            "model": weights.hexdigest(),
-            "passages": hashlib.sha256(ids.encode()).hexdigest(),
-            "window": self.window,
-            "lengths": list(self.lengths),
-            "seed": self.seed,
-            "candidates": hashlib.sha256(repr(self.candidates).encode()).hexdigest(),
-        }
 
     def run(self) -> Calibration:
         losses = self._fit()
         plan = search.planned(losses, self.candidates, self.window, self.lengths)
         recipe = self._best_recipe()
-        plan, kept = self._improve(plan, losses)
+        plan, swaps = self._improve(plan)
         outcomes = self._report(plan, recipe)
-        seconds = self.journal.get("seconds", lambda: time.monotonic() - self.start)
-        passages = {stratum: self.counts[2] for stratum in STRATA}
         return Calibration(
-            plan, self.window, self.lengths, recipe, tuple(outcomes), passages, (self.tries, kept), seconds,
-            losses.tolist(),
-        )  # fmt: skip
+            plan=plan,
+            window=self.window,
+            lengths=self.lengths,
+            recipe=recipe,
+            outcomes=tuple(outcomes),
+            passages=dict.fromkeys(STRATA, self.counts[2]),
+            swaps=swaps,
+            seconds=self.journal.seconds,
+            losses=losses.tolist(),
+        )
 
     # Fit
 
@@ -242,7 +292,7 @@ class _Run:
 
     # Choose
 
-    def _judged(self, name: str, plan: Plan) -> list[float]:
+    def _judged(self, plan: Plan) -> list[float]:
         """The plan's weighted divergence on every passage to choose with, in units of the routed recipe's."""
         raw = self.journal.get(f"choose {_key(plan)}", lambda: self._divergences(plan, self.split.choose))
         scale = self._scale()
@@ -272,17 +322,16 @@ class _Run:
         return found
 
     def _expected(self, passage: Passage, ids: Tensor, positions: list[int]) -> Tensor:
-        """The full model's distributions, kept for the passages to choose with."""
-        cache = self.__dict__.setdefault("_full", {})
-        if passage not in cache:
-            cache[passage] = self.reader.log_probs(ids, positions)
-        return cache[passage]
+        """The full model's distributions on a passage to choose with, computed once."""
+        if passage not in self.expected:
+            self.expected[passage] = self.reader.log_probs(ids, positions)
+        return self.expected[passage]
 
     def _best_recipe(self) -> str:
         means = {}
         for number, (name, plan) in enumerate(self._recipes().items()):
             self.tell("recipes", number, len(RECIPES))
-            values = self._judged(name, plan)
+            values = self._judged(plan)
             means[name] = sum(values) / len(values)
         return min(means, key=lambda name: means[name])
 
@@ -290,18 +339,21 @@ class _Run:
         found = {name: candidate(name, self.window) for name in RECIPES}
         return {name: Plan((one.variant,) * self.count, self.window) for name, one in found.items() if one is not None}
 
-    def _improve(self, plan: Plan, losses: Tensor) -> tuple[Plan, int]:
-        tried = [0]
+    def _improve(self, plan: Plan) -> tuple[Plan, tuple[int, int]]:
+        """The plan after changes that helped; how many were tried, and how many kept."""
+        tried = 0
 
         def judge(new: Plan, old: Plan) -> bool:
-            self.tell("swaps", tried[0], self.tries)
-            tried[0] += 1
-            changes = [one - two for one, two in zip(self._judged("", new), self._judged("", old), strict=True)]
+            nonlocal tried
+            self.tell("swaps", tried, self.tries)
+            tried += 1
+            changes = [one - two for one, two in zip(self._judged(new), self._judged(old), strict=True)]
             mean = sum(changes) / len(changes)
             error = math.sqrt(sum((one - mean) ** 2 for one in changes) / (len(changes) - 1) / len(changes))
             return mean < -BETTER * error
 
-        return search.swaps(plan, losses, self.candidates, self.lengths, self.tries, judge, self.seed)
+        plan, kept = search.swaps(plan, self.lengths, self.tries, judge, self.seed)
+        return plan, (tried, kept)
 
     # Report
 

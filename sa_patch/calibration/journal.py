@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from typing import Any
 class Journal:
     """Measured values by key, appended as JSON lines at once; without a file, in memory only.
 
+    Attributes:
+        seconds: what measuring all of them took, earlier sessions included.
+
     Raises:
         ValueError: when the file belongs to other settings.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
-        self.path, self._known = path, {}
+        self.path, self.seconds = path, 0.0
+        self._known: dict[str, Any] = {}
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,17 +51,17 @@ class Journal:
                     )
             else:
                 self._known[row["key"]] = row["value"]
+                self.seconds += row["seconds"]
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
         """The value of a key, measured now if it is not there; values are JSON."""
         if key not in self._known:
-            value = measure()
-            self._known[key] = value
-            self._append({"key": key, "value": value})
+            start = time.monotonic()
+            value = self._known[key] = measure()
+            seconds = time.monotonic() - start
+            self.seconds += seconds
+            self._append({"key": key, "value": value, "seconds": round(seconds, 3)})
         return self._known[key]
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._known
 
     def _append(self, row: dict[str, Any]) -> None:
         if self.path is None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sa_patch.calibration.candidates import Candidate, candidate
+from sa_patch.calibration.candidates import RECIPES, Candidate, candidate, recipe_of
 from sa_patch.calibration.knapsack import choose
 from sa_patch.counting import triangle, window_pairs
 from sa_patch.plan import Plan
@@ -27,6 +27,7 @@ def cost(variant: Variant, length: int) -> int:
 
 
 def total(variants: Sequence[Variant], length: int) -> int:
+    """Pairs of all layers together at one length."""
     return sum(cost(variant, length) for variant in variants)
 
 
@@ -112,8 +113,6 @@ def drawn(candidates: Sequence[Candidate], layers: int, window: int, lengths: Se
 
 def swaps(
     plan: Plan,
-    losses: Tensor,
-    candidates: Sequence[Candidate],
     lengths: Sequence[int],
     tries: int,
     judge: Callable[[Plan, Plan], bool],
@@ -125,11 +124,10 @@ def swaps(
         (the plan, how many changes were kept)
     """
     source, kept = random.Random(seed), 0
-    recipes = {one.variant: one.recipe for one in candidates}
     window = plan.window
     assert window is not None
     for _ in range(tries):
-        chosen = [Candidate(_recipe(variant, recipes), variant) for variant in plan.variants]
+        chosen = [Candidate(recipe_of(variant), variant) for variant in plan.variants]
         sparse = [layer for layer, one in enumerate(chosen) if not one.variant.always_dense]
         changed = _moved(chosen, sparse, source) if source.random() < 0.6 else _replaced(chosen, sparse, source)
         if changed is None:
@@ -142,6 +140,8 @@ def swaps(
 
 def _moved(chosen: list[Candidate], sparse: list[int], source: random.Random) -> list[Candidate] | None:
     """A share of one layer's window given to another."""
+    if len(sparse) < 2:
+        return None
     giver, taker = source.sample(sparse, 2)
     windows = [int(chosen[layer].variant.window) for layer in (giver, taker)]
     share = max(4, round(windows[0] * source.choice((0.15, 0.3, 0.5))))
@@ -155,20 +155,10 @@ def _moved(chosen: list[Candidate], sparse: list[int], source: random.Random) ->
 
 
 def _replaced(chosen: list[Candidate], sparse: list[int], source: random.Random) -> list[Candidate] | None:
-    from sa_patch.calibration.candidates import RECIPES
-
+    """Another recipe in one layer."""
+    if not sparse:
+        return None
     place = source.choice(sparse)
     recipe = source.choice([name for name in RECIPES if name != chosen[place].recipe])
     other = candidate(recipe, int(chosen[place].variant.window))
     return None if other is None else [other if layer == place else one for layer, one in enumerate(chosen)]
-
-
-def _recipe(variant: Variant, known: dict[Variant, str]) -> str:
-    from sa_patch.calibration.candidates import RECIPES
-
-    if variant.always_dense:
-        return "full"
-    if variant in known:
-        return known[variant]
-    found = [name for name in RECIPES if (one := candidate(name, int(variant.window))) and one.variant == variant]
-    return found[0]

@@ -36,6 +36,16 @@ ALLOWED = {
         "settings",
         "tasks",
     },
+    "calibration": {
+        "estimate",
+        "fidelity",
+        "loading",
+        "page",
+        "processes",
+        "records",
+        "results",
+        "settings",
+    },
     "run": {"budgets", "documents", "lm", "loading", "processes", "records", "settings", "speed"},
     "plan": {"budgets", "documents", "estimate", "loading", "settings", "tasks"},
 }
