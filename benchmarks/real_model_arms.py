@@ -15,6 +15,7 @@ from sa_patch.geometry import Group
 
 WINDOWS = {"fidelity": (128, 64), "lambada": (48, 32), "piqa": (24, 16)}  # keys per query
 ROUTED = {"block_size": 16, "query_block": 16}
+GROUPS = {"block_size": 8, "share": "group", "query_block": 16}
 # Name, mode, options of the window.
 Line = tuple[str, str, Callable[[int], dict[str, Any]]]
 VARIANTS: tuple[Line, ...] = (
@@ -29,9 +30,11 @@ VARIANTS: tuple[Line, ...] = (
 MORE: tuple[Line, ...] = (
     ("sa+swa + 4 sinks", "sa+swa", lambda window: {"sinks": 4}),
     ("moba k=2", "moba", lambda window: {"top_k": 2}),
-    ("routed, by the mean", "routed", lambda window: {"router": "mean"}),
-    ("routed, Quest's bound", "routed", lambda window: {"router": "minmax"}),
-    ("routed, groups and 16 queries", "routed", lambda window: {"share": "group", "query_block": 16}),
+    ("routed, blocks of 4", "routed", lambda window: {"block_size": 4}),
+    ("routed, blocks of 8", "routed", lambda window: {"block_size": 8}),
+    ("routed, by the mean, blocks of 8", "routed", lambda window: {"block_size": 8, "router": "mean"}),
+    ("routed, Quest's bound, blocks of 8", "routed", lambda window: {"block_size": 8, "router": "minmax"}),
+    ("routed, groups and 16 queries, blocks of 8", "routed", lambda window: GROUPS),
     ("routed, blocks of 16, 16 queries", "routed", lambda window: ROUTED),
     (
         "routed, XAttention's sums, blocks of 16, 16 queries",

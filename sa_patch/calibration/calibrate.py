@@ -31,8 +31,8 @@ from sa_patch.calibration.strata import STRATA, Passage, Split, split
 from sa_patch.plan import Plan
 from sa_patch.variants import make_variant
 
-PROBES = ("routed", "swa-sinks4")  # recipes run in one layer alone, at the mean window
-CONTROLS = ("routed", "swa-sinks4")  # recipes that are always reported
+PROBES = ("routed", "swa, 4 sinks")  # recipes run in one layer alone, at the mean window
+CONTROLS = ("routed", "swa, 4 sinks")  # recipes that are always reported
 FIT_POSITIONS, CHOOSE_POSITIONS, REPORT_POSITIONS = 128, 128, 512  # of a passage, evenly
 BETTER = 2.0  # standard errors by which a change must lower the divergence
 WEIGHTS = {"text": 2.0, "needle": 1.0, "aggregation": 1.0}

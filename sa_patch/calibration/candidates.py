@@ -7,20 +7,21 @@ from functools import lru_cache
 from typing import Any
 
 from sa_patch.variants import Variant, make_variant
+from sa_patch.variants.routed import default_block
 
 SHARES = (0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.25, 3.5, 5.0)  # of the mean window
 LEAST = 12
 # Name, mode, options of the window.
 RECIPES: dict[str, tuple[str, Any]] = {
     "routed": ("routed", lambda window: {}),
-    "routed-block4": ("routed", lambda window: {"block_size": 4}),
-    "routed-block16": ("routed", lambda window: {"block_size": 16}),
-    "routed-near": ("routed", lambda window: {"local": window // 2}),
-    "routed-far": ("routed", lambda window: {"local": max(1, window // 12)}),
-    "routed-mean": ("routed", lambda window: {"router": "mean"}),
-    "swa-sinks4": ("swa", lambda window: {"sinks": 4}),
-    "sa+swa-sinks4": ("sa+swa", lambda window: {"sinks": 4}),
-    "moba": ("moba", lambda window: {"top_k": 8, "sinks": 4, "local": window // 2}),
+    "routed, half the block": ("routed", lambda window: {"block_size": max(1, default_block(window) // 2)}),
+    "routed, twice the block": ("routed", lambda window: {"block_size": 2 * default_block(window)}),
+    "routed, near": ("routed", lambda window: {"local": window // 2}),
+    "routed, far": ("routed", lambda window: {"local": max(1, window // 12)}),
+    "routed, by the mean": ("routed", lambda window: {"router": "mean"}),
+    "swa, 4 sinks": ("swa", lambda window: {"sinks": 4}),
+    "sa+swa, 4 sinks": ("sa+swa", lambda window: {"sinks": 4}),
+    "moba, 8 blocks": ("moba", lambda window: {"top_k": 8, "sinks": 4, "local": window // 2}),
 }
 
 

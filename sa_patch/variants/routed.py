@@ -16,8 +16,12 @@ from sa_patch.router import choose_blocks
 from sa_patch.variants.base import BLOCK_SIZE_HELP, CPU, ROUTER_COST_HELP, Sizes, Variant
 from sa_patch.variants.options import option
 
-# Where the window has room for them; in a small one fewer.
-SINKS, BLOCK = 4, 8
+SINKS, BLOCK = 4, 8  # of a window that has room for them
+
+
+def default_block(window: int) -> int:
+    """8 tokens, in windows below 128 a sixteenth of them, at least 2: what measured best of 4, 8 and 16 on text."""
+    return min(BLOCK, max(2, window // 16))
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Routed(Variant):
     Attributes:
         sinks: 4 when None, fewer in windows below 32.
         local: at least so many; 0: a quarter of the window. It takes what whole blocks leave of the window.
-        block_size: tokens per block, 8 when None.
+        block_size: tokens per block; None: 8, in windows below 128 a sixteenth of them, at least 2.
         share: "head": every query head chooses; "group": the query heads of a kv head choose together.
         query_block: tiles of so many queries choose together. 1: a token's keys don't depend on the tokens after it.
         router: "mean" ranks blocks by q . mean(keys); "variance" adds half of the diagonal second-order term, see
@@ -132,11 +136,11 @@ class Routed(Variant):
     def _divided(self, sizes: Sizes) -> Shares:
         local = sizes.local or max(1, sizes.window // 4)
         if self.budget == "nominal":
-            size = self.block_size or BLOCK
+            size = self.block_size or default_block(sizes.window)
             return Shares(sizes.sinks, local, size, max(1, sizes.window // size))
         room = sizes.window - sizes.sinks - local
         step = self.stride if self.router == "antidiagonal" else 1
-        size = self.block_size or max(step, min(BLOCK, room) // step * step)
+        size = self.block_size or max(step, min(default_block(sizes.window), room) // step * step)
         if room < size and self.block_size:
             raise ValueError(
                 f"window={sizes.window} leaves no room for a block of {size} beside {sizes.sinks} sinks and a local "
