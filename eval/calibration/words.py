@@ -129,11 +129,11 @@ def keys_per_query(result: CalibrationResult, row: OutcomeRow) -> float:
 
 def layers_told(found: Findings) -> str:
     """Which layers got what, a line per recipe."""
-    told = []
-    for recipe in dict.fromkeys(row.recipe for row in found.layers):
+    told, recipes = [], list(dict.fromkeys(row.recipe for row in found.layers))
+    for recipe in recipes:
         rows = [row for row in found.layers if row.recipe == recipe]
         each = ", ".join(str(row.layer) if row.window is None else f"{row.layer} (w {row.window})" for row in rows)
-        told.append(f"  {recipe:<16} layers {each}")
+        told.append(f"  {recipe:<{max(map(len, recipes))}}  layers {each}")
     return "\n".join(told)
 
 
