@@ -66,8 +66,9 @@ class Arm:
             return None
         if self.mode == PLAN:
             chosen, _ = from_config(self.options["plan"], self.name)
-            whole = {"plan": chosen} if isinstance(chosen, sa_patch.Plan) else {"variant": chosen}
-            return sa_patch.apply(model, kernel=cast(Any, self.kernel), **whole)
+            if isinstance(chosen, sa_patch.Plan):
+                return sa_patch.apply(model, plan=chosen, kernel=cast(Any, self.kernel))
+            return sa_patch.apply(model, variant=chosen, kernel=cast(Any, self.kernel))
         options = dict(self.options)
         if "dense_layers" in options:
             depth = model.config.get_text_config().num_hidden_layers
