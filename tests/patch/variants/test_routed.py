@@ -111,9 +111,9 @@ def test_pairs_are_those_of_swa(window, options):
 def test_defaults_follow_the_window():
     for window, sinks, local, size, count in [
         (128, 4, 36, 8, 11),
-        (64, 4, 20, 8, 5),
-        (12, 1, 3, 8, 1),
-        (4, 0, 1, 3, 1),
+        (64, 4, 16, 4, 11),
+        (12, 1, 3, 2, 4),
+        (4, 0, 2, 2, 1),
     ]:
         shares = sa_patch.variant("routed", window).shares(1000)
         assert (shares.sinks, shares.local, shares.block_size, shares.count) == (sinks, local, size, count)
