@@ -45,7 +45,7 @@ def apply(
 
     Args:
         model: a transformers model whose attention goes through AttentionInterface (Qwen3 and Qwen3-MoE are verified).
-        mode: "full", "swa", "sa", "sa+swa", "moba", "random-keys", or a form of one of them like "sa-bucket".
+        mode: "full", "swa", "sa", "sa+swa", "moba", "routed", "random-keys", or a form of one of them like "sa-bucket".
         window: keys per query, the query included; 0 < x < 1 is a fraction of the prompt. All modes have the same
             number of (query, key) pairs at the same window (budget="pairs").
         variant: a variant object (`sa_patch.variant(...)` or your own) instead of mode, window and options.
@@ -53,7 +53,7 @@ def apply(
         kernel: "auto" or the name of one. An explicit one never falls back.
         **options: `sa_patch.signature.Options` says what each does. Every mode takes seed, budget, dense_tail, sinks,
             local, dense_layers, dense_below and decode; sa and sa+swa also take horizon, form and circular; moba takes
-            top_k and block_size.
+            top_k and block_size, routed block_size, share, query_block, router, stride and router_cost.
 
     Returns:
         the Patch: `.restore()`, `.describe()`, `.budget(length)`, `.mask(length)`, `.config`; also a context manager.
