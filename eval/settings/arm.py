@@ -108,9 +108,17 @@ class Arm:
             return None
         from sa_patch import integration, probing
 
+        heads = integration.heads_of(model)
+        reasons = (probing.refusal(self.kernel, variant, device, dtype, *heads) for variant in self._variants())
+        return next(filter(None, reasons), None)
+
+    def _variants(self) -> tuple[sa_patch.Variant, ...]:
+        """What its layers run, each once; slices of dense layers, which wait for a model, aside."""
+        if self.mode == PLAN:
+            chosen, _ = from_config(self.options["plan"], self.name)
+            return chosen.distinct if isinstance(chosen, sa_patch.Plan) else (chosen,)
         numbers = tuple(layer for layer in self.options.get("dense_layers", ()) if isinstance(layer, int))
-        variant = self._variant(self.seeds[0], {**self.options, "dense_layers": numbers})
-        return probing.refusal(self.kernel, variant, device, dtype, *integration.heads_of(model))
+        return (self._variant(self.seeds[0], {**self.options, "dense_layers": numbers}),)
 
     def to_dict(self) -> dict[str, Any]:
         return {
