@@ -3,6 +3,10 @@
 import os
 import tempfile
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each of the processes; before torch is imported
+    os.environ.pop("COLUMNS", None)  # the width of tables is that of a process without a terminal
+
 import pytest
 import torch
 

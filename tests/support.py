@@ -41,8 +41,9 @@ class Support:
     def __init__(self, config: pytest.Config):
         self.write = config.getoption("--write-support")
         self.whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
-        if self.write and not self.whole:
-            raise pytest.UsageError("--write-support needs the whole suite: give neither files nor -k")
+        self.is_worker = hasattr(config, "workerinput")  # of pytest-xdist; the process that started it decides
+        if self.write and (not self.whole or self.is_worker or config.getoption("numprocesses", None)):
+            raise pytest.UsageError("--write-support needs the whole suite in one process: -n 0, neither files nor -k")
         self.outcomes: dict[tuple[str, str], set[str]] = {}
         self.undecided: set[tuple[str, str]] = set()
         self.complaints: list[str] = []
@@ -62,18 +63,24 @@ class Support:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo):
         report = yield
+        message = item.stash.get(REFUSAL, None)
         for mark in item.iter_markers("cell"):
-            cell = (mark.args[0], mark.args[1])
-            assert cell[0] in AREAS, f"unknown area {cell[0]!r} in {item.nodeid}"
-            if report.when == "call" and report.passed:
-                message = item.stash.get(REFUSAL, None)
-                text = "works" if message is None else f"refused: {_plain(message)}"
-                self.outcomes.setdefault(cell, set()).add(text)
-            elif report.skipped or report.failed:
-                self.undecided.add(cell)
+            assert mark.args[0] in AREAS, f"unknown area {mark.args[0]!r} in {item.nodeid}"
+            text = "works" if message is None else f"refused: {_plain(message)}"
+            report.user_properties.append(("cell", [mark.args[0], mark.args[1], text]))
         return report
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport):
+        """In the process that decides, for the tests of all processes."""
+        for area, name, text in (value for key, value in report.user_properties if key == "cell"):
+            if report.when == "call" and report.passed:
+                self.outcomes.setdefault((area, name), set()).add(text)
+            elif report.skipped or report.failed:
+                self.undecided.add((area, name))
+
     def pytest_sessionfinish(self, session: pytest.Session):
+        if self.is_worker:
+            return
         seen = {cell: _agreed(texts) for cell, texts in self.outcomes.items() if cell not in self.undecided}
         known = read_page()
         if self.write:

@@ -6,7 +6,7 @@ from patch_cases import CPU, make_pattern, make_variant, random_heads
 
 import sa_patch
 from sa_patch.kept import KEPT, Kept
-from sa_patch.kernels.triton.plans import kept_plan, make_plan
+from sa_patch.kernels.triton.plans import Extras, kept_plan, make_plan
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +53,8 @@ def test_layers_and_calls_share_plans_exactly_where_they_are_the_same(case):
     def plan(length=100, layer_idx=0, query_len=None, window=12, rows=8, seed=0):
         pattern = make_pattern(make_variant(case, window, seed=seed), length, layer_idx, query_len=query_len)
         pattern = getattr(pattern, "pieces", (pattern,))[-1]
-        kept, made = kept_plan(pattern, rows, 2, CPU), make_plan(pattern, rows, 2, CPU)
-        assert all(torch.equal(getattr(kept, name), getattr(made, name)) for name in ("query_pos", "key_pos", "stop"))
+        kept, made = (make(pattern, rows, 8, 2, Extras(), CPU) for make in (kept_plan, make_plan))
+        assert all(torch.equal(getattr(kept, name), getattr(made, name)) for name in ("query_pos", "key_pos", "tiles"))
         return kept
 
     one = plan()
@@ -71,6 +71,6 @@ def test_nothing_is_kept_of_orders_that_nobody_can_tell_apart():
     before = len(KEPT)
     for source in (None, None):
         unknown = type(pattern)(length=90, query_len=90, width=12, order=pattern.order, source=source)
-        kept_plan(unknown, 8, 2, CPU)
+        kept_plan(unknown, 8, 8, 2, Extras(), CPU)
     assert len(KEPT) == before
     assert sa_patch.attention(query, key, value, make_variant("sa")).shape == query.shape
