@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sa_patch.counting import window_pairs
@@ -44,12 +45,12 @@ class Plan:
                 "sa_patch.variant('full')"
             )
 
-    @property
+    @cached_property
     def single(self) -> Variant | None:
         """The variant that all layers share; None where they differ."""
-        return self.variants[0] if len(set(self.variants)) == 1 else None
+        return self.variants[0] if len(self.distinct) == 1 else None
 
-    @property
+    @cached_property
     def distinct(self) -> tuple[Variant, ...]:
         """Every variant once, in the order of the layers."""
         return tuple(dict.fromkeys(self.variants))

@@ -67,7 +67,7 @@ def choose_blocks(
 
     One query head with tiles of one query chooses by its scores. Where several queries choose together, by the mean of
     their softmax over the blocks that may be chosen. "antidiagonal": by the mean of the softmax, summed over a block,
-    of sums of `stride` products along antidiagonals. Equal scores: the earlier block.
+    of sums of `stride` products along antidiagonals. Of equal scores any may win.
 
     Args:
         query: [rows, heads, query_len, head_dim], the last queries of the sequences; the first one starts a tile.

@@ -35,7 +35,7 @@ def output_errors(heads: Heads, candidates: Sequence[Candidate], projection: nn.
             found = _output(heads, weights.masked_fill(~seen, -torch.inf), stop)
             change = (found - full).transpose(1, 2).flatten(2)
             if projection is not None:
-                change = _project(change, projection)
+                change = _project(change, projection, heads.query.dtype)
             errors[number] += float(change.double().square().mean()) / len(starts)
     return errors
 
@@ -73,7 +73,7 @@ def _visible(variant: Variant, heads: Heads, start: int, stop: int) -> Tensor:
     return pattern.visible(torch.arange(start, stop, device=device))[..., :stop]
 
 
-def _project(output: Tensor, projection: nn.Module) -> Tensor:
+def _project(output: Tensor, projection: nn.Module, dtype: torch.dtype) -> Tensor:
     """Without the bias, which cancels in a difference."""
-    weight = projection.weight
-    return output.to(weight.dtype) @ weight.T if isinstance(weight, Tensor) else output
+    found, bias = projection(output.to(dtype)), projection.bias
+    return found if bias is None else found - bias

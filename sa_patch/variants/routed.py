@@ -20,7 +20,8 @@ SINKS, BLOCK = 4, 8  # of a window that has room for them
 
 
 def default_block(window: int) -> int:
-    """8 tokens, in windows below 128 a sixteenth of them, at least 2: what measured best of 4, 8 and 16 on text."""
+    """8 tokens, in windows below 128 a sixteenth of them, at least 2. Smaller blocks are closer to full attention, and
+    their router costs more: docs/beyond.md has figures for 64 and 128."""
     return min(BLOCK, max(2, window // 16))
 
 
