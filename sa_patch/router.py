@@ -18,14 +18,15 @@ SCORE_BYTES = (1 << 28, 1 << 23)  # scores held at once: on a GPU, where few lau
 VARIANCE_SHARE = 0.5
 
 
-@lru_cache(maxsize=1)
-def _installed() -> bool:
-    return find_spec("triton") is not None
+@lru_cache(maxsize=8)
+def _compiles(device: torch.device) -> bool:
+    """Whether Triton is there and the device is of a kind that its programs are compiled for in the tests."""
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def programs(query: Tensor, key: Tensor) -> Any:
     """The routers that are Triton's programs, where they can compute with such tensors; else None."""
-    if query.device.type != "cuda" or not _installed():
+    if query.device.type != "cuda" or not _compiles(query.device):
         return None
     from sa_patch.kernels.triton import routers
 
