@@ -18,6 +18,8 @@ os.environ["SA_PATCH_HOME"] = tempfile.mkdtemp(prefix="sa-patch-")  # rules of w
 from models import make_model
 from support import Support
 
+from sa_patch.kernels import rules
+
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too (minutes)")
@@ -49,3 +51,12 @@ def qwen3():
 def tokens():
     """[1, 48] token ids."""
     return torch.randint(1, 97, (1, 48), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def rules_folder(tmp_path, monkeypatch):
+    """Where tuned rules lie: an empty cache folder of the user's."""
+    monkeypatch.setenv("SA_PATCH_HOME", str(tmp_path))
+    rules.forget()
+    yield tmp_path / "rules"
+    rules.forget()

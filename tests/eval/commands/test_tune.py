@@ -14,22 +14,16 @@ from sa_eval.cli import main
 from sa_patch import kernels
 from sa_patch.kernels import rules
 
+pytestmark = pytest.mark.usefixtures("rules_folder")
+
 SMALL = ["--device", "cpu", "--heads", "4", "--kv-heads", "2", "--head-dim", "16", "--window", "12", "--threads", "1"]
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("SA_PATCH_HOME", str(tmp_path))
-    rules.forget()
-    yield tmp_path / "rules"
-    rules.forget()
-
-
-def test_it_writes_rules_that_are_followed(folder, capsys):
+def test_it_writes_rules_that_are_followed(rules_folder, capsys):
     asked = [*SMALL, "--lengths", "64,300", "--kernels", "torch,sdpa", "--seconds", "20"]
     assert main(["tune", *asked]) == 0
     shown = capsys.readouterr()
-    (file,) = folder.iterdir()
+    (file,) = rules_folder.iterdir()
     assert f"rules: {file}" in shown.out and re.search(r"^  window +\w+", shown.out, re.MULTILINE)
     held = json.loads(file.read_text())
     assert [(entry["heads"], entry["kv_heads"], entry["head_dim"]) for entry in held["entries"]] == [(4, 2, 16)]
@@ -72,10 +66,10 @@ def test_a_shape_gives_its_heads(tmp_path, capsys):
         (["--model", "./nowhere"], "nor a hub id"),
     ],
 )
-def test_bad_arguments_give_one_message_and_write_nothing(folder, capsys, arguments, message):
+def test_bad_arguments_give_one_message_and_write_nothing(rules_folder, capsys, arguments, message):
     assert main(["tune", *arguments]) == 2
     shown = capsys.readouterr().err
-    assert message in shown and "Traceback" not in shown and not folder.exists()
+    assert message in shown and "Traceback" not in shown and not rules_folder.exists()
 
 
 def test_a_file_that_cannot_be_written_is_one_message(tmp_path, capsys):

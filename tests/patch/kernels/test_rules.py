@@ -15,16 +15,9 @@ from sa_patch import kernels, machine
 from sa_patch.kernels import rules
 from sa_patch.variants import VARIANTS
 
+pytestmark = pytest.mark.usefixtures("rules_folder")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """An empty cache folder of the user's."""
-    monkeypatch.setenv("SA_PATCH_HOME", str(tmp_path))
-    rules.forget()
-    yield tmp_path / "rules"
-    rules.forget()
 
 
 @pytest.fixture

@@ -16,16 +16,10 @@ from sa_patch.tuning import breadth_first, search
 from sa_patch.tuning.arms import declared_arms
 from sa_patch.variants import modes
 
+pytestmark = pytest.mark.usefixtures("rules_folder")
+
 SMALL = {"device": "cpu", "heads": 4, "kv_heads": 2, "head_dim": 16, "lengths": (128, 400), "windows": (12, 40)}
 WITHOUT = ((127, "sdpa"), (None, "torch"))  # what the planted times of torch and sdpa say by themselves
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("SA_PATCH_HOME", str(tmp_path))
-    rules.forget()
-    yield tmp_path / "rules"
-    rules.forget()
 
 
 @pytest.fixture
@@ -210,11 +204,11 @@ def test_a_model_gives_the_shapes(device):
     assert (found.dtype, found.heads, found.kv_heads, found.head_dim) == shape
 
 
-def test_rules_written_elsewhere_change_nothing_here(device, monkeypatch, tmp_path, folder):
+def test_rules_written_elsewhere_change_nothing_here(device, monkeypatch, tmp_path, rules_folder):
     plant_kernel(monkeypatch, "fast")
     device(by_name(full=20.0, fast=0.1, torch=10.0, sdpa=40.0))
     tuned = sa_patch.tune(**SMALL, seconds=500, out=tmp_path / "new" / "rules.json")
-    assert tuned.path == tmp_path / "new" / "rules.json" and not folder.exists()
+    assert tuned.path == tmp_path / "new" / "rules.json" and not rules_folder.exists()
     assert kernels.choose("auto", make_pattern(make_variant("sa"), 400), *random_heads(400)) == "torch"
 
 
