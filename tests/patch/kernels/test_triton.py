@@ -149,4 +149,6 @@ def test_what_triton_can_not_do_is_refused(monkeypatch):
 )
 @settings(max_examples=25, deadline=None)
 def test_triton_equals_reference_for_odd_shapes(case, length, query_len, heads, head_dim, window):
-    check(case, length, min(length, query_len), heads, head_dim, torch.float32, window)
+    first = max(0, length - query_len)
+    first -= first % getattr(make_variant(case, window), "query_block", 1)  # queries begin at a whole tile of choosers
+    check(case, length, length - first, heads, head_dim, torch.float32, window)
