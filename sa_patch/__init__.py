@@ -12,8 +12,9 @@ from sa_patch.plan import Plan
 from sa_patch.variants import VARIANTS, Variant, variant
 
 if TYPE_CHECKING:
-    from sa_patch.api import apply, attention, is_patched, load, restore
+    from sa_patch.api import apply, attention, from_pretrained, is_patched, load, restore
     from sa_patch.calibration import Calibration, calibrate
+    from sa_patch.gating import gate
     from sa_patch.patch import Patch
     from sa_patch.tuning import tune
 
@@ -30,6 +31,8 @@ __all__ = [
     "apply",
     "attention",
     "calibrate",
+    "from_pretrained",
+    "gate",
     "is_patched",
     "load",
     "restore",
@@ -41,6 +44,7 @@ _MODULES = {
     "Calibration": "sa_patch.calibration",
     "Patch": "sa_patch.patch",
     "calibrate": "sa_patch.calibration",
+    "gate": "sa_patch.gating",
     "tune": "sa_patch.tuning",
 }
 

@@ -1,9 +1,9 @@
-"""The public functions: apply, restore, load, is_patched, attention."""
+"""The public functions: apply, restore, load, from_pretrained, is_patched, attention."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sa_patch import integration, kernels
 from sa_patch.compiled import trace_function
 from sa_patch.forward import Layer, attend_sequences
+from sa_patch.gating import gate
 from sa_patch.geometry import Geometry
 from sa_patch.patch import Patch
 from sa_patch.plan import Plan
@@ -18,6 +19,7 @@ from sa_patch.saved import config_file, from_config, read_config
 from sa_patch.tracing import values_are_hidden
 from sa_patch.variants import make_variant, show_options
 from sa_patch.variants.base import Variant
+from sa_patch.variants.gated import Gated
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -47,7 +49,7 @@ def apply(
         model: a transformers model whose attention goes through AttentionInterface (Qwen3 and Qwen3-MoE are verified).
         mode: "full", "swa", "sa", "sa+swa", "moba", "routed", "random-keys", or a form of one of them like "sa-bucket".
         window: keys per query, the query included; 0 < x < 1 is a fraction of the prompt. All modes have the same
-            number of (query, key) pairs at the same window (budget="pairs").
+            number of (query, key) pairs at the same window (budget="pairs"). "gated" is for training: `sa_patch.gate`.
         variant: a variant object (`sa_patch.variant(...)` or your own) instead of mode, window and options.
         plan: a `Plan`, another variant per layer, instead of mode, variant, window and options.
         kernel: "auto" or the name of one. An explicit one never falls back.
@@ -72,6 +74,8 @@ def apply(
     if whole and any(beside.values()):
         ignored = ", ".join(name for name, given in beside.items() if given)
         raise ValueError(f"{whole}= already holds its options; {ignored} would be ignored: set them on the variant")
+    if not whole and mode == Gated.name:
+        return gate(model, window, kernel=kernel, **options)
     chosen = plan or variant or make_variant(mode, {"window": window, **options})
     kernels.check_name(kernel)
     before = integration.state(model) if isinstance(model, nn.Module) else None
@@ -106,6 +110,33 @@ def load(model: nn.Module, path: str | Path) -> Patch:
     if isinstance(chosen, Plan):
         return apply(model, plan=chosen, kernel=cast("KernelName", kernel))
     return apply(model, variant=chosen, kernel=cast("KernelName", kernel))
+
+
+def from_pretrained(path: str | Path, **kwargs: Any) -> nn.Module:
+    """Load a model together with the patch that was saved beside it, gates and all.
+
+    Args:
+        path: a folder that a gated model's `save_pretrained` wrote, a checkpoint with `Patch.save` beside it, or such
+            a repository on the hub.
+        **kwargs: for transformers' `AutoModelForCausalLM.from_pretrained`: dtype, device_map, ...
+
+    Returns:
+        the model, patched, in eval mode.
+
+    Raises:
+        ValueError: for a checkpoint without patch config, or whose weights don't fit.
+    """
+    hub = {name: kwargs[name] for name in ("revision", "cache_dir", "token", "local_files_only") if name in kwargs}
+    folder = integration.local_folder(path, **hub)
+    config = read_config(folder)
+    model = integration.load_model(folder, **kwargs)
+    if config.get("mode") != Gated.name:
+        load(model, folder)
+        return model
+    options = {name: value for name, value in config.items() if name not in ("version", "mode", "kernel")}
+    gate(model, **options, kernel=config.get("kernel", "auto"))
+    integration.load_gates(model, folder)
+    return model
 
 
 def attention(

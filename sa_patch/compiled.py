@@ -31,19 +31,21 @@ def trace_layer(
     scaling: float,
     *,
     prompt: bool,
+    step: Tensor | None = None,
 ) -> Tensor:
     """`forward.attend` while a compiler traces; values are looked at when the graph runs.
 
     Args:
         mask: from the mask factory: a Geometry where layers of an eager model are compiled, else a traced tensor.
         position_ids: [batch or 1, q], to refuse packed documents that transformers did not separate.
+        step: the training step whose permutations are taken, int64 [] in CPU memory.
     """
     query, key, value = _cast(query, key, value)
     codes = _encoded(mask, query, key)
     if not torch.compiler.is_compiling():
         # FakeTensorMode takes no tensor made outside it. What other tracers record does not count for the patch.
         layer_idx = torch.full((), layer.layer_idx, dtype=torch.int64, device="cpu")
-        settings = layer_idx, layer.num_layers, layer.kernel, scaling, PROMPT if prompt else CALL
+        settings = _place(layer_idx, step), layer.num_layers, layer.kernel, scaling, PROMPT if prompt else CALL
         return _call(query, key, value, codes, position_ids, layer.variant, *settings)[0]
     traced = layer.traced
     if traced.calls.device != query.device:  # the model was moved
@@ -51,7 +53,7 @@ def trace_layer(
     if query.shape[2] == 1 and key.shape[2] > 1 and layer.variant.decode == "full" and not prompt:
         traced.calls[KINDS.index("full_decode")].add_(1)
         return fused(query, key, value, scaling, None if codes is None else (codes & REAL).bool())
-    settings = traced.layer_idx, layer.num_layers, layer.kernel, scaling, PROMPT if prompt else CALL
+    settings = _place(traced.layer_idx, step), layer.num_layers, layer.kernel, scaling, PROMPT if prompt else CALL
     output, calls = _call(query, key, value, codes, position_ids, layer.variant, *settings)
     traced.calls.add_(calls)
     return output
@@ -79,6 +81,10 @@ def trace_function(
     query, key, value = _cast(query, key, value)
     number = torch.full((), layer_idx, dtype=torch.int64, device="cpu")
     return _call(query, key, value, codes, None, variant, number, num_layers, kernel, scaling, LAST)[0]
+
+
+def _place(layer_idx: Tensor, step: Tensor | None) -> Tensor:
+    return layer_idx if step is None else torch.stack([layer_idx, step])
 
 
 def _encoded(mask: Geometry | Tensor, query: Tensor, key: Tensor) -> Tensor | None:

@@ -14,6 +14,7 @@ from sa_patch.counting import triangle
 from sa_patch.geometry import REAL, Geometry, Group, decode
 from sa_patch.kernels.dense import causal, fused
 from sa_patch.variants.base import Variant
+from sa_patch.variants.gated import at_step
 
 # What a layer did with sequences of equal length. In prompts: the pattern; full attention, because the pattern covers
 # all or the prompt is short; full attention, as a dense layer. For a generated token: the whole cache; the pattern.
@@ -37,6 +38,21 @@ class Layer:
         variant = self.variant
         named = {self.layer_idx, self.layer_idx - self.num_layers}
         return variant.always_dense or not named.isdisjoint(variant.dense_layers)
+
+    @cached_property
+    def branches(self) -> tuple["Layer", ...]:
+        """A layer for each branch of the variant. What ran is counted once, in this layer's counters."""
+        made = [Layer(branch, self.kernel, self.layer_idx, self.num_layers) for branch in self.variant.branches]
+        for branch in made:
+            branch.ran = self.ran
+        made[-1].calls = self.calls
+        made[-1].__dict__["traced"] = self.traced
+        return tuple(made)
+
+    def at_step(self, step: int) -> "Layer":
+        """The layer with the permutations of a training step, see `gated.at_step`; the same counters."""
+        variant = at_step(self.variant, step)
+        return self if variant is self.variant else replace(self, variant=variant)
 
     @cached_property
     def generating(self) -> Variant:

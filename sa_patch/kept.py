@@ -65,7 +65,12 @@ class Kept:
                 return
             self._held[key] = made, size
             self.bytes += size
-            while self.bytes > self.most:
+        self.shrink(self.most)
+
+    def shrink(self, most: int) -> None:
+        """Give memory back, the least recently used first, until at most so many bytes are held."""
+        with self._lock:
+            while self.bytes > most:
                 self.bytes -= self._held.popitem(last=False)[1][1]
 
     def forget(self) -> None:

@@ -22,7 +22,8 @@ CALL, PROMPT, LAST = "call", "prompt", "last"
 
 def run(query, key, value, codes, position_ids, variant, layer_idx, num_layers, kernel, scaling, phase):
     """What the operator computes; arguments and results as `operator`."""
-    new, layer = query.shape[2], Layer(variant, kernel, int(layer_idx), num_layers)
+    number, step = layer_idx.tolist() if layer_idx.dim() else (int(layer_idx), 0)
+    new, layer = query.shape[2], Layer(variant, kernel, number, num_layers).at_step(step)
     if codes is None:
         geometry = Geometry.build(query.shape[0], new, key.shape[2], None, query.device)
     else:
@@ -66,7 +67,7 @@ def operator(
         query: [batch, heads, q, head_dim]; key, value: [batch, kv_heads, n, head_dim].
         codes: see `geometry.encode`; None where every column is a real token of one sequence per row.
         spec: see `Variant.spec`.
-        layer_idx: int64 [], in CPU memory.
+        layer_idx: int64 [] in CPU memory; [2] for permutations of a training step: the layer's number and the step.
 
     Returns:
         ([batch, heads, q, head_dim], int64 [len(KINDS)])

@@ -4,11 +4,12 @@ import textwrap
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from html import escape
 from pathlib import Path
 from types import TracebackType
 
+import torch
 from torch import Tensor, nn
 
 from sa_patch import integration, kernels
@@ -104,8 +105,10 @@ class Patch:
                 folders are made.
 
         Raises:
-            ValueError: for a variant of your own, which `load` would not know.
+            ValueError: for a variant of your own, which `load` would not know, and for a gated model.
         """
+        if self._state.gates is not None:
+            raise ValueError("the gates are weights of the model: model.save_pretrained(folder) writes both")
         self.plan.to_config()  # refuses variants that have no name
         write_config(path, self.config)
 
@@ -140,7 +143,8 @@ class Patch:
         variant = self.plan.variants[layer_idx]
         if is_dense(variant, length, layer_idx, self.num_layers, *integration.place(self.model)):
             return variant.dense(group).visible()
-        return variant.sparse_pattern(group, layer_idx, None, None).visible()
+        visible = [branch.sparse_pattern(group, layer_idx, None, None).visible() for branch in variant.branches]
+        return reduce(torch.logical_or, visible)
 
     def budget(self, length: int) -> Budget:
         """What reading a prompt of `length` tokens costs, counted from the patterns: total and per layer."""

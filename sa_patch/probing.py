@@ -23,8 +23,8 @@ def refusal(
 ) -> str | None:
     """Why a kernel can't run a variant's prompts on such tensors, whatever their length; None when nothing is known
     against it. The kernel is asked, nothing is computed with it."""
-    pattern = None if kernel in ("auto", "reference") or variant.always_dense else probe(variant)
-    for piece in pieces_of(pattern) if pattern else ():
+    asked = () if kernel in ("auto", "reference") or variant.always_dense else variant.branches
+    for piece in (piece for branch in asked for piece in _probed(branch)):
         query, key = (
             torch.empty(1, 1, 1, head_dim, device=device, dtype=dtype).expand(1, count, size, head_dim)
             for count, size in ((heads, piece.query_len), (kv_heads, piece.length))
@@ -47,8 +47,13 @@ def probe(variant: Variant) -> Pattern | None:
 
 def layouts_of(variant: Variant) -> list[str]:
     """How the keys of a variant's patterns lie in memory, see `rules.layout_of`; none where it shows everything."""
-    pattern = None if variant.always_dense else probe(variant)
-    return sorted({layout_of(piece) for piece in pieces_of(pattern)}) if pattern else []
+    asked = () if variant.always_dense else variant.branches
+    return sorted({layout_of(piece) for branch in asked for piece in _probed(branch)})
+
+
+def _probed(variant: Variant) -> list[Pattern]:
+    pattern = probe(variant)
+    return pieces_of(pattern) if pattern else []
 
 
 def make_pattern(variant: Variant, query: Tensor, key: Tensor) -> Pattern:

@@ -50,6 +50,11 @@ def stream(seed: int, layer_idx: int, use: int = 0) -> int:
     return _mix(value + use) if use else value
 
 
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a training step, for permutations that are drawn anew in each: a hash of both, 63 bits."""
+    return _mix(_mix(seed + _GOLDEN) ^ _mix(step)) >> 1
+
+
 def token_keys(length: int, seed: int, layer_idx: int, device: torch.device | str = "cpu") -> Tensor:
     """The random keys of logical positions 0..length-1.
 

@@ -10,6 +10,7 @@ from typing import Any
 from sa_patch.errors import unknown
 from sa_patch.plan import Plan
 from sa_patch.variants import Variant, make_variant, modes
+from sa_patch.variants.gated import Gated
 
 CONFIG_VERSION = 2  # 1: one variant for all layers; 2: a plan
 CONFIG_NAME = "sa_patch.json"
@@ -85,6 +86,11 @@ def from_config(config: Mapping[str, Any], name: str | Path) -> tuple[Variant | 
             raise unknown("key of a plan", min(unknown_names), OF_A_PLAN)
         return Plan.from_config(settings), kernel
     mode = settings.pop("mode", None)
+    if mode == Gated.name:
+        raise ValueError(
+            f"{name} is of a gated model, whose gates lie among its weights: load both with "
+            "sa_patch.from_pretrained(folder)"
+        )
     if not isinstance(mode, str) or mode not in modes():
         raise unknown("mode", mode, modes())
     for key in ("variant", "model", "plan"):

@@ -2,6 +2,7 @@
 
 from sa_patch.integration import attention as _registration  # noqa: F401
 from sa_patch.integration.binding import attach, bind, unbind
+from sa_patch.integration.checkpoints import is_gated, load_gates, load_model, local_folder
 from sa_patch.integration.modules import TESTED, VERIFIED, device, head_shape, heads_of, place
 from sa_patch.integration.state import State, state
 
@@ -14,6 +15,10 @@ __all__ = [
     "device",
     "head_shape",
     "heads_of",
+    "is_gated",
+    "load_gates",
+    "load_model",
+    "local_folder",
     "place",
     "state",
     "unbind",

@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from sa_patch.compiled import trace_layer
 from sa_patch.forward import Layer, attend
 from sa_patch.geometry import Geometry, decode, packed, refuse_restarts
+from sa_patch.integration.gates import ARGUMENT, gated, step_of
 from sa_patch.integration.masks import Unsupported, mask
 from sa_patch.integration.state import NAME, UNPATCHED
 from sa_patch.tracing import values_are_hidden
@@ -51,25 +52,35 @@ def _attention(
     _refuse_call(key, value, query, attention_mask, dropout, kwargs)
     assert isinstance(attention_mask, (Geometry, Tensor))
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    prompt = module.__dict__["_sa_patch"].reads_prompt
+    patch = module.__dict__["_sa_patch"]
+    prompt, hidden = patch.reads_prompt, values_are_hidden(query)
     position_ids, ends = kwargs.get("position_ids"), kwargs.get("cu_seq_lens_q")
-    if values_are_hidden(query):
-        output = trace_layer(query, key, value, attention_mask, position_ids, layer, factor, prompt=prompt)
-    elif isinstance(attention_mask, Tensor):
-        if layer.layer_idx == 0 and query.shape[2] > 1:
-            refuse_restarts(position_ids, decode(attention_mask, query.shape[2]))
-        output = attend(query, key, value, attention_mask, layer, factor, prompt=prompt)
-    else:
-        geometry = attention_mask if ends is None else packed(attention_mask, ends)
+    geometry = attention_mask
+    if isinstance(geometry, Tensor):
+        if not hidden and layer.layer_idx == 0 and query.shape[2] > 1:
+            refuse_restarts(position_ids, decode(geometry, query.shape[2]))
+    elif not hidden:
+        geometry = geometry if ends is None else packed(geometry, ends)
         if layer.layer_idx == 0:
             refuse_restarts(position_ids, geometry)
             _refuse_other_ends(ends, kwargs.get("cu_seq_lens_k"))
             if not prompt and query.shape[2] == geometry.columns.length:  # generate's prompt may come in chunks
-                module.__dict__["_sa_patch"].warn_if_short(geometry.columns.length)
-        output = attend(query, key, value, geometry, layer, factor, prompt=prompt)
-        observer = module.__dict__["_sa_patch"].observer
-        if observer is not None:
-            observer(layer.layer_idx, query, key, value, factor)
+                patch.warn_if_short(geometry.columns.length)
+
+    def run(one: Layer, step: Tensor | None = None) -> Tensor:
+        if hidden:
+            return trace_layer(query, key, value, geometry, position_ids, one, factor, prompt=prompt, step=step)
+        one = one if step is None else one.at_step(int(step))
+        return attend(query, key, value, geometry, one, factor, prompt=prompt)
+
+    gates = kwargs.get(ARGUMENT)
+    if gates is None:
+        output = run(layer)
+    else:
+        step = step_of(module, patch.gates.steps, attention_mask)
+        output = gated(gates, [run(branch, step) for branch in layer.branches])
+    if patch.observer is not None and not hidden and isinstance(geometry, Geometry):
+        patch.observer(layer.layer_idx, query, key, value, factor)
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -12,6 +12,8 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 
 from sa_patch.forward import Layer
+from sa_patch.integration.checkpoints import SAVING
+from sa_patch.integration.gates import add, make_gates, remove
 from sa_patch.integration.generation import OVERRIDES
 from sa_patch.integration.modules import attention_modules, device, heads_of, is_placed, place
 from sa_patch.integration.state import NAME, UNPATCHED, State, state
@@ -20,12 +22,16 @@ from sa_patch.kernels import crossover
 from sa_patch.plan import Plan
 from sa_patch.probing import refusal
 from sa_patch.variants.base import Variant
+from sa_patch.variants.gated import Gated
 
 _IMPLEMENTATION = "_attn_implementation_internal"  # where a config keeps the name
 
 
-def bind(model: nn.Module, plan: Variant | Plan, kernel: str) -> State:
+def bind(model: nn.Module, plan: Variant | Plan, kernel: str, initial: float | None = None) -> State:
     """Make the model run a variant, or a plan of several. Replaces an earlier patch; on error the model is as it was.
+
+    Args:
+        initial: the value that the gates of a gated variant begin with.
 
     Raises:
         ValueError: when the model can't be patched or the variant doesn't fit it.
@@ -48,6 +54,13 @@ def bind(model: nn.Module, plan: Variant | Plan, kernel: str) -> State:
         raise ValueError(UNPATCHED)
     layers = tuple(Layer(variant, kernel, layer, count) for layer, variant in enumerate(plan.variants))
     made = State(plan, kernel, layers)
+    gated = [variant for variant in plan.distinct if isinstance(variant, Gated)]
+    if gated:
+        if plan.single is None or initial is None:
+            raise ValueError("gated attention needs gates in the model: make them with sa_patch.gate(model, ...)")
+        if state(model) is not None:
+            raise ValueError("this model is patched or gated already: restore() it before it gets new gates")
+        made.gates = make_gates(modules, layers, initial, resample=gated[0].resample == "step")
     attach(model, made)
     return made
 
@@ -76,9 +89,13 @@ def attach(model: nn.Module, patch: State) -> None:
     for module, layer in zip(modules, patch.layers, strict=True):
         layer.traced.to(device(module))
         module.__dict__.update(_sa_patch=patch, _sa_patch_layer=layer)
+    if patch.gates is not None:
+        add(model, modules, patch.gates)
     for module in model.modules():
         if isinstance(module, GenerationMixin):
             module.__dict__.update({name: partial(function, module) for name, function in OVERRIDES.items()})
+        if isinstance(module, PreTrainedModel) and patch.gates is not None:
+            module.__dict__.update({name: partial(function, module) for name, function in SAVING.items()})
     # On the innermost model, not on a layer: layers that are compiled one by one stay alike.
     backbone = [module for module in model.modules() if isinstance(module, PreTrainedModel)][-1]
     backbone.register_forward_pre_hook(_tell_when_overridden)
@@ -98,8 +115,9 @@ def unbind(model: nn.Module) -> None:
     # A wrapper outside `model` may still hold the copy: let it say what the original says.
     held.patched_config._attn_implementation = held.original_config._attn_implementation
     _swap_config(model, held.patched_config, held.original_config)
+    remove(model)
     for module in model.modules():
-        for name in ("_sa_patch", "_sa_patch_layer", *OVERRIDES):
+        for name in ("_sa_patch", "_sa_patch_layer", *OVERRIDES, *SAVING):
             module.__dict__.pop(name, None)
         # By the function: the handle that registering returned would not know the hook of a copy.
         for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _tell_when_overridden]:

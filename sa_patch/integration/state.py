@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sa_patch.forward import Layer
+from sa_patch.integration.gates import Gates
 from sa_patch.plan import Plan
 
 NAME = "sa_patch"  # of the attention implementation
@@ -37,6 +38,7 @@ class State:
     told: str | None = None  # the implementation set behind the patch that its user was warned of
     # Called by every layer of an eager call with (layer, query, key, value, scaling), heads before any grouping.
     observer: Callable[[int, Tensor, Tensor, Tensor, float], None] | None = None
+    gates: Gates | None = None  # of a gated model
     short_told: bool = False  # whether its user was warned of a prompt that is not longer than the window
 
     @property

@@ -122,6 +122,11 @@ class Variant(ABC):
                 "keys per query: raise window, lower them, or use budget='nominal'"
             )
 
+    @property
+    def branches(self) -> tuple["Variant", ...]:
+        """The variants whose outputs a layer adds up, each times a gate of the model; mostly the variant itself."""
+        return (self,)
+
     def whole_prompt_reason(self) -> str | None:
         """Why a prompt has to come in one call, as a clause of an error message; None where pieces give the same.
 

@@ -1,0 +1,153 @@
+"""Gates in a model: their parameters, the hooks that compute them, and the count of training steps.
+
+A layer's two gates are linear maps from what the attention layer reads to one number per head. They are modules of the
+model like any other: in its state_dict, trained, moved and wrapped with it.
+"""
+
+import math
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sa_patch.forward import Layer
+from sa_patch.geometry import Geometry
+from sa_patch.kept import KEPT
+
+NAMES = ("gate_swa", "gate_sa")  # of the modules, in the order of the variant's branches
+STEPS = "gate_steps"
+ARGUMENT = "sa_patch_gates"  # under which a layer's gates reach the attention function
+_KEPT_BYTES = 64 << 20  # of orders, in training: those of earlier steps are of no more use
+
+
+class TrainingSteps(nn.Module):
+    """Counts the forward passes of a model in training mode: what permutations are drawn for.
+
+    The count is part of the state_dict. It is no buffer, because it must stay in CPU memory, and a new tensor at every
+    step, because a layer that is computed again in the backward pass needs the number it was computed with.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = torch.zeros((), dtype=torch.int64, device="cpu")
+
+    def get_extra_state(self) -> Tensor:
+        return self.count.clone()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.count = state.detach().to(device="cpu", dtype=torch.int64).reshape(()).clone()
+
+
+@dataclass(eq=False)
+class Gates:
+    """The parameters that gating adds to a model.
+
+    Attributes:
+        layers: the modules of every attention layer under `NAMES`; None where a layer stays full.
+        steps: None where permutations are never drawn anew.
+    """
+
+    layers: tuple[nn.ModuleDict | None, ...]
+    steps: TrainingSteps | None
+
+
+def make_gates(modules: list[nn.Module], layers: tuple[Layer, ...], initial: float, *, resample: bool) -> Gates:
+    """Fresh gates for a model's attention modules: `initial` for every token and head.
+
+    Raises:
+        ValueError: for a model whose layers don't pass arguments on, or that has modules of these names.
+    """
+    made: list[nn.ModuleDict | None] = []
+    for module, layer in zip(modules, layers, strict=True):
+        kinds = {parameter.kind for parameter in signature(type(module).forward).parameters.values()}
+        if Parameter.VAR_KEYWORD not in kinds:
+            raise ValueError(f"{type(module).__name__} passes no arguments on to its attention, so it can't be gated")
+        if any(name in module._modules for name in NAMES):
+            raise ValueError(f"{type(module).__name__} has a module named {' or '.join(NAMES)} already")
+        made.append(None if layer.is_dense_layer else nn.ModuleDict({name: _gate(module, initial) for name in NAMES}))
+    return Gates(tuple(made), TrainingSteps() if resample else None)
+
+
+def _gate(module: nn.Module, initial: float) -> nn.Linear:
+    config = module.__dict__["config"]
+    like = next(parameter for parameter in module.parameters() if parameter.dtype.is_floating_point)
+    if like.is_meta and any(not parameter.is_meta for parameter in module.parameters()):
+        raise ValueError("this layer's weights are offloaded: gate the model before it is dispatched")
+    gate = nn.Linear(config.hidden_size, config.num_attention_heads, device=like.device, dtype=like.dtype)
+    nn.init.zeros_(gate.weight)
+    nn.init.constant_(gate.bias, math.log(initial / (1 - initial)))
+    return gate
+
+
+def add(model: nn.Module, modules: list[nn.Module], gates: Gates) -> None:
+    """Put gates into a model, with the hooks that compute and count."""
+    for module, pair in zip(modules, gates.layers, strict=True):
+        if pair is None:
+            continue
+        for name, gate in pair.items():
+            module.add_module(name, gate.train(module.training))
+        module.register_forward_pre_hook(_pass_gates, with_kwargs=True)
+    if gates.steps is not None:
+        # On the innermost model, as long as layers that are compiled one by one are to stay alike.
+        backbone = [module for module in model.modules() if isinstance(module, PreTrainedModel)][-1]
+        backbone.add_module(STEPS, gates.steps.train(backbone.training))
+        backbone.register_forward_pre_hook(_count_step)
+
+
+def remove(model: nn.Module) -> None:
+    """Undo `add`; nothing happens in a model without gates."""
+    for module in list(model.modules()):
+        hooks = [key for key, hook in module._forward_pre_hooks.items() if hook in (_pass_gates, _count_step)]
+        for key in hooks:
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+        for name in (*NAMES, STEPS) if hooks else ():
+            module._modules.pop(name, None)
+
+
+def _pass_gates(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """An attention module's pre-hook: gates [batch, q_len, heads] in (0, 1) from what the layer reads."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    return args, {**kwargs, ARGUMENT: tuple(module._modules[name](hidden).sigmoid() for name in NAMES)}
+
+
+def _count_step(module: nn.Module, _: object) -> None:
+    if module.training:
+        steps = module.get_submodule(STEPS)
+        steps.count = steps.count + 1
+        if not torch.compiler.is_compiling():
+            KEPT.shrink(_KEPT_BYTES)
+
+
+def step_of(module: nn.Module, steps: TrainingSteps | None, mask: Geometry | Tensor) -> Tensor | None:
+    """The training step whose permutations a call takes; None in evaluation.
+
+    A geometry belongs to one forward pass, and comes again when a checkpointed layer is computed again: it keeps the
+    step, whatever has been counted in between.
+    """
+    if steps is None:
+        return None
+    if isinstance(mask, Tensor) or torch.compiler.is_compiling():
+        return steps.count if module.training else None
+    return mask.__dict__.setdefault("_step", steps.count if module.training else None)
+
+
+def gated(gates: tuple[Tensor, ...], outputs: list[Tensor]) -> Tensor:
+    """The sum of the branches' outputs [batch, heads, q_len, head_dim], each times its gate [batch, q_len, heads].
+
+    Raises:
+        NotImplementedError: where a layer has only some of the heads.
+    """
+    heads = outputs[0].shape[1]
+    if gates[0].shape[-1] != heads:
+        raise NotImplementedError(
+            f"the gates are for {gates[0].shape[-1]} heads, this process has {heads} (tensor parallelism): run a gated "
+            "model without it"
+        )
+    total = torch.zeros_like(outputs[0])
+    for gate, output in zip(gates, outputs, strict=True):
+        total = total + gate.transpose(1, 2)[..., None].to(output.dtype) * output
+    return total
