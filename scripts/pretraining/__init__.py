@@ -1,0 +1,1 @@
+"""Training language models from scratch with another attention: what `scripts/pretrain.py` is made of."""

@@ -1,0 +1,59 @@
+"""What `--attention` stands for: a fresh model, and the patch it trains with."""
+
+from __future__ import annotations
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+
+import sa_patch
+from sa_patch.variants.gated import at_step
+
+from .settings import Run, Settings
+
+
+def new_model(settings: Settings, seed: int, end: int, vocab: int) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights: the same ones for every attention of a seed."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=vocab,
+        hidden_size=settings.hidden,
+        intermediate_size=settings.inner,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        head_dim=settings.head_dim,
+        max_position_embeddings=max(2048, settings.length),
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def patched(model, run: Run, resample: str) -> sa_patch.Patch | None:
+    """Patch a model as a run trains it; None for full attention.
+
+    The permutations of the runs with one seed are alike, those of different seeds are not.
+    """
+    name, _, sink = run.attention.partition("-sink")
+    sinks = 1 if sink or run.attention.endswith("-sink") else 0
+    if name == "full":
+        return None
+    assert run.window is not None
+    if name == "gated":
+        return sa_patch.gate(model, run.window, seed=run.seed, resample=resample, sinks=sinks)
+    return sa_patch.apply(model, name, run.window, seed=run.seed, sinks=sinks)
+
+
+class Resample(TrainerCallback):
+    """Gives a variant other random keys in every step, as gated attention does by itself."""
+
+    def __init__(self, model, patch: sa_patch.Patch) -> None:
+        self.model, self.variant = model, patch.variant
+
+    def on_step_begin(self, args, state, control, **_) -> None:
+        sa_patch.apply(self.model, variant=at_step(self.variant, state.global_step + 1))
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        sa_patch.apply(self.model, variant=self.variant)

@@ -1,0 +1,223 @@
+"""Tables and curves of what has been measured so far."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from sa_eval.results.significance import holm
+from sa_eval.tasks import TASKS
+
+from .measuring import MEASURED, UNTRAINED, evidence_distance
+from .settings import Run, Settings
+from .training import DONE
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+_DRAWS = 10_000
+_POSITIONS = (1, 16, 64, 128, 256, 512, 1024)
+_COLOURS = ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#66C2A5", "#CC79A7", "#E69F00", "#999999")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the seeds of one attention reached.
+
+    Attributes:
+        losses: [seeds, pages, tokens]; right: [seeds, questions]; gates: name -> [seeds, layers, heads].
+    """
+
+    title: str
+    losses: np.ndarray
+    right: np.ndarray
+    gates: dict[str, np.ndarray]
+
+    @property
+    def by_page(self) -> np.ndarray:
+        """Mean loss of every page over seeds and tokens: [pages]."""
+        return self.losses.mean(axis=(0, 2))
+
+
+def write_report(settings: Settings, out: Path) -> Path:
+    """report.md and its pictures in the output folder.
+
+    Raises:
+        ValueError: when nothing has been measured yet.
+    """
+    held = np.load(out / "held_out.npz")
+    arms = [arm for window in settings.window for arm in _arms(settings, out, window)]
+    if not arms:
+        raise ValueError(f"nothing has been measured in {out} yet: run without --report first")
+    distance = evidence_distance(held["pages"])
+    lines = [
+        "# Trained with another attention",
+        "",
+        f"{settings.tokens:,} tokens per run, rows of {settings.length}, {len(held['pages'])} held-out documents "
+        f"(one page each), {len(held['task'])} questions. Loss in nats per token; lower is better.",
+        "",
+        *_losses(arms),
+        "",
+        *_by_distance(arms, distance),
+        "",
+        *_questions(arms, held["task"]),
+        "",
+        *_gates(arms),
+    ]
+    _curves(settings, out, arms, distance)
+    lines += ["", "![loss by position](loss-by-position.png)", "", "![learning curves](learning-curves.png)", ""]
+    file = out / "report.md"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def _arms(settings: Settings, out: Path, window: int) -> list[Arm]:
+    found = []
+    for attention in settings.attention:
+        own = None if attention == "full" else window
+        files = {seed: out / Run(attention, own, seed).name / MEASURED for seed in settings.seeds}
+        if attention != "full" or window == settings.window[0]:
+            found += _arm(attention if own is None else f"{attention} w={own}", list(files.values()))
+        if attention == "full":
+            for name in UNTRAINED:
+                places = [file.parent / f"untrained-{Run(name, window, seed).name}.npz" for seed, file in files.items()]
+                found += _arm(f"full, read with {name} w={window}", places)
+    return found
+
+
+def _arm(title: str, files: list[Path]) -> list[Arm]:
+    kept = [np.load(file) for file in files if file.exists()]
+    if not kept:
+        return []
+    gates = {name: np.stack([one[name] for one in kept]) for name in ("gate_swa", "gate_sa") if name in kept[0]}
+    return [Arm(title, np.stack([one["losses"] for one in kept]), np.stack([one["right"] for one in kept]), gates)]
+
+
+def _losses(arms: list[Arm]) -> list[str]:
+    """Every arm's loss, and its difference to the first swa of the same kind, paired by held-out document."""
+    base = next((arm for arm in arms if arm.title.startswith("swa w=")), arms[0])
+    others = [arm for arm in arms if arm is not base]
+    tests = [_paired(arm.by_page - base.by_page) for arm in others]
+    corrected = dict(zip([arm.title for arm in others], holm([test[2] for test in tests]), strict=True))
+    rows = [
+        f"| attention | seeds | loss | lowest to highest seed | against {base.title} (95 %) | p (Holm) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm in sorted(arms, key=lambda arm: arm.losses.mean()):
+        own = arm.losses.mean(axis=(1, 2))
+        cells = [arm.title, str(len(own)), f"{own.mean():.3f}", f"{own.min():.3f} to {own.max():.3f}"]
+        if arm is base:
+            cells += ["", ""]
+        else:
+            low, high, _ = tests[others.index(arm)]
+            value = float((arm.by_page - base.by_page).mean())
+            cells += [f"{value:+.3f} ({low:+.3f} to {high:+.3f})", f"{corrected[arm.title]:.3f}"]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def _paired(difference: np.ndarray) -> tuple[float, float, float]:
+    """(low, high of the mean by a percentile bootstrap over documents, p by random signs)."""
+    draw = np.random.default_rng(0)
+    count = len(difference)
+    means = difference[draw.integers(0, count, (_DRAWS, count))].mean(axis=1)
+    signs = draw.choice((-1.0, 1.0), (_DRAWS, count))
+    extreme = np.abs((signs * difference).mean(axis=1)) >= abs(difference.mean()) - 1e-12
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high), float((extreme.sum() + 1) / (_DRAWS + 1))
+
+
+_DISTANCES = ((1, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 1 << 30))
+
+
+def _by_distance(arms: list[Arm], distance: np.ndarray) -> list[str]:
+    edges = [f"{low} to {high - 1}" if high < 1 << 30 else f"{low} on" for low, high in _DISTANCES]
+    counts = [int(((distance >= low) & (distance < high)).sum()) for low, high in _DISTANCES]
+    rows = [
+        "Loss by how many tokens back the same pair of tokens was last seen (first row: tokens counted):",
+        "",
+        "| attention | new pair | " + " | ".join(edges) + " |",
+        "|---" * (len(edges) + 2) + "|",
+        f"| tokens | {int((distance == 0).sum()):,} | " + " | ".join(f"{count:,}" for count in counts) + " |",
+    ]
+    for arm in arms:
+        mean = arm.losses.mean(axis=0)
+        cells = [mean[distance == 0].mean()]
+        for low, high in _DISTANCES:
+            chosen = (distance >= low) & (distance < high)
+            cells.append(mean[chosen].mean() if chosen.any() else np.nan)
+        rows.append(f"| {arm.title} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+    return rows
+
+
+def _questions(arms: list[Arm], task: np.ndarray) -> list[str]:
+    if not len(task):
+        return []
+    families = dict.fromkeys(item.family for item in TASKS.values())
+    of_task = [item.family for item in TASKS.values()]
+    family = np.array([of_task[number] for number in task])
+    rows = [
+        "Synthetic language, answers that were right throughout (teacher-forced), % (mean over seeds):",
+        "",
+        "| attention | " + " | ".join(families) + " |",
+        "|---" * (len(families) + 1) + "|",
+    ]
+    for arm in arms:
+        cells = [f"{100 * arm.right[:, family == name].mean():.0f}" for name in families]
+        rows.append(f"| {arm.title} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def _gates(arms: list[Arm]) -> list[str]:
+    rows: list[str] = []
+    for arm in arms:
+        if not arm.gates:
+            continue
+        rows += ["", f"Gates of {arm.title}, mean over tokens and seeds, a column per head (swa / sa):", ""]
+        local, random = arm.gates["gate_swa"].mean(axis=0), arm.gates["gate_sa"].mean(axis=0)
+        heads = local.shape[1]
+        rows += ["| layer | " + " | ".join(str(head) for head in range(heads)) + " |", "|---" * (heads + 1) + "|"]
+        for layer in range(local.shape[0]):
+            cells = [f"{a:.2f} / {b:.2f}" for a, b in zip(local[layer], random[layer], strict=True)]
+            rows.append(f"| {layer} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def _curves(settings: Settings, out: Path, arms: list[Arm], distance: np.ndarray) -> None:
+    trained = [arm for arm in arms if "read with" not in arm.title]
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    edges = [edge for edge in _POSITIONS if edge < settings.length] + [settings.length]
+    centres = [(low * high) ** 0.5 for low, high in zip(edges, edges[1:], strict=False)]
+    for arm, colour in zip(trained, _COLOURS * 3, strict=False):
+        parts = [
+            arm.losses[:, :, low - 1 : high - 1].mean(axis=(1, 2)) for low, high in zip(edges, edges[1:], strict=False)
+        ]
+        values = np.stack(parts)
+        axes.plot(centres, values.mean(axis=1), marker="o", markersize=3, color=colour, label=arm.title)
+        axes.fill_between(centres, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+    axes.set(xscale="log", xlabel="position", ylabel="loss (nats per token); band: lowest to highest seed")
+    axes.legend(fontsize=7)
+    _save(figure, out / "loss-by-position.png")
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for run in settings.runs():
+        file = out / run.name / DONE
+        if file.exists():
+            log = json.loads(file.read_text())["log"]
+            colour = _COLOURS[settings.attention.index(run.attention) % len(_COLOURS)]
+            label = (
+                run.attention if run.seed == settings.seeds[0] and run.window in (None, settings.window[0]) else None
+            )
+            axes.plot([one["step"] for one in log], [one["loss"] for one in log], color=colour, alpha=0.7, label=label)
+    axes.set(xlabel="step", ylabel="training loss")
+    axes.legend(fontsize=7)
+    _save(figure, out / "learning-curves.png")
+
+
+def _save(figure, file: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,74 @@
+"""One run: transformers' Trainer on a patched model, resumed where a checkpoint is."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from .arms import Resample, new_model, patched
+from .settings import Run, Settings
+from .texts import load_rows, load_tokenizer
+
+DONE = "trained.json"
+
+
+class InOrder(Trainer):
+    """Every run sees the rows in the order in which they lie."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+
+
+def train(settings: Settings, run: Run, out: Path) -> None:
+    """Train a run to its end and write its model and log; nothing is done where they are."""
+    folder = out / run.name
+    if (folder / DONE).exists():
+        return
+    tokenizer = load_tokenizer(out)
+    model = new_model(settings, run.seed, tokenizer.eos_token_id, len(tokenizer))
+    patch = patched(model, run, settings.resample)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    share, rest = divmod(settings.batch_tokens, settings.rows * settings.length * processes)
+    if rest:
+        raise ValueError(
+            f"a step of {settings.batch_tokens} tokens can't be shared by {processes} processes: change rows"
+        )
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.rows,
+        gradient_accumulation_steps=share,
+        learning_rate=settings.rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=round(settings.warmup * settings.steps),
+        weight_decay=settings.weight_decay,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        bf16=settings.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        save_steps=settings.save_every,
+        save_total_limit=1,
+        logging_steps=max(1, settings.steps // 50),
+        report_to="none",
+        seed=run.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    random = patch is not None and patch.variant.seeded and run.attention not in ("gated", "gated-sink")
+    callbacks = [Resample(model, patch)] if random and settings.resample == "step" else []
+    trainer = InOrder(model, arguments, train_dataset=load_rows(out), callbacks=callbacks)
+    began = time.time()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if folder.is_dir() else None)
+    if trainer.is_world_process_zero():
+        model.eval()
+        model.save_pretrained(folder)
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        facts = {"run": run.__dict__, "steps": settings.steps, "seconds": round(time.time() - began), "log": log}
+        (folder / DONE).write_text(json.dumps(facts) + "\n")
