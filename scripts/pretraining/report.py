@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -191,11 +192,9 @@ def _curves(settings: Settings, out: Path, arms: list[Arm], distance: np.ndarray
     trained = [arm for arm in arms if "read with" not in arm.title]
     figure, axes = plt.subplots(figsize=(7, 4.5))
     edges = [edge for edge in _POSITIONS if edge < settings.length] + [settings.length]
-    centres = [(low * high) ** 0.5 for low, high in zip(edges, edges[1:], strict=False)]
+    centres = [(low * high) ** 0.5 for low, high in pairwise(edges)]
     for arm, colour in zip(trained, _COLOURS * 3, strict=False):
-        parts = [
-            arm.losses[:, :, low - 1 : high - 1].mean(axis=(1, 2)) for low, high in zip(edges, edges[1:], strict=False)
-        ]
+        parts = [arm.losses[:, :, low - 1 : high - 1].mean(axis=(1, 2)) for low, high in pairwise(edges)]
         values = np.stack(parts)
         axes.plot(centres, values.mean(axis=1), marker="o", markersize=3, color=colour, label=arm.title)
         axes.fill_between(centres, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.15, linewidth=0)

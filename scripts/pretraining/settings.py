@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-ATTENTION = ("full", "swa", "swa-sink", "sa", "gated", "gated-sink", "sa+swa", "moba", "random-keys")
+ATTENTION = ("full", "swa", "sa", "gated", "swa-sink", "gated-sink", "moba", "sa+swa", "random-keys")
 HELP = {
     "full": "causal attention",
     "swa": "sliding window",
@@ -98,9 +98,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     known = {item.name for item in fields(Settings)}
     strange = sorted(given.keys() - known)
     if strange:
-        raise ValueError(
-            f"{path} has {', '.join(strange)}, which is no setting: choose from {', '.join(sorted(known))}"
-        )
+        raise ValueError(f"{path} has {', '.join(strange)}, which is no setting: known are {', '.join(sorted(known))}")
     return given
 
 

@@ -98,8 +98,8 @@ def prepare(settings: Settings, out: Path) -> None:
     train, held = documents(settings)
     if not train or not held:
         raise ValueError(
-            f"found {len(train)} documents to train on and {len(held)} held out in {', '.join(settings.text)}: give more "
-            "text, or a --document-start that matches the line a document begins with"
+            f"found {len(train)} documents to train on and {len(held)} held out in {', '.join(settings.text)}: give "
+            "more text, or a --document-start that matches the line a document begins with"
         )
     tokenizer = learn_tokenizer(settings, train)
     tokenizer.save_pretrained(out)
