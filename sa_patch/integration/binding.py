@@ -87,7 +87,8 @@ def attach(model: nn.Module, patch: State) -> None:
     patch.patched_config._attn_implementation = NAME
     _swap_config(model, patch.original_config, patch.patched_config)
     for module, layer in zip(modules, patch.layers, strict=True):
-        layer.traced.to(device(module))
+        for part in (layer, *layer.branches):  # made now: a compiler can't
+            part.traced.to(device(module))
         module.__dict__.update(_sa_patch=patch, _sa_patch_layer=layer)
     if patch.gates is not None:
         add(model, modules, patch.gates)

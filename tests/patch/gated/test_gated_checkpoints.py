@@ -1,0 +1,84 @@
+"""Checkpoints of gated models: loaded again they are the same, and nothing takes them for plain models in silence."""
+
+import json
+
+import gated_models
+import pytest
+import torch
+from gated_models import text
+from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+from transformers.utils import logging
+
+import sa_patch
+
+
+def gated(kind="qwen3", **options):
+    return gated_models.gated(kind, seed=5, sinks=1, resample="step", **options)
+
+
+def logits(model):
+    return gated_models.logits(model, text(2, 40))
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe", "llama"])
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "30KB"}], ids=["whole", "sharded"])
+def test_a_checkpoint_gives_the_same_logits_again(tmp_path, kind, shards):
+    model = gated(kind, horizon="dyadic")
+    model.train()
+    model(text(1, 40))
+    model.eval().save_pretrained(tmp_path, **shards)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1 or shards
+    again = sa_patch.from_pretrained(tmp_path)
+    assert torch.equal(logits(again), logits(model)) and not again.training
+    assert int(again.model.gate_steps.count) == 1
+    assert again.config.model_type == model.config.model_type == kind
+    again.save_pretrained(tmp_path / "second")
+    assert torch.equal(logits(sa_patch.from_pretrained(tmp_path / "second")), logits(model))
+    half = sa_patch.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+
+
+@pytest.fixture
+def told(caplog):
+    """What transformers says."""
+    logging.enable_propagation()
+    yield caplog
+    logging.disable_propagation()
+
+
+def test_a_plain_loader_does_not_take_it_for_a_plain_model(tmp_path, told):
+    gated().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="sa_patch_gated"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    Qwen3ForCausalLM.from_pretrained(tmp_path)  # the class by name loads what it knows
+    assert "sa_patch_gated" in told.text and "gate_sa" in told.text and "UNEXPECTED" in told.text
+
+
+def test_loading_says_nothing_that_is_no_fault(tmp_path, told):
+    gated().save_pretrained(tmp_path)
+    sa_patch.from_pretrained(tmp_path)
+    assert "UNEXPECTED" not in told.text
+
+
+def test_a_plain_checkpoint_with_a_patch_beside_it_loads_patched(tmp_path, qwen3):
+    qwen3.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no sa_patch.json: it is a plain model"):
+        sa_patch.from_pretrained(tmp_path)
+    sa_patch.apply(qwen3, "swa", 8).save(tmp_path)
+    again = sa_patch.from_pretrained(tmp_path)
+    assert sa_patch.is_patched(again) and torch.equal(logits(again), logits(qwen3))
+
+
+def test_gates_that_do_not_fit_are_refused(tmp_path):
+    gated().save_pretrained(tmp_path)
+    file = tmp_path / "sa_patch.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "dense_layers": [0]}))
+    with pytest.raises(ValueError, match="different gates"):
+        sa_patch.from_pretrained(tmp_path)
+    file.write_text(json.dumps(config))
+    more = {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}
+    held = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**held, **more}))
+    with pytest.raises(ValueError, match="does not fit Qwen3ForCausalLM"):
+        sa_patch.from_pretrained(tmp_path)
