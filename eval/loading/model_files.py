@@ -104,7 +104,14 @@ def code_kept_out(settings: Settings) -> Iterator[None]:
 def _check_kind(name: str, config: dict[str, Any]) -> None:
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
+    from sa_patch.integration.checkpoints import MODEL_TYPE
+
     kind = config.get("model_type")
+    if kind == MODEL_TYPE:
+        raise SettingsError(
+            f"the model {name} was trained with gates (sa_patch.gate), and sa-eval compares variants on plain models: "
+            "load it with sa_patch.from_pretrained, and give that to lm-eval (HFLM(pretrained=model, batch_size=1))"
+        )
     if not config.get("auto_map"):  # with it, and trusted, the model's own code knows
         if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
             raise SettingsError(

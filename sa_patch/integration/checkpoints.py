@@ -83,9 +83,10 @@ def load_model(folder: Path, **kwargs: Any) -> nn.Module:
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it would report the gates as unexpected
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **kwargs)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **kwargs)
     finally:
         logging.set_verbosity(level)
+    model, report = loaded
     strange = [name for name in report["unexpected_keys"] if not _is_of_gates(name)]
     wrong = [*report["missing_keys"], *strange, *report["mismatched_keys"]]
     if wrong:

@@ -111,12 +111,13 @@ def remove(model: nn.Module) -> None:
 def _pass_gates(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """An attention module's pre-hook: gates [batch, q_len, heads] in (0, 1) from what the layer reads."""
     hidden = args[0] if args else kwargs["hidden_states"]
-    return args, {**kwargs, ARGUMENT: tuple(module._modules[name](hidden).sigmoid() for name in NAMES)}
+    return args, {**kwargs, ARGUMENT: tuple(module.get_submodule(name)(hidden).sigmoid() for name in NAMES)}
 
 
 def _count_step(module: nn.Module, _: object) -> None:
     if module.training:
         steps = module.get_submodule(STEPS)
+        assert isinstance(steps, TrainingSteps)
         steps.count = steps.count + 1
         if not torch.compiler.is_compiling():
             KEPT.shrink(_KEPT_BYTES)

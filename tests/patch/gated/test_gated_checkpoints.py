@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 from transformers.utils import logging
 
 import sa_patch
+from sa_eval.loading.model_files import check_config
+from sa_eval.settings.values import SettingsError
 
 
 def gated(kind="qwen3", **options):
@@ -82,3 +84,9 @@ def test_gates_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**held, **more}))
     with pytest.raises(ValueError, match="does not fit Qwen3ForCausalLM"):
         sa_patch.from_pretrained(tmp_path)
+
+
+def test_sa_eval_says_what_it_is(tmp_path):
+    gated().save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=r"was trained with gates.*sa_patch.from_pretrained"):
+        check_config("mine", json.loads((tmp_path / "config.json").read_text()))

@@ -1,0 +1,104 @@
+"""`scripts/pretrain.py` as its user calls it, on a text of a few pages."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+CONFIGS = SCRIPTS.parent / "configs" / "pretrain"
+TINY = """--length 64 --tokens 3072 --batch-tokens 512 --rows 4 --hidden 32 --layers 1 --heads 2 --kv-heads 1
+    --head-dim 16 --inner 32 --vocab 400 --documents 3 --synthetic 0 --window 16 --save-every 2 --precision fp32"""
+
+
+@pytest.fixture
+def pretrain(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import pretrain
+
+    return pretrain
+
+
+@pytest.fixture
+def book(tmp_path):
+    """200 documents of random words."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 7))) for _ in range(300)]
+    pages = ("\n".join(" ".join(draw.choices(words, k=12)) for _ in range(8)) for _ in range(200))
+    file = tmp_path / "book.txt"
+    file.write_text("\n".join(f"# Page {number}\n{page}" for number, page in enumerate(pages)))
+    return file
+
+
+def flags(book, out, *more):
+    return ["--text", str(book), "--out", str(out), *TINY.split(), *more]
+
+
+def test_runs_are_trained_measured_compared_and_never_twice(pretrain, book, tmp_path, capsys):
+    out = tmp_path / "out"
+    more = "--attention", "full,gated,sa", "--seeds", "0,1"
+    pretrain.main(flags(book, out, *more))
+    folders = sorted(path.name for path in out.iterdir() if path.is_dir())
+    names = ("full", "gated-w16", "sa-w16")
+    assert folders == sorted(f"{name}-seed{seed}" for name in names for seed in (0, 1))
+    kept = np.load(out / "gated-w16-seed0" / "measured.npz")
+    assert kept["losses"].shape == (3, 63) and np.isfinite(kept["losses"]).all()
+    assert kept["gate_sa"].shape == (1, 2) and 0 < kept["gate_sa"].min() < kept["gate_sa"].max() < 1
+    report = (out / "report.md").read_text()
+    assert "| gated w=16 | 2 |" in report and "| full, read with sa+swa w=16 | 2 |" in report
+    assert "Gates of gated w=16" in report and (out / "loss-by-position.png").stat().st_size > 5000
+    files = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    capsys.readouterr()
+    pretrain.main(flags(book, out, *more))
+    assert files == {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    with pytest.raises(SystemExit, match=r"holds runs of other settings \(tokens: 3072 then, 1024 now\)"):
+        pretrain.main([*flags(book, out), "--tokens", "1024"])
+
+
+@pytest.mark.parametrize("attention", ["gated", "sa"])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(pretrain, book, tmp_path, monkeypatch, attention):
+    from pretraining import training
+
+    more = "--attention", attention, "--seeds", "3"
+    pretrain.main(flags(book, tmp_path / "whole", *more))
+
+    class Stopped(training.InOrder):
+        def training_step(self, *arguments, **named):
+            if self.state.global_step == 4:
+                raise KeyboardInterrupt
+            return super().training_step(*arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "InOrder", Stopped)
+        pretrain.main(flags(book, tmp_path / "stopped", *more))
+    pretrain.main(flags(book, tmp_path / "stopped", *more))
+    found = [np.load(next((tmp_path / name).rglob("measured.npz")))["losses"] for name in ("whole", "stopped")]
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--attention", "swaa"], "unknown attention swaa: choose from full, swa"),
+        (
+            ["--config", str(CONFIGS / "paper.yaml"), "--hidden", "64"],
+            "leaves batch_to",
+        ),
+        (["--batch-tokens", "500"], "batch_tokens=500 is no multiple of rows=4 x length=64"),
+        (["--text", "nowhere.txt"], "no such text file: nowhere.txt"),
+    ],
+)
+def test_what_can_not_be_trained_is_refused_before_anything_is_written(pretrain, book, tmp_path, capsys, more, message):
+    given = ["--text", str(book), "--out", str(tmp_path / "out"), *more]
+    with pytest.raises(SystemExit):
+        pretrain.main(given if "--config" in more else [*flags(book, tmp_path / "out"), *more])
+    assert message in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "out").exists()
+
+
+def test_the_shipped_comparison_is_readable(pretrain, book, tmp_path):
+    config = str(CONFIGS / "small.yaml")
+    settings, _, _ = pretrain.parse(["--text", str(book), "--out", str(tmp_path), "--config", config])
+    assert len(list(settings.runs())) == 27 and settings.steps == 244
+    assert json.loads(json.dumps(settings.as_dict()))["seeds"] == [0, 1, 2]
