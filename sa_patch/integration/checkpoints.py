@@ -104,8 +104,8 @@ def load_gates(model: nn.Module, folder: Path) -> None:
     found = dict(_gates_in(folder))
     if wanted != found.keys():
         raise ValueError(
-            f"{folder} and the model have different gates: {sorted(wanted ^ found.keys())}. Was {config_file(folder).name} "
-            "edited?"
+            f"{folder} and the model have different gates: {sorted(wanted ^ found.keys())}. "
+            f"Was {config_file(folder).name} edited?"
         )
     with torch.no_grad():
         for name, tensor in found.items():
