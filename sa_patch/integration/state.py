@@ -54,12 +54,13 @@ class State:
         Nothing is said where the options ask for full attention on short prompts.
         """
         sparse = [variant for variant in self.plan.distinct if not variant.always_dense]
-        if self.short_told or any(length > variant.window_at(length) or variant.dense_below for variant in sparse):
+        branches = [branch for variant in sparse for branch in variant.branches]
+        if self.short_told or any(length > branch.window_at(length) or branch.dense_below for branch in branches):
             return
         if not sparse:
             return
         self.short_told = True
-        window, name = min(variant.window_at(length) for variant in sparse), " and ".join(v.name for v in sparse)
+        window, name = min(branch.window_at(length) for branch in branches), " and ".join(v.name for v in sparse)
         warnings.warn(
             f"the prompt has {length} tokens, not more than window={window}: {name!r} is full attention "
             "there, so nothing is saved and nothing is shown. Use a smaller window or a longer prompt (said once per "

@@ -150,6 +150,14 @@ def test_a_prompt_of_the_papers_form_comes_in_one_call(qwen3):
             qwen3(text(1, 5), past_key_values=cache)
 
 
+def test_a_prompt_that_both_branches_show_whole_is_told(qwen3, recwarn):
+    with_random_gates(qwen3)
+    logits(qwen3, text(1, 7))
+    assert not recwarn
+    logits(qwen3, text(1, 6))
+    assert "6 tokens, not more than window=6: 'gated' is full attention" in str(recwarn.pop(UserWarning).message)
+
+
 # Refusals
 
 
