@@ -5,7 +5,7 @@ Matplotlib is imported when a picture is drawn, transformers when a prompt is re
 
 from sa_patch.analysis import theory
 from sa_patch.analysis.coherence import LocalCoherence, local_coherence
-from sa_patch.analysis.coverage import Coverage, coverage
+from sa_patch.analysis.coverage import EXACT, Coverage, coverage
 from sa_patch.analysis.mixing import Mixing, mixing
 from sa_patch.analysis.pictures import (
     draw_mask,
@@ -20,6 +20,7 @@ from sa_patch.analysis.prompt import KeptMass, NeedleSight, kept_mass, needle_si
 from sa_patch.analysis.small_world import FLY, SmallWorld, small_world
 
 __all__ = [
+    "EXACT",
     "FLY",
     "Coverage",
     "KeptMass",

@@ -295,5 +295,3 @@ def _name(variant: Variant | Plan) -> str:
     window = "" if variant.always_dense else f" w={variant.window}"
     options = "".join(f" {name}={value}" for name, value in variant.changed().items() if name != "seed")
     return f"{variant.name}{window}{options}"
-
-

@@ -79,9 +79,7 @@ def patterns(variant: Variant | Plan, length: int, num_layers: int, seed: int) -
 def distinct_patterns(variant: Variant | Plan, length: int, num_layers: int, seed: int) -> Iterator[Pattern]:
     """`patterns`, where layers that are equal for certain come once."""
     told: set[Variant] = set()
-    for one, pattern in zip(
-        variants_of(variant, num_layers), patterns(variant, length, num_layers, seed), strict=True
-    ):
+    for one, pattern in zip(variants_of(variant, num_layers), patterns(variant, length, num_layers, seed), strict=True):
         if one.seeded or one.dense_layers or one not in told:
             told.add(one)
             yield pattern

@@ -14,9 +14,12 @@ from torch import Tensor
 from sa_patch.analysis import intervals, layers
 from sa_patch.analysis.intervals import Interval
 from sa_patch.plan import Plan
+from sa_patch.randomness import mixed, steps, stream
 from sa_patch.variants.base import Variant
 
 LARGEST = 2048  # tokens: the matrices are dense
+_SUBSPACE, _ITERATIONS = 24, 60  # vectors and steps of the iteration for averages
+_USE = 4  # tells these random numbers from others
 MIXED = 0.25  # total variation distance at which a walk counts as mixed (Levin & Peres, Markov Chains and Mixing Times)
 
 
@@ -85,7 +88,7 @@ def mixing(
             mask = pattern.visible()
             matrix = _spread(mask if causal else mask | mask.T)
             if number == 0:
-                gaps.append(_gap(matrix, causal=causal))
+                gaps.append(causal_gap(matrix) if causal else layer_gap(mask | mask.T))
             total += matrix
             mass = mass @ matrix
             reference = reference if goal is None else reference @ goal
@@ -93,7 +96,10 @@ def mixing(
             found.append(float((mass - aim).abs().sum(1).mean() / 2))
             if progress is not None:
                 progress(1)
-        averaged.append(_gap(total / num_layers, causal=causal))
+        if random or len(set(layers.variants_of(variant, num_layers))) > 1:
+            averaged.append(causal_gap(total / num_layers) if causal else _averaged(total / num_layers))
+        else:
+            averaged.append(gaps[-1])
         distances.append(found)
 
     def interval(values: Sequence[float]) -> Interval:
@@ -165,18 +171,37 @@ def _full(length: int) -> Tensor:
     return _spread(torch.ones(length, length, dtype=torch.bool).tril())
 
 
-def _gap(matrix: Tensor, *, causal: bool) -> float:
-    """1 - the second largest modulus of an eigenvalue.
+def causal_gap(matrix: Tensor) -> float:
+    """1 - the second largest eigenvalue of a triangular matrix: they are its diagonal. Every token that sees nobody but
+    itself holds its mass for good, and has eigenvalue 1."""
+    return 1.0 if len(matrix) == 1 else 1 - float(matrix.diagonal().sort(descending=True).values[1])
 
-    A causal matrix is triangular: its eigenvalues are its diagonal. One layer both ways is similar to a symmetric
-    matrix; an average of several is so where all queries see equally many keys.
+
+def layer_gap(mask: Tensor) -> float:
+    """1 - the second largest modulus of an eigenvalue of the walk on an undirected graph: bool [n, n], symmetric.
+
+    D^-1 V has the eigenvalues of the symmetric D^-1/2 V D^-1/2.
     """
-    if len(matrix) == 1:
+    if len(mask) == 1:
         return 1.0
-    if causal:
-        values = matrix.diagonal().double()
-    elif torch.allclose(matrix, matrix.T):
-        values = torch.linalg.eigvalsh(matrix.double())
-    else:
-        values = torch.linalg.eigvals(matrix.double())
+    root = mask.double().sum(1).rsqrt()
+    values = torch.linalg.eigvalsh(root[:, None] * mask * root)
     return 1 - float(values.abs().sort(descending=True).values[1])
+
+
+def _averaged(matrix: Tensor) -> float:
+    """The same of an average of such walks, which is no walk on a graph: by subspace iteration."""
+    size = min(len(matrix), _SUBSPACE)
+    basis = torch.linalg.qr(_start(len(matrix), size)).Q
+    for _ in range(_ITERATIONS):
+        basis = torch.linalg.qr(matrix @ basis).Q
+    values = torch.linalg.eigvals(basis.T @ matrix @ basis)
+    return 1.0 if size == 1 else 1 - float(values.abs().sort(descending=True).values[1])
+
+
+def _start(rows: int, columns: int) -> Tensor:
+    """Columns to begin with: a constant one, then random signs from a hash."""
+    signs = mixed(steps(torch.arange(rows * columns), stream(0, 0, _USE))) & 1
+    found = (2.0 * signs - 1).view(rows, columns)
+    found[:, 0] = 1.0
+    return found

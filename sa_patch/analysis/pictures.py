@@ -82,8 +82,16 @@ def plot_coverage(
             ax.plot(layer, one.expected, color=colour, linewidth=1.2, linestyle="--")
         linked = "none" if one.expected is not None else "-"
         ax.errorbar(
-            layer, one.covered, yerr=errors, color=colour, marker=mark, markersize=4, linewidth=1, capsize=2,
-            linestyle=linked, label=name,
+            layer,
+            one.covered,
+            yerr=errors,
+            color=colour,
+            marker=mark,
+            markersize=4,
+            linewidth=1,
+            capsize=2,
+            linestyle=linked,
+            label=name,
         )
     ax.set(xlabel="layers", ylabel="pairs connected", ylim=(-0.02, 1.02), title=_common_title(shown))
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -110,9 +118,7 @@ def plot_distances(result: Coverage, ax: Axes | None = None, *, depths: Sequence
     return ax
 
 
-def receptive_field(
-    variant: Variant | Plan, length: int, num_layers: int, *, query: int = -1, seed: int = 0
-) -> Tensor:
+def receptive_field(variant: Variant | Plan, length: int, num_layers: int, *, query: int = -1, seed: int = 0) -> Tensor:
     """Which tokens can have reached a query through the last 1, 2, ... layers of a stack: bool [num_layers, length].
 
     Raises:
@@ -144,7 +150,12 @@ def plot_receptive_field(
     ax = ax or new_axes(5.6, 0.5 + 0.3 * num_layers + 0.6)
     extent = (-0.5, length - 0.5, num_layers + 0.5, 0.5)
     image = ax.imshow(
-        _pooled(field, rows=False).numpy(), cmap=SHADES, vmin=0, vmax=1, aspect="auto", extent=extent,
+        _pooled(field, rows=False).numpy(),
+        cmap=SHADES,
+        vmin=0,
+        vmax=1,
+        aspect="auto",
+        extent=extent,
         interpolation="nearest",
     )
     own = query % length

@@ -77,9 +77,7 @@ class SmallWorld:
         return (self.clustering / self.random_clustering) / (self.path_length / self.random_path_length)
 
 
-def small_world(
-    variant: Variant | Plan, length: int, num_layers: int, seeds: Sequence[int] = range(4)
-) -> SmallWorld:
+def small_world(variant: Variant | Plan, length: int, num_layers: int, seeds: Sequence[int] = range(4)) -> SmallWorld:
     """Measure on tokens drawn evenly: 32 per seed for hops and neighbours, 64 pairs of neighbours of each.
 
     Raises:
