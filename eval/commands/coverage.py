@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HELP = "what layers connect: coverage over depth, theory over simulation, local coherence; no model needed"
 DESCRIPTION = """\
 Which share of all (query, earlier token) pairs do 1, 2, 3, ... sparse layers connect? Followed exactly through the
-patterns that the kernels execute, for any window, length, depth and options, beside the closed forms. No model, no text.
+patterns that the kernels execute, for any window, length, depth and options, beside the closed forms. No model needed.
 """
 EXAMPLES = """\
 examples
@@ -39,9 +39,9 @@ examples
 DETAILS = """\
 how it is done
   A token's content is followed from layer to layer: who sees it, who sees those, and so on, as sets of tokens. Up to
-  2,048 tokens every token is followed and every pair is counted; beyond, 64 tokens per seed (--sources), drawn by a hash
-  so that every pair is as likely as any other, each followed exactly. Intervals are Student's over seeds (95 %). Modes
-  that choose keys by content (moba, routed) have no coverage without a prompt: sa_patch.analysis.prompt_coverage
+  2,048 tokens every token is followed and every pair is counted; beyond, 64 tokens per seed (--sources), drawn by a
+  hash so that every pair is as likely as any other, each followed exactly. Intervals are Student's over seeds (95 %).
+  Modes that choose keys by content (moba, routed) have no coverage without a prompt: sa_patch.analysis.prompt_coverage
   measures it while a patched model reads one.
 
 how to read it

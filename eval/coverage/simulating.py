@@ -157,7 +157,7 @@ def _fill(
 def _work(asked: CoverageSettings, arm: Arm, variant: Variant | Plan, depth: int, length: int) -> int:
     """Layers that `simulate` tells the bar of."""
     random = layers.is_random(variant)
-    exact = (asked.sources or length) >= length and length <= analysis.EXACT or (asked.sources or 0) >= length
+    exact = length <= analysis.EXACT if asked.sources is None else asked.sources >= length
     seeds = len(asked.of.seeds)
     curves = len(asked.directions) * depth * (seeds if random or not exact else 1)
     mixed = len(asked.directions) * depth * (seeds if random else 1) if length <= LARGEST else 0

@@ -1,4 +1,4 @@
-"""Coverage: which share of (query, earlier token) pairs a stack of sparse layers connects, and after how many layers."""
+"""Coverage: which share of (query, earlier token) pairs a stack of layers connects, and after how many layers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

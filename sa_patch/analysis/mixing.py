@@ -18,6 +18,7 @@ from sa_patch.randomness import mixed, steps, stream
 from sa_patch.variants.base import Variant
 
 LARGEST = 2048  # tokens: the matrices are dense
+FOLLOWED = 64  # tokens whose mass is followed
 _SUBSPACE, _ITERATIONS = 24, 60  # vectors and steps of the iteration for averages
 _USE = 4  # tells these random numbers from others
 MIXED = 0.25  # total variation distance at which a walk counts as mixed (Levin & Peres, Markov Chains and Mixing Times)
@@ -33,7 +34,8 @@ class Mixing:
         averaged_gap: the same of the operator averaged over a seed's layers. An average of M random layers of k keys
             still has noise of about 2 / sqrt(k M) in its second eigenvalue, which makes the gap look smaller.
         distance: total variation distance, after l + 1 layers, between where a token's mass is and where it should be:
-            spread evenly over all tokens; causal: spread as by so many layers of full attention. Mean over tokens.
+            spread evenly over all tokens; causal: spread as by so many layers of full attention. Mean over 64
+            tokens, evenly spread, or all of them.
         mixing_time: layers until the mean distance is at most 0.25; None: more than there are.
         *_interval, distance_intervals: 95 % over seeds.
     """
@@ -82,7 +84,8 @@ def mixing(
     goal = _full(length) if causal else None
     gaps, averaged, distances = [], [], []
     for seed in used:
-        mass, reference = torch.eye(length), torch.eye(length)
+        mass = torch.eye(length)[_followed(length)]
+        reference = mass
         total, found = torch.zeros(length, length), []
         for number, pattern in enumerate(layers.patterns(variant, length, num_layers, seed)):
             mask = pattern.visible()
@@ -118,6 +121,12 @@ def mixing(
         distance=tuple(map(fmean, by_layer)),
         distance_intervals=tuple(map(interval, by_layer)),
     )
+
+
+def _followed(length: int) -> Tensor:
+    """The tokens whose mass is followed: int64."""
+    count = min(length, FOLLOWED)
+    return torch.arange(1, count + 1) * length // count - 1
 
 
 def ring_gap(length: int, window: int) -> float:

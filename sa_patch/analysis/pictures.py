@@ -70,6 +70,8 @@ def plot_coverage(
     if not shown or len(names) != len(shown):
         raise ValueError(f"{len(shown)} results and {len(names)} labels: give at least one result, and a label each")
     ax = ax or new_axes()
+    from matplotlib.ticker import MaxNLocator
+
     for number, (one, name) in enumerate(zip(shown, names, strict=True)):
         colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
         layer = range(1, one.num_layers + 1)
@@ -94,7 +96,7 @@ def plot_coverage(
             label=name,
         )
     ax.set(xlabel="layers", ylabel="pairs connected", ylim=(-0.02, 1.02), title=_common_title(shown))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.legend(frameon=False, fontsize=8)

@@ -247,9 +247,7 @@ def _prompts(prompts: Tensor | Sequence[Tensor]) -> list[Tensor]:
         rows = [_single(row) for row in prompts]
     lengths = sorted({len(row) for row in rows if row.dim() == 1 and len(row)})
     if len(lengths) != 1 or any(row.dim() != 1 or not len(row) for row in rows):
-        raise ValueError(
-            f"prompts must be token ids [n] of one length, got lengths {lengths}: cut them to the shortest"
-        )
+        raise ValueError(f"prompts must be token ids [n] of one length, got lengths {lengths}: cut them to one")
     return rows
 
 

@@ -19,7 +19,8 @@ from sa_patch.variants.base import Variant
 
 # Of the fly's central brain, as arXiv 2604.00754 quotes them for comparison; not measured here.
 FLY = {"density": 0.0002, "hops": 4.4}
-NODES, WEDGES = 32, 64  # tokens followed per seed, and pairs of neighbours looked at per token
+NODES, WEDGES = (8, 32), 64  # tokens followed per seed: least and most, and pairs of neighbours looked at per token
+_AT_ONCE = 1 << 18  # tokens times tokens followed, between these bounds
 _USE = 3  # tells these random numbers from others
 _MOST_HOPS = 100_000
 
@@ -78,7 +79,8 @@ class SmallWorld:
 
 
 def small_world(variant: Variant | Plan, length: int, num_layers: int, seeds: Sequence[int] = range(4)) -> SmallWorld:
-    """Measure on tokens drawn evenly: 32 per seed for hops and neighbours, 64 pairs of neighbours of each.
+    """Measure on tokens drawn evenly: 32 per seed (8 beyond 32,768 tokens) for hops and neighbours, 64 pairs of
+    neighbours of each.
 
     Raises:
         ValueError: for arguments out of range, or variants that choose keys by content.
@@ -90,7 +92,7 @@ def small_world(variant: Variant | Plan, length: int, num_layers: int, seeds: Se
     random = layers.is_random(variant)
     for seed in seeds:
         stack = list(layers.distinct_patterns(variant, length, num_layers, seed))
-        nodes = draw_sources(length, min(NODES, length), seed, causal=False)
+        nodes = draw_sources(length, min(length, max(NODES[0], min(NODES[1], _AT_ONCE // length))), seed, causal=False)
         hop, neighbours = _hops(stack, nodes, length)
         degrees.append(float(neighbours.sum(0).double().mean()))
         clustering.append(_clustering(stack, neighbours, seed))
@@ -98,7 +100,7 @@ def small_world(variant: Variant | Plan, length: int, num_layers: int, seeds: Se
     return SmallWorld(
         length=length,
         num_layers=num_layers,
-        seeds=tuple(seeds) if random or length > NODES else tuple(seeds)[:1],
+        seeds=tuple(seeds) if random or length > NODES[1] else tuple(seeds)[:1],
         degree=fmean(degrees),
         clustering=fmean(clustering),
         clustering_interval=intervals.of_mean(clustering, high=1.0),

@@ -19,7 +19,6 @@ from sa_patch.variants.stochastic import Stochastic
 
 Form = Literal["sliding", "circular", "bucket", "window"]
 _MOST_ENDS = 8  # ranks near an end are taken together in so many classes at most
-_DEEPEST = 1_000_000
 
 
 def pairs(length: int, window: int, circular: bool = False) -> int:
@@ -130,18 +129,18 @@ def layers_needed(
         ValueError: for a delta that is no probability, or where no number of layers is enough.
     """
     _check_delta(delta)
-    if window < 2 < length + 1 and length > 1:
+    if window < 2 <= length:
         raise ValueError(f"window={window} shows a query nothing but itself: no number of layers is enough")
-    if everything and causal and form != "window":
+    if everything and form == "window":
+        return max(1, -(-(length - 1) // (window - 1)))
+    if everything and causal:
         return layers_for_everything(length, window, delta, circular=form != "sliding")[1]
-    if everything:
-        delta = delta / length**2 if form != "window" else 0.0
-    for depth in _depths():
-        if expected_coverage(length, window, depth, form=form, causal=causal)[-1] >= 1 - delta:
-            return _first(
-                expected_coverage(length, window, depth, form=form, causal=causal), lambda share: share >= 1 - delta
-            )
-    raise AssertionError
+    enough, depth = 1 - (delta / length**2 if everything else delta), 8
+    while True:  # every layer adds something, so this ends
+        shares = expected_coverage(length, window, depth, form=form, causal=causal)
+        if shares[-1] >= enough:
+            return next(layer + 1 for layer, share in enumerate(shares) if share >= enough)
+        depth *= 2
 
 
 def layers_for_previous(length: int, window: int, delta: float, circular: bool = False) -> int:
@@ -180,7 +179,7 @@ def layers_for_everything(length: int, window: int, delta: float, circular: bool
 
 
 def of_variant(variant: Variant | Plan, length: int, num_layers: int, *, causal: bool) -> tuple[float, ...] | None:
-    """`expected_coverage` of a variant; None where there is no closed form: plans, sinks, local windows, dense parts."""
+    """`expected_coverage` of a variant; None without a closed form: for plans, sinks, local windows, dense parts."""
     if isinstance(variant, Plan) and variant.single is None:
         return None
     one = variant.variants[0] if isinstance(variant, Plan) else variant
@@ -213,7 +212,7 @@ def _missed(length: int, window: int, form: Form) -> Callable[[Tensor], Tensor]:
         neighbours = rank.clamp(max=reach) + (length - 1 - rank).clamp(max=reach)
         number, count = neighbours.unique(return_counts=True)
         classes = zip(number.tensor_split(_MOST_ENDS), count.tensor_split(_MOST_ENDS), strict=True)
-        merged = [((m * c).sum() / c.sum(), c.sum() / length) for m, c in classes if len(m)]
+        merged = [((m * c).sum().double() / c.sum(), c.sum().double() / length) for m, c in classes if len(m)]
     else:
         merged = [(torch.tensor(min(length - 1, 2 * (window - 1))), torch.tensor(1.0))]
 
@@ -253,14 +252,3 @@ def _log_choose(total: Tensor, chosen: int) -> Tensor:
 def _check_delta(delta: float) -> None:
     if not 0 < delta < 1:
         raise ValueError(f"delta is a probability between 0 and 1, got {delta!r}")
-
-
-def _depths():
-    depth = 4
-    while depth <= _DEEPEST:
-        yield depth
-        depth *= 2
-
-
-def _first(shares: tuple[float, ...], enough: Callable[[float], bool]) -> int:
-    return next(layer + 1 for layer, share in enumerate(shares) if enough(share))
