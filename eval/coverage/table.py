@@ -66,11 +66,11 @@ def _measured(curve: dict[str, Any], depth: int) -> str:
     if text == DASH:
         return text
     low, high = curve["intervals"][depth - 1]
-    return text if low is None or high - low < 1e-9 else f"{text}±{50 * (high - low):.1g}"
+    return text if low is None or high - low < 1e-9 else f"{text}±{50 * (high - low):.2f}"
 
 
 def _percent(shares: Sequence[float], depth: int) -> str:
-    return DASH if depth > len(shares) else f"{100 * shares[depth - 1]:.1f}"
+    return DASH if depth > len(shares) else f"{100 * shares[depth - 1]:.2f}"
 
 
 def _needed(shares: Sequence[float], share: float) -> str:
@@ -101,7 +101,7 @@ def _worlds(result: CoverageResult) -> str:
         found = row.world
         clustering = [f"{found[name]:.3f}" for name in ("clustering", "random_clustering", "ring_clustering")]
         paths = [_number(found[name]) for name in ("path_length", "random_path_length", "ring_path_length")]
-        density = f"{100 * found['density']:.2g} %"
+        density = f"{100 * found['density']:.3g} %"
         lines.append([row.arm, f"{row.length:,}", f"{found['degree']:,.0f}", density, *clustering, *paths])
         lines[-1].append(_number(found["index"]))
     fly = f"{100 * result.fly['density']:.2g} %"

@@ -36,7 +36,10 @@ def check(variant: Variant | Plan, length: int, num_layers: int, seeds: Sequence
             f"the plan has {len(variant.variants)} layers and num_layers={num_layers} was asked for: pass "
             f"num_layers={len(variant.variants)}"
         )
-    for one in variants_of(variant, num_layers):
+    for one in dict.fromkeys(variants_of(variant, num_layers)):
+        for layer in one.dense_layers:
+            if not -num_layers <= layer < num_layers:
+                raise ValueError(f"dense_layers has {layer}, but the stack has layers 0..{num_layers - 1}")
         if one.dense_below == "crossover":
             raise ValueError(
                 "dense_below='crossover' depends on what was measured on a device, and there is none here: give a "

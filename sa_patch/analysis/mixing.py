@@ -163,7 +163,12 @@ def mixing_time(length: int, window: int) -> int:
     E[A]^t = lambda^t I + ... has the distance (1 - 1/n) lambda^t from even, lambda = 1 - `averaged_gap`; layers are
     independent, so the average of the stack is the stack of averages. One stack's own mass is further from even: it is
     on at most k^t tokens.
+
+    Raises:
+        ValueError: for a window of 1, which spreads nothing.
     """
+    if window < 2 <= length:
+        raise ValueError(f"window={window} shows a query nothing but itself: nothing spreads")
     factor = 1 - averaged_gap(length, window)
     if factor <= 0 or (1 - 1 / length) * factor <= MIXED:
         return 1

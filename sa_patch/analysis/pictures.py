@@ -70,7 +70,7 @@ def plot_coverage(
     if not shown or len(names) != len(shown):
         raise ValueError(f"{len(shown)} results and {len(names)} labels: give at least one result, and a label each")
     ax = ax or new_axes()
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator  # after new_axes, which says what is missing
 
     for number, (one, name) in enumerate(zip(shown, names, strict=True)):
         colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]

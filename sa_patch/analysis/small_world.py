@@ -22,6 +22,7 @@ FLY = {"density": 0.0002, "hops": 4.4}
 NODES, WEDGES = (8, 32), 64  # tokens followed per seed: least and most, and pairs of neighbours looked at per token
 _AT_ONCE = 1 << 18  # tokens times tokens followed, between these bounds
 _USE = 3  # tells these random numbers from others
+_COMMON = 5.0  # neighbours in common on average: exp(-5) of the pairs have none
 _MOST_HOPS = 100_000
 
 
@@ -34,7 +35,7 @@ class SmallWorld:
         clustering: how likely two neighbours of a token are neighbours, mean over tokens that have two.
         path_length: hops between two tokens, mean over connected pairs. Hops may use layers in any order.
         random_*: of a random graph with this degree: clustering = density; path length (ln n - 0.5772) / ln(degree) +
-            1/2 (Fronczak, Fronczak & Holyst 2004), at least what one hop per neighbour allows.
+            1/2 (Fronczak, Fronczak & Holyst 2004), and 2 - density where it is so dense that two hops are enough.
         ring_*: of a ring where every token has this degree in next neighbours: clustering 3 (k - 2) / (4 (k - 1)),
             path length about n / (2 k) (Watts & Strogatz 1998).
     """
@@ -58,9 +59,11 @@ class SmallWorld:
 
     @property
     def random_path_length(self) -> float:
-        least = 2 - self.random_clustering  # 1 hop to neighbours, at least 2 to others
         if self.degree <= 1:
             return math.inf
+        least = 2 - self.random_clustering  # 1 hop to neighbours, at least 2 to others
+        if self.degree**2 > _COMMON * self.length:  # nearly every two tokens have a neighbour in common
+            return least
         return max(least, (math.log(self.length) - 0.5772156649) / math.log(self.degree) + 0.5)
 
     @property

@@ -71,7 +71,8 @@ def test_tokens_that_stand_for_all_give_the_same_shares(causal):
     sampled = coverage(variant, 600, 4, range(6), causal=causal, sources=48)
     assert not sampled.exact and sampled.sources == 48
     for one, other in zip(exact.per_seed, sampled.per_seed, strict=True):
-        assert other == pytest.approx(one, abs=0.02)  # the same orders: only which tokens are followed differs
+        assert other == pytest.approx(one, abs=0.06)  # the same orders: only which tokens are followed differs
+    assert sampled.covered == pytest.approx(exact.covered, abs=0.02)
     for rows, others in zip(exact.by_distance, sampled.by_distance, strict=True):
         assert others[2:] == pytest.approx(rows[2:], abs=0.12)
 
