@@ -12,7 +12,7 @@ from sa_eval.coverage import figures, simulating
 from sa_eval.coverage.settings import coverage_settings
 from sa_patch import analysis
 
-SMALL = ["--lengths", "96", "--window", "8,16", "--layers", "4", "--seeds", "0,1,2", "--last", "16"]
+SMALL = ["--lengths", "96", "--window", "16", "--layers", "4", "--seeds", "0,1,2", "--last", "16"]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 def test_the_file_holds_what_analysis_finds(folder):
     held = json.loads((folder / "coverage.json").read_text())
-    assert held["finished"] and held["arms"] == [f"{m}-w{w}" for w in (8, 16) for m in ("swa", "sa")]
+    assert held["finished"] and held["arms"] == ["swa-w16", "sa-w16"]
     row = next(row for row in held["rows"] if row["arm"] == "sa-w16")
     variant = sa_patch.variant("sa", 16)
     causal, both = (analysis.coverage(variant, 96, 4, [0, 1, 2], causal=way) for way in (True, False))
@@ -48,14 +48,14 @@ def test_tables_and_pictures_are_made_anew_from_the_file(folder, capsys):
     shown = capsys.readouterr().out
     assert (folder / "figures" / "distances-96.png").exists()
     assert "  theory" in shown and "fly (quoted)" in shown and "±" in shown
-    row = next(line.split() for line in shown.splitlines() if line.startswith("swa-w8 "))
-    expected = analysis.theory.expected_coverage(96, 8, 4, form="window")
-    assert row[:4] == ["swa-w8", "96", "causal", "1.7"] and row[4] == f"{100 * expected[0]:.2f}"
+    row = next(line.split() for line in shown.splitlines() if line.startswith("swa-w16 "))
+    expected = analysis.theory.expected_coverage(96, 16, 4, form="window")
+    assert row[:4] == ["swa-w16", "96", "causal", "1.3"] and row[4] == f"{100 * expected[0]:.2f}"
 
 
 def test_what_is_missing_is_simulated_and_nothing_else(folder, tmp_path, capsys, monkeypatch):
     held = json.loads((folder / "coverage.json").read_text())
-    lost = held["rows"].pop(2)
+    lost = held["rows"].pop(1)
     held.update(finished=None, interrupted=True)
     (tmp_path / "coverage.json").write_text(json.dumps(held))
     real, done = simulating.simulate, []
@@ -64,7 +64,7 @@ def test_what_is_missing_is_simulated_and_nothing_else(folder, tmp_path, capsys,
     assert main(["resume", str(tmp_path)]) == 0
     assert done == [lost["arm"]]
     again = json.loads((tmp_path / "coverage.json").read_text())
-    assert again["rows"][2] == lost and again["finished"]
+    assert again["rows"][1] == lost and again["finished"]
     assert main(["resume", str(tmp_path)]) == 0 and len(done) == 1
 
 
@@ -85,7 +85,7 @@ def test_plans_bring_their_own_depth(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--modes", "moba"], "arm moba-w8 cannot be simulated"),
+        (["--modes", "moba"], "arm moba-w16 cannot be simulated"),
         (["--modes", "routed", "--window", "64"], "prompt_coverage(patch, input_ids) measures on a prompt"),
         (["--modes", "full"], "modes holds full only"),
         (["--layers", "0"], "layers must be at least 1"),
