@@ -31,8 +31,9 @@ class Mixing:
     Attributes:
         causal: True: keys are visible to later queries only. False: both ways, the theory's case.
         layer_gap: 1 - the second largest modulus of an eigenvalue of one layer's matrix, mean over seeds (first layer).
-        averaged_gap: the same of the operator averaged over a seed's layers. An average of M random layers of k keys
-            still has noise of about 2 / sqrt(k M) in its second eigenvalue, which makes the gap look smaller.
+        averaged_gap: the same of the operator averaged over a seed's layers. Of M layers with k keys each, the second
+            eigenvalue is still about (1 + sqrt(M / k))^2 / M, as for the mean of M random projections (Marchenko &
+            Pastur): it comes down to the limit's 1 / k (`averaged_gap` below) only where M is large against k.
         distance: total variation distance, after l + 1 layers, between where a token's mass is and where it should be:
             spread evenly over all tokens; causal: spread as by so many layers of full attention. Mean over 64
             tokens, evenly spread, or all of them.

@@ -112,7 +112,15 @@ def plot_distances(result: Coverage, ax: Axes | None = None, *, depths: Sequence
     for number, depth in enumerate(depth for depth in depths if depth <= result.num_layers):
         shares = result.by_distance[depth - 1][1:]
         colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
-        ax.plot(middles, shares, color=colour, marker=mark, markersize=4, linewidth=1, label=f"{depth} layer{'s' if depth > 1 else ''}")
+        ax.plot(
+            middles,
+            shares,
+            color=colour,
+            marker=mark,
+            markersize=4,
+            linewidth=1,
+            label=f"{depth} layer{'s' if depth > 1 else ''}",
+        )
     ax.set(xscale="log", xlabel="tokens between", ylabel="pairs connected", ylim=(-0.02, 1.02), title=result.name)
     ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     ax.grid(color="#dddddd", linewidth=0.6)
