@@ -180,33 +180,25 @@ def follow(
     at_once = max(1, _AT_ONCE // length)
     sets = [_alone(length, some) for some in sources.split(at_once)]
     shares, whole, by_distance = [], [], []
-    neighbours = torch.zeros(max(0, length - 1), dtype=torch.bool)
-    complete = False
+    later = torch.arange(1, length)
+    neighbours = torch.full_like(later, exact or not causal, dtype=torch.bool)  # those that a layer showed each other
+    full = False
     for pattern in stack:
-        if not complete:
-            sets = [step(pattern, some, "forward" if causal else "both") for some in sets]
-            if causal and not exact:
-                query = torch.arange(1, length)
-                neighbours |= sees(pattern, query, query - 1)
-            share, full, distances = _tally(sets, sources, length, exact=exact, causal=causal)
-            complete = full  # from here on nothing changes
-            shares.append(share)
-            whole.append(full and (exact or not causal or bool(neighbours.all())))
-            by_distance.append(distances)
-        else:
+        if not neighbours.all():
+            neighbours |= sees(pattern, later, later - 1)
+        if full:  # nothing changes from here on
             shares.append(shares[-1])
-            whole.append(whole[-1] or (not exact and bool(_more_neighbours(neighbours, pattern, length).all())))
             by_distance.append(by_distance[-1])
+        else:
+            sets = [step(pattern, some, "forward" if causal else "both") for some in sets]
+            share, full, distances = _tally(sets, sources, length, exact=exact, causal=causal)
+            shares.append(share)
+            by_distance.append(distances)
+        whole.append(full and bool(neighbours.all()))
         if progress is not None:
             progress(1)
     assert len(shares) == num_layers
     return Found(shares, whole, by_distance)
-
-
-def _more_neighbours(neighbours: Tensor, pattern: Pattern, length: int) -> Tensor:
-    query = torch.arange(1, length)
-    neighbours |= sees(pattern, query, query - 1)
-    return neighbours
 
 
 def _alone(length: int, sources: Tensor) -> Tensor:

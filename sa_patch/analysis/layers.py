@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from sa_patch.analysis.reach import Together
 from sa_patch.forward import is_dense
 from sa_patch.geometry import Group
 from sa_patch.patterns import Pattern
@@ -66,17 +68,33 @@ def patterns(variant: Variant | Plan, length: int, num_layers: int, seed: int) -
     group = Group(length, length, CPU)
     for layer, one in enumerate(variants_of(variant, num_layers)):
         seeded = replace(one, seed=seed) if one.seeded else one
-        if is_dense(seeded, length, layer, num_layers, CPU, torch.float32):
-            yield seeded.dense(group)
-            continue
         try:
-            found = seeded.sparse_pattern(group, layer, None, None)
+            found = pattern_of(seeded, group, layer, num_layers, torch.float32)
         except ValueError as error:
             raise ValueError(
                 f"layer {layer} has no pattern without a prompt: {error}. Where the keys depend on the content, "
                 "sa_patch.analysis.prompt_coverage(patch, input_ids) measures on a prompt"
             ) from error
         yield found
+
+
+def pattern_of(
+    variant: Variant,
+    group: Group,
+    layer: int,
+    num_layers: int,
+    dtype: torch.dtype,
+    query: Tensor | None = None,
+    key: Tensor | None = None,
+) -> Pattern:
+    """What a layer shows, all its branches together, dense layers and short prompts as what they are.
+
+    Args:
+        query: [rows, heads, query_len, head_dim] and key: [rows, kv_heads, length, head_dim], where content decides.
+    """
+    if is_dense(variant, group.length, layer, num_layers, group.device, dtype):
+        return variant.dense(group)
+    return Together.of([branch.sparse_pattern(group, layer, query, key) for branch in variant.branches])
 
 
 def distinct_patterns(variant: Variant | Plan, length: int, num_layers: int, seed: int) -> Iterator[Pattern]:

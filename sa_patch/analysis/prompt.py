@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sa_patch.analysis import layers
 from sa_patch.analysis.coverage import Coverage, Found, distances_of, summarise
 from sa_patch.counting import triangle
-from sa_patch.forward import is_dense
 from sa_patch.geometry import Group
 from sa_patch.patterns import Pattern
 from sa_patch.variants.base import Variant
@@ -181,12 +181,8 @@ def _with_patterns(patch: Patch, see: See) -> Callable[[int, Tensor, Tensor, Ten
     variants: tuple[Variant, ...] = patch.plan.variants
 
     def observe(layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> None:
-        variant, length = variants[layer], key.shape[2]
-        group = Group(length, query.shape[2], query.device)
-        if is_dense(variant, length, layer, len(variants), query.device, query.dtype):
-            pattern: Pattern = variant.dense(group)
-        else:
-            pattern = variant.sparse_pattern(group, layer, query, key)
+        group = Group(key.shape[2], query.shape[2], query.device)
+        pattern = layers.pattern_of(variants[layer], group, layer, len(variants), query.dtype, query, key)
         see(layer, pattern, query, key, scaling)
 
     return observe

@@ -6,6 +6,8 @@ come after it. So a step through a permuted window is a minimum over windows of 
 included; buckets, sinks, local windows and dense tails are minima over other groups of tokens. Imports torch only.
 """
 
+from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -15,6 +17,26 @@ from sa_patch.patterns import Band, Blocks, Dense, Pattern, Pieces, Scattered
 
 Direction = Literal["forward", "backward", "both"]
 _FAR = 2**31 - 1  # a position that no token has
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Together(Pattern):
+    """What a layer of several branches shows: a pair that any of them shows. For analysis only; no kernel runs it.
+
+    Attributes:
+        parts: one pattern per branch.
+    """
+
+    parts: tuple[Pattern, ...]
+
+    @classmethod
+    def of(cls, parts: list[Pattern]) -> Pattern:
+        """The branches as one pattern; a single branch is itself."""
+        first = parts[0]
+        return first if len(parts) == 1 else cls(length=first.length, query_len=first.query_len, parts=tuple(parts))
+
+    def visible(self, queries: Tensor | None = None) -> Tensor:
+        return reduce(torch.logical_or, [part.visible(queries) for part in self.parts])
 
 
 def step(pattern: Pattern, sets: Tensor, direction: Direction) -> Tensor:
@@ -42,7 +64,9 @@ def step(pattern: Pattern, sets: Tensor, direction: Direction) -> Tensor:
 
 
 def pieces_of(pattern: Pattern) -> tuple[Pattern, ...]:
-    """The stretches of queries that a pattern is made of."""
+    """The patterns whose union a pattern is: branches, and stretches of queries."""
+    if isinstance(pattern, Together):
+        return tuple(piece for part in pattern.parts for piece in pieces_of(part))
     return pattern.pieces if isinstance(pattern, Pieces) else (pattern,)
 
 
@@ -146,8 +170,6 @@ def sees(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
     found = key == query
     for piece in pieces_of(pattern):
         own = (query >= piece.first) & (query < piece.length)
-        if own.all():
-            return found | _sees(piece, query, key)
         found[own] |= _sees(piece, query[own], key[own])
     return found
 

@@ -8,6 +8,7 @@ from sa_patch.analysis import coverage, layers, local_coherence, receptive_field
 from sa_patch.analysis.coverage import distances_of, draw_sources
 from sa_patch.counting import triangle
 from sa_patch.patterns import Pattern
+from sa_patch.variants.gated import Gated
 
 PLAN = sa_patch.Plan(
     (
@@ -29,6 +30,8 @@ CASES = [
     (sa_patch.variant("sa", 0.1), 3),
     (sa_patch.variant("sa", 4, dense_below=60), 2),
     (PLAN, 4),
+    (Gated(window=8), 3),
+    (Gated(window=9, horizon="dyadic", sinks=1), 3),
 ]
 
 
