@@ -12,6 +12,7 @@ from sa_patch.plan import Plan
 from sa_patch.variants import VARIANTS, Variant, variant
 
 if TYPE_CHECKING:
+    from sa_patch import analysis
     from sa_patch.api import apply, attention, from_pretrained, is_patched, load, restore
     from sa_patch.calibration import Calibration, calibrate
     from sa_patch.gating import gate
@@ -28,6 +29,7 @@ __all__ = [
     "Patch",
     "Plan",
     "Variant",
+    "analysis",
     "apply",
     "attention",
     "calibrate",
@@ -52,6 +54,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "analysis":
+        return import_module("sa_patch.analysis")
     return getattr(import_module(_MODULES.get(name, "sa_patch.api")), name)
 
 

@@ -3,11 +3,13 @@
 import textwrap
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from html import escape
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +18,17 @@ from sa_patch import integration, kernels
 from sa_patch.budget import Budget
 from sa_patch.forward import KINDS, is_dense, is_short, layer_budget
 from sa_patch.geometry import Group
+from sa_patch.patterns import Pattern
 from sa_patch.plan import Plan
 from sa_patch.probing import layouts_of
 from sa_patch.saved import config_of, write_config
 from sa_patch.variants.base import CPU, Variant
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LONGEST_MASK = 32_768  # tokens: a mask of 1 GiB
+MASK_ROWS = 1024  # of a mask made at once
 LENGTHS = (1024, 8192, 32768)  # what describe() tells about, as far as the model's positions reach
 SCREEN = 80  # columns of print(patch)
 PIECES = "a prompt in one call, in chunks, or after a cached prefix gives the same"
@@ -134,17 +142,51 @@ class Patch:
         """Who sees whom in one layer while a prompt of `length` tokens is read: bool [length, length], [query, key].
 
         Raises:
-            ValueError: for a variant whose keys depend on the content, or a layer the model lacks.
+            ValueError: for a variant whose keys depend on the content, a layer the model lacks, or a length whose mask
+                would not fit in memory (more than 32,768 tokens).
         """
         _check_length(length)
+        if length > LONGEST_MASK:
+            raise ValueError(
+                f"a mask of {length:,} tokens would take {length**2 / 2**30:,.1f} GiB: up to {LONGEST_MASK:,} tokens "
+                "it is built; sa_patch.analysis.coverage and patch.budget(length) know longer prompts without it"
+            )
         if not 0 <= layer_idx < self.num_layers:
             raise ValueError(f"layer_idx={layer_idx} is out of range: the model has layers 0..{self.num_layers - 1}")
         group = Group(length, length, CPU)
         variant = self.plan.variants[layer_idx]
         if is_dense(variant, length, layer_idx, self.num_layers, *integration.place(self.model)):
-            return variant.dense(group).visible()
-        visible = [branch.sparse_pattern(group, layer_idx, None, None).visible() for branch in variant.branches]
-        return reduce(torch.logical_or, visible)
+            patterns: list[Pattern] = [variant.dense(group)]
+        else:
+            patterns = [branch.sparse_pattern(group, layer_idx, None, None) for branch in variant.branches]
+        mask = torch.empty(length, length, dtype=torch.bool)
+        for rows in torch.arange(length).split(MASK_ROWS):  # what visible() holds on its way is several times the mask
+            mask[rows] = reduce(torch.logical_or, [pattern.visible(rows) for pattern in patterns])
+        return mask
+
+    def plot_mask(self, length: int, layers: int | Sequence[int] = 0, ax: "Axes | None" = None) -> "Axes":
+        """A picture of `mask`: queries downwards, keys to the right. With several layers, in how many of them a pair is
+        visible: the darker the more.
+
+        Args:
+            layers: a layer, or several.
+            ax: matplotlib axes to draw into; new ones when None.
+
+        Raises:
+            ValueError: as `mask`.
+            ModuleNotFoundError: without matplotlib (pip install 'sa-patch[plots]').
+        """
+        from sa_patch.analysis.pictures import draw_mask
+
+        chosen = [layers] if isinstance(layers, int) else list(layers)
+        if not chosen:
+            raise ValueError("layers is empty: name at least one layer")
+        total = self.mask(length, chosen[0])
+        for number, layer in enumerate(chosen[1:], 1):
+            total = (total.half() if number == 1 else total) + self.mask(length, layer)
+        many = f"layers {', '.join(map(str, chosen))}" if len(chosen) > 1 else f"layer {chosen[0]}"
+        names = " and ".join(dict.fromkeys(_brief(self.plan.variants[layer]) for layer in chosen))
+        return draw_mask(total, ax, f"{names}\n{many}")
 
     def budget(self, length: int) -> Budget:
         """What reading a prompt of `length` tokens costs, counted from the patterns: total and per layer."""

@@ -6,7 +6,7 @@ A command raises SettingsError for whatever the user can mend; cli.py turns it i
 from importlib import import_module
 from typing import Any
 
-COMMANDS = ("run", "resume", "report", "compare", "speed", "fidelity", "calibrate", "tune")
+COMMANDS = ("run", "resume", "report", "compare", "speed", "fidelity", "calibrate", "coverage", "tune")
 
 
 def load(name: str) -> Any:

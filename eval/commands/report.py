@@ -21,7 +21,8 @@ what it does
   them: model, code, torch, transformers, lm_eval, dtype, kind of device, and every document. Whatever differs is named
   and refused. Other libraries and machines may differ: a gate of the report says so, and latencies are taken from one
   kind of machine only. An arm in two runs counts once if its records carry the same keys, and is refused otherwise.
-  A folder of `sa-eval fidelity` or `sa-eval speed`: its table, CSV, pictures and report.html are made anew.
+  A folder of `sa-eval fidelity` or `sa-eval speed`: its table, CSV, pictures and report.html are made anew; of `sa-eval
+  coverage` its tables and pictures.
 
 exit status
   0 done   2 refused

@@ -1,4 +1,5 @@
-"""Results that are one JSON file in a folder of its own: those of `sa-eval fidelity`, `speed` and `calibrate`.
+"""Results that are one JSON file in a folder of its own: those of `sa-eval fidelity`, `speed`, `calibrate` and
+`coverage`.
 
 A folder says by its file which kind it is; a run has neither file. Imports no torch.
 """
@@ -19,7 +20,12 @@ from sa_eval.records.opening import differences
 from sa_eval.records.types import Facts, plain, read
 from sa_eval.settings.values import SettingsError, nearest
 
-FILES = {"fidelity": "fidelity.json", "speed": "speed.json", "calibrate": "calibration.json"}
+FILES = {
+    "fidelity": "fidelity.json",
+    "speed": "speed.json",
+    "calibrate": "calibration.json",
+    "coverage": "coverage.json",
+}
 RUN = "run"
 VERSION = 2  # of these files; the first release wrote 1
 
@@ -56,7 +62,7 @@ Kind = TypeVar("Kind", bound=Result)
 
 
 def kind_of(path: str) -> str:
-    """`fidelity`, `speed`, `calibrate`, or `run` where the folder holds none of their files."""
+    """`fidelity`, `speed`, `calibrate`, `coverage`, or `run` where the folder holds none of their files."""
     return next((kind for kind, name in FILES.items() if (Path(path) / name).is_file()), RUN)
 
 

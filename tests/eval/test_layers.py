@@ -46,6 +46,7 @@ ALLOWED = {
         "results",
         "settings",
     },
+    "coverage": {"processes", "records", "results", "settings"},
     "run": {"budgets", "documents", "lm", "loading", "processes", "records", "settings", "speed"},
     "plan": {"budgets", "documents", "estimate", "loading", "settings", "tasks"},
 }

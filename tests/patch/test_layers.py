@@ -1,6 +1,7 @@
 """The laws of the structure: who may import whom."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,31 @@ def test_variants_patterns_and_the_reference_need_torch_only():
     files = [*(ROOT / "variants").glob("*.py"), ROOT / "patterns.py", ROOT / "kernels" / "reference.py"]
     third_party = {"transformers", "numpy", "triton", "accelerate", "sa_eval", "sa_patch.integration", "sa_patch.api"}
     assert not [(file.name, name) for file in files for name in third_party if reaches(file, name)]
+
+
+def at_the_top(file: Path) -> set[str]:
+    """The modules a file imports when it is imported itself: not those inside functions or for types alone."""
+    body = [node for node in ast.parse(file.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return {name.name for node in body if isinstance(node, ast.Import) for name in node.names} | {
+        node.module for node in body if isinstance(node, ast.ImportFrom) and node.module
+    }
+
+
+def test_analysis_needs_torch_alone_until_a_prompt_is_read_or_a_picture_drawn():
+    standard = {"__future__", *sys.stdlib_module_names}
+    for file in (ROOT / "analysis").glob("*.py"):
+        found = {name for name in at_the_top(file) if name.split(".")[0] not in {"torch", "sa_patch", *standard}}
+        assert not found, file
+        own = {name for name in at_the_top(file) if name.startswith("sa_patch.")}
+        assert not [name for name in own if name.startswith(("sa_patch.integration", "sa_patch.api"))], file
+        assert not reaches(file, "matplotlib") or file.name == "pictures.py", file
+
+
+def test_nothing_needs_analysis_but_who_shows_it():
+    users = {file.name for file in ROOT.rglob("*.py") if reaches(file, "sa_patch.analysis")}
+    inside = {file.name for file in (ROOT / "analysis").glob("*.py")}
+    assert users - inside == {"patch.py"}
+    assert "sa_patch.analysis.pictures" not in at_the_top(ROOT / "patch.py")
 
 
 def test_kernels_never_import_each_other_nor_any_variant():

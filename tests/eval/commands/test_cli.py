@@ -128,7 +128,7 @@ def test_bad_arguments_give_one_message_and_status_2(model, tmp_path, capsys, ar
     ("arguments", "message"),
     [
         (["rnu"], "unknown command 'rnu': did you mean 'run'?"),
-        (["x"], "unknown command 'x': choose from run, resume, report, compare, speed, fidelity, calibrate, tune"),
+        (["x"], "choose from run, resume, report, compare, speed, fidelity, calibrate, coverage, tune"),
         (["speed", "--new-token", "4"], "unknown argument '--new-token': did you mean --new-tokens?"),
         (["speed", "--shape", "qwen"], "neither a file nor the name of shipped shapes: qwen3-8b"),
         (["fidelity", "--texts", "x"], "unknown argument '--texts': did you mean --text?"),

@@ -1,0 +1,1 @@
+"""`sa-eval coverage`: what stacks of sparse layers connect, in theory and by simulation. No model takes part."""
