@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from safetensors import safe_open
 
 from sa_eval.results.significance import holm
 from sa_eval.tasks import TASKS
@@ -70,10 +72,26 @@ def write_report(settings: Settings, out: Path) -> Path:
         *_gates(arms),
     ]
     _curves(settings, out, arms, distance)
+    kept = {"tokens": settings.tokens, "parameters": _parameters(settings, out), "settings": settings.as_dict()}
+    kept["settings"]["text"] = [Path(name).name for name in settings.text]
+    kept["arms"] = [
+        {"title": arm.title, "seeds": len(arm.losses), "loss": float(arm.losses.mean())}
+        | {"loss_by_seed": [float(loss) for loss in arm.losses.mean(axis=(1, 2))]}
+        for arm in arms
+    ]
+    (out / "report.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     lines += ["", "![loss by position](loss-by-position.png)", "", "![learning curves](learning-curves.png)", ""]
     file = out / "report.md"
     file.write_text("\n".join(lines), encoding="utf-8")
     return file
+
+
+def _parameters(settings: Settings, out: Path) -> int:
+    """Of the first run's model, gates aside."""
+    folder = next(out / run.name for run in settings.runs() if (out / run.name / DONE).exists())
+    with safe_open(folder / "model.safetensors", framework="np") as weights:
+        names = [name for name in weights.keys() if "gate_s" not in name]  # noqa: SIM118 (not a mapping)
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
 
 
 def _arms(settings: Settings, out: Path, window: int) -> list[Arm]:

@@ -49,6 +49,9 @@ def test_runs_are_trained_measured_compared_and_never_twice(pretrain, book, tmp_
     report = (out / "report.md").read_text()
     assert "| gated w=16 | 2 |" in report and "| full, read with sa+swa w=16 | 2 |" in report
     assert "Gates of gated w=16" in report and (out / "loss-by-position.png").stat().st_size > 5000
+    kept = json.loads((out / "report.json").read_text())
+    assert {(arm["title"], arm["seeds"]) for arm in kept["arms"]} >= {("full", 2), ("gated w=16", 2), ("sa w=16", 2)}
+    assert 10_000 < kept["parameters"] < 30_000
     files = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
     capsys.readouterr()
     pretrain.main(flags(book, out, *more))
