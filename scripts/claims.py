@@ -361,7 +361,7 @@ def page() -> str:
         "a few million parameters, and by counting. **None of it was checked on the paper's own models** (Qwen3-8B and",
         "larger): a claim that does not hold at 135 million parameters may hold there.",
         "",
-        "`python scripts/claims.py` writes this page from `benchmarks/results`; verdicts are computed from the figures.",
+        "`python scripts/claims.py` writes this page from `benchmarks/results`; verdicts follow from the figures.",
         "",
         f"Of {len(rows)} claims: {counts}.",
         "",
