@@ -61,7 +61,7 @@ def reach() -> plt.Figure:
         axis.plot(layers, [100 * share for share in connected(mode)], color=colour, marker=marker, label=mode)
     axis.set(xlabel="layers", ylabel="pairs connected, %", ylim=(0, 103), xticks=layers)
     axis.set_title(f"{REACH_LENGTH:,} tokens, window {REACH_WINDOW}, one seed", fontsize=10)
-    axis.grid(alpha=0.3), axis.legend(frameon=False, loc="lower right")
+    axis.grid(alpha=0.3), axis.legend(frameon=False, loc="center right")
     return figure
 
 
