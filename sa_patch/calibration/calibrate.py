@@ -68,7 +68,7 @@ class Calibration:
         passages: those of the report, by stratum.
         swaps: (tried, kept).
         seconds: what measuring took, sessions of a resumed one together.
-        losses: the estimate of every candidate in every layer, [layers][candidates].
+        losses: the estimate of every candidate in every layer, layers x candidates.
     """
 
     plan: Plan
