@@ -1,7 +1,8 @@
 """Write the files that repeat the variants' declarations for other readers.
 
-sa_patch/signature.py is for editors and type checkers, docs/variants.md, docs/api/sa_eval.md and docs/kernel-rules.md for
-people, eval/settings/declared.json for flags and reports, which need no torch. Run it after changing a variant or a kernel's name; a test compares.
+sa_patch/signature.py is for editors and type checkers; docs/variants.md, docs/api/sa_eval.md and docs/kernel-rules.md
+are for people; eval/settings/declared.json is for flags and reports, which need no torch. Run it after changing a
+variant, a flag, a shipped rule or a kernel's name; a test compares.
 
     python scripts/write_declared.py
 """
@@ -131,8 +132,18 @@ def _option_rows() -> Iterator[str]:
 def flags_page() -> str:
     """docs/api/sa_eval.md: every flag of every command, once, with the commands that take it."""
     found: dict[str, dict[str, list[str]]] = {}
-    lines = ["# sa-eval", "", f"Written by `{COMMAND}` from the commands' own parsers; `--help` of each has examples.", ""]
-    lines += ["| command | does |", "|---|---|", *(f"| `sa-eval {name}` | {load(name).HELP} |" for name in COMMANDS), ""]
+    lines = [
+        "# sa-eval",
+        "",
+        f"Written by `{COMMAND}` from the commands' own parsers; `--help` of each has examples.",
+        "",
+    ]
+    lines += [
+        "| command | does |",
+        "|---|---|",
+        *(f"| `sa-eval {name}` | {load(name).HELP} |" for name in COMMANDS),
+        "",
+    ]
     for name in COMMANDS:
         for action in load(name).build_parser()._actions:
             flag = ", ".join(f"`{one}`" for one in action.option_strings) or f"`{action.metavar or action.dest}`"
@@ -147,8 +158,15 @@ def flags_page() -> str:
 
 def rules_page() -> str:
     """docs/kernel-rules.md: which kernel `auto` runs by the rules that are shipped."""
-    lines = ["# Shipped rules", "", f"Written by `{COMMAND}` from `sa_patch/kernels/measured`. What `kernel=\"auto\"` runs"]
-    lines += ["where `sa-eval tune` has not measured anything else; [kernels](kernels.md) says what follows from it.", ""]
+    lines = [
+        "# Shipped rules",
+        "",
+        f'Written by `{COMMAND}` from `sa_patch/kernels/measured`. What `kernel="auto"` runs',
+    ]
+    lines += [
+        "where `sa-eval tune` has not measured anything else; [kernels](kernels.md) says what follows from it.",
+        "",
+    ]
     for path in sorted(Path(rules.__file__).parent.glob("measured/*.json")):
         held = json.loads(path.read_text(encoding="utf-8"))
         lines += [f"## {held['device']}", "", f"It was {held['source']}: {held['how']}.", ""]

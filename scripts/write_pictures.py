@@ -1,6 +1,6 @@
 """Draw the pictures of docs/concepts.md from the code's own masks.
 
-    python scripts/write_pictures.py
+python scripts/write_pictures.py
 """
 
 from pathlib import Path

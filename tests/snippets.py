@@ -3,7 +3,8 @@
 python   is run, block by block in one namespace per page; a `text` block right after it is what it prints. Names of
          models on a hub load the bundled model. Pages but those in PASTED may assume `model`, `tokenizer`, `prompt` and
          `inputs`.
-sh       every command of it is read by the program's own parser, up to where it would load a model or run: see PROGRAMS.
+sh       every command of it is read by the program's own parser, up to where it would load a model or run: see
+         PROGRAMS.
 text     stands alone where nothing precedes it: then it is prose. bibtex, yaml: not run.
 
 A block in any other language, or a program that is not in the table, fails.
@@ -14,19 +15,19 @@ import contextlib
 import io
 import re
 import shlex
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import tomli
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PASTED = ("quickstart.md", "index.md")  # run as they stand
 BUNDLED = str(files("sa_eval") / "assets" / "qwen3-tiny")
-PLAIN = ("text", "bibtex", "yaml")
+PLAIN = ("text", "bibtex", "yaml", "pseudocode")
 
 
 class Reached(Exception):
@@ -216,7 +217,7 @@ def python(arguments: list[str], monkeypatch) -> None:
 
 def pip(arguments: list[str], monkeypatch) -> None:
     """Extras that are installed exist, and so do files."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert arguments[0] == "install"
     for word in arguments[1:]:
         for named in re.findall(r"\[([\w,]+)\]", word):

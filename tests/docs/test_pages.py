@@ -10,7 +10,7 @@ NAMES = {page: str(page.relative_to(snippets.ROOT)) for page in snippets.PAGES}
 FENCED = [page for page in snippets.PAGES if snippets.blocks(page)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def assumed():
     return snippets.assumed()
 
