@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from sa_patch import shown
 from sa_patch.counting import extra_pairs, triangle
 
 
@@ -31,8 +32,15 @@ class LayerBudget:
     exact: bool = True
     charged: int = 0
 
+    def told(self) -> str:
+        """The layer in words, its number aside."""
+        parts = [f"{self.kind}, {'' if self.exact else 'at most '}{self.pairs:,} pairs"]
+        parts += [f"router {self.router_scores:,} products"] if self.router_scores else []
+        parts += [f"{self.charged:,} pairs charged for them"] if self.charged else []
+        return ", ".join(parts)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Budget:
     """What a patched model attends to while it reads a prompt of `length` tokens.
 
@@ -81,6 +89,24 @@ class Budget:
         if not counted:
             return 0.0
         return sum(counted) / len(counted) / self.length / self.target_keys_per_query - 1
+
+    def facts(self) -> list[shown.Fact]:
+        """What it comes to, what was asked for, and every kind of layer, as (name, text)."""
+        bound = "" if self.exact else "at most "
+        whole = f"{bound}{self.keys_per_query:,.1f} keys per query, density {self.density:.1%}"
+        missed = f" ({self.off_target:+.0%} in fact)" if abs(self.off_target) > 0.05 else ""
+        where = "on average over all layers" if self.over_all else "in every sparse layer"
+        return [
+            ("budget", f"{self.length:,} tokens: {whole}"),
+            ("asked for", f"{self.target_keys_per_query:,.1f} keys per query {where}{missed}"),
+            *shown.folded(layer.told() for layer in self.per_layer),
+        ]
+
+    def __repr__(self) -> str:
+        return shown.screen(self.facts(), "budget.per_layer has all")
+
+    def _repr_html_(self) -> str:
+        return shown.html(self.facts())
 
 
 def expected_union_pairs(length: int, own: int, sinks: int, local: int, first: int = 0) -> float:

@@ -1,12 +1,10 @@
 """Patch: the handle of one patched model, and what it tells about itself."""
 
-import textwrap
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
-from html import escape
+from functools import reduce
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sa_patch import integration, kernels
+from sa_patch import integration, kernels, shown
 from sa_patch.budget import Budget
 from sa_patch.forward import KINDS, is_dense, is_short, layer_budget
 from sa_patch.geometry import Group
 from sa_patch.patterns import Pattern
-from sa_patch.plan import Plan
+from sa_patch.plan import Plan, brief, changes
 from sa_patch.probing import layouts_of
 from sa_patch.saved import config_of, write_config
 from sa_patch.variants.base import CPU, Variant
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 LONGEST_MASK = 32_768  # tokens: a mask of 1 GiB
 MASK_ROWS = 1024  # of a mask made at once
 LENGTHS = (1024, 8192, 32768)  # what describe() tells about, as far as the model's positions reach
-SCREEN = 80  # columns of print(patch)
 PIECES = "a prompt in one call, in chunks, or after a cached prefix gives the same"
 
 
@@ -185,7 +182,7 @@ class Patch:
         for number, layer in enumerate(chosen[1:], 1):
             total = (total.half() if number == 1 else total) + self.mask(length, layer)
         many = f"layers {', '.join(map(str, chosen))}" if len(chosen) > 1 else f"layer {chosen[0]}"
-        names = " and ".join(dict.fromkeys(_brief(self.plan.variants[layer]) for layer in chosen))
+        names = " and ".join(dict.fromkeys(brief(self.plan.variants[layer]) for layer in chosen))
         return draw_mask(total, ax, f"{names}\n{many}")
 
     def budget(self, length: int) -> Budget:
@@ -199,7 +196,7 @@ class Patch:
 
     def describe(self) -> str:
         """Everything about what runs where and why, for people; `print(patch)` shows what fits a screen."""
-        return "\n".join(f"{name:<10} {text}" for name, text in [*self._facts(), *self._refused()])
+        return shown.lines([*self._facts(), *self._refused()])
 
     def _facts(self) -> list[tuple[str, str]]:
         plan, model = self.plan, self.model
@@ -228,11 +225,11 @@ class Patch:
         if single is None:
             asked = "" if self.plan.window is None else f", {self.plan.window} keys per query on average"
             title = f"a plan of {len(self.plan.distinct)} variants{asked}, {self._status()}"
-            return [("patch", title), *((f"layers {layers}", _brief(one)) for layers, one in self.plan.groups())]
+            return [("patch", title), *self.plan.facts()[1:]]
         dense = sorted({layer % self.num_layers for layer in single.dense_layers})
         return [
             ("patch", f"{single.name} ({single.label}), window={single.window}, {self._status()}"),
-            ("options", _options(single) or "all defaults"),
+            ("options", changes(single) or "all defaults"),
             ("layers", f"full: {dense}; all others {single.name}" if dense else f"all {single.name}"),
         ]
 
@@ -297,23 +294,10 @@ class Patch:
         return line + (f", in {len(sparse)} layers" if 0 < len(sparse) < count and self.plan.single else "")
 
     def __repr__(self) -> str:
-        wrap = partial(textwrap.fill, width=SCREEN, subsequent_indent=" " * 11, break_on_hyphens=False)
-        return "\n".join(wrap(f"{name:<10} {text}") for name, text in self._facts())
+        return shown.screen(self._facts(), "patch.describe() has all")
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self._facts())
-        return f'<table style="text-align:left">{rows}</table>'
-
-
-def _options(variant: Variant) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in variant.changed().items())
-
-
-def _brief(variant: Variant) -> str:
-    """A variant with its options in one line."""
-    return ", ".join(
-        filter(None, [variant.name, "" if variant.always_dense else f"window={variant.window}", _options(variant)])
-    )
+        return shown.html(self._facts())
 
 
 def _check_length(length: int) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from sa_patch import shown
 from sa_patch.counting import window_pairs
 from sa_patch.variants import VARIANTS, Variant, make_variant
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What every layer of a model runs.
 
@@ -82,9 +83,22 @@ class Plan:
     def groups(self) -> list[tuple[str, Variant]]:
         """Every variant once with the layers that have it, as text: ("0-3, 7", variant)."""
         return [
-            (ranges(layer for layer, other in enumerate(self.variants) if other == variant), variant)
+            (shown.ranges(layer for layer, other in enumerate(self.variants) if other == variant), variant)
             for variant in self.distinct
         ]
+
+    def facts(self) -> list[shown.Fact]:
+        """What the plan is, and every variant with its layers, as (name, text)."""
+        count = len(self.distinct)
+        asked = "" if self.window is None else f", {self.window} keys per query asked for on average"
+        title = f"{count} variant{'s' * (count > 1)} over {len(self.variants)} layers{asked}"
+        return [("plan", title), *shown.folded(map(brief, self.variants))]
+
+    def __repr__(self) -> str:
+        return shown.screen(self.facts(), "plan.groups() has all")
+
+    def _repr_html_(self) -> str:
+        return shown.html(self.facts())
 
     def to_config(self) -> dict[str, Any]:
         """Everything the plan holds, JSON-serialisable.
@@ -129,12 +143,12 @@ class Plan:
         return cls(tuple(made[layer] for layer in layers), window)
 
 
-def ranges(numbers: Iterable[int]) -> str:
-    """Ascending numbers as text: 0-3, 7."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+def changes(variant: Variant) -> str:
+    """The options that are not what the variant takes by itself, as text; the window aside."""
+    return ", ".join(f"{name}={value!r}" for name, value in variant.changed().items())
+
+
+def brief(variant: Variant) -> str:
+    """A variant with its options in one line."""
+    window = "" if variant.always_dense else f"window={variant.window}"
+    return ", ".join(filter(None, [variant.name, window, changes(variant)]))

@@ -1,17 +1,20 @@
 """Write the files that repeat the variants' declarations for other readers.
 
-sa_patch/signature.py is for editors and type checkers, docs/variants.md for people, eval/settings/declared.json for
-flags and reports, which need no torch. Run it after changing a variant or a kernel's name; a test compares.
+sa_patch/signature.py is for editors and type checkers; docs/variants.md, docs/api/sa_eval.md and docs/kernel-rules.md
+are for people; eval/settings/declared.json is for flags and reports, which need no torch. Run it after changing a
+variant, a flag, a shipped rule or a kernel's name; a test compares.
 
     python scripts/write_declared.py
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from sa_eval.commands import COMMANDS, load
 from sa_eval.settings import declared
 from sa_patch import variants
-from sa_patch.kernels import KERNELS
+from sa_patch.kernels import KERNELS, rules, steps_text
 from sa_patch.variants import NamedMode, all_options, modes, owners
 from sa_patch.variants.base import Variant
 from sa_patch.variants.options import Option, options_of
@@ -30,6 +33,8 @@ def files() -> dict[Path, str]:
     return {
         ROOT / "sa_patch" / "signature.py": signature(),
         ROOT / "docs" / "variants.md": page(),
+        ROOT / "docs" / "api" / "sa_eval.md": flags_page(),
+        ROOT / "docs" / "kernel-rules.md": rules_page(),
         ROOT / "eval" / "settings" / declared.FILE: declared.to_json(declared.of_variants(variants)),
     }
 
@@ -122,6 +127,56 @@ def _option_rows() -> Iterator[str]:
         words = ", ".join(f"`{word}`" for word in (*option.words, *(["None"] if option.optional else [])))
         value = " or ".join(filter(None, [takes[option.kind], words]))
         yield f"| `{option.name}` | {value} | `{option.default!r}` | {option.help} | {_whose(option) or 'all'} |"
+
+
+def flags_page() -> str:
+    """docs/api/sa_eval.md: every flag of every command, once, with the commands that take it."""
+    found: dict[str, dict[str, list[str]]] = {}
+    lines = [
+        "# sa-eval",
+        "",
+        f"Written by `{COMMAND}` from the commands' own parsers; `--help` of each has examples.",
+        "",
+    ]
+    lines += [
+        "| command | does |",
+        "|---|---|",
+        *(f"| `sa-eval {name}` | {load(name).HELP} |" for name in COMMANDS),
+        "",
+    ]
+    for name in COMMANDS:
+        for action in load(name).build_parser()._actions:
+            flag = ", ".join(f"`{one}`" for one in action.option_strings) or f"`{action.metavar or action.dest}`"
+            text = " ".join((action.help or "").replace("%%", "%").split()).replace("|", "\\|")
+            if action.dest != "help":
+                found.setdefault(flag, {}).setdefault(text, []).append(name)
+    lines += ["## Flags", "", "| flag | commands | meaning |", "|---|---|---|"]
+    for flag, meanings in sorted(found.items()):
+        lines += [f"| {flag} | {', '.join(names)} | {text} |" for text, names in meanings.items()]
+    return "\n".join([*lines, ""])
+
+
+def rules_page() -> str:
+    """docs/kernel-rules.md: which kernel `auto` runs by the rules that are shipped."""
+    lines = [
+        "# Shipped rules",
+        "",
+        f'Written by `{COMMAND}` from `sa_patch/kernels/measured`. What `kernel="auto"` runs',
+    ]
+    lines += [
+        "where `sa-eval tune` has not measured anything else; [kernels](kernels.md) says what follows from it.",
+        "",
+    ]
+    for path in sorted(Path(rules.__file__).parent.glob("measured/*.json")):
+        held = json.loads(path.read_text(encoding="utf-8"))
+        lines += [f"## {held['device']}", "", f"It was {held['source']}: {held['how']}.", ""]
+        lines += ["| dtype | head_dim | layout of the keys | kernel by prompt length |", "|---|---|---|---|"]
+        for entry in held["entries"]:
+            for layout, steps in entry["kernels"].items():
+                shape = f"{entry['dtype'] or 'any other'} | {entry['head_dim'] or 'any'}"
+                lines.append(f"| {shape} | {'any other' if layout == 'any' else layout} | {steps_text(steps)} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

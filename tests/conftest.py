@@ -23,6 +23,7 @@ from sa_patch.kernels import rules
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too (minutes)")
+    parser.addoption("--write-notebooks", action="store_true", help="keep in notebooks/ what their cells show")
     parser.addoption("--write-support", action="store_true", help="write docs/support.md from what the tests saw")
 
 

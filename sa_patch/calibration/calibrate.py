@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sa_patch import integration
+from sa_patch import integration, shown
 from sa_patch.calibration import search
 from sa_patch.calibration.candidates import LEAST, RECIPES, Candidate, candidate, candidates
 from sa_patch.calibration.errors import output_errors
@@ -56,7 +56,7 @@ class Outcome:
     of_passages: dict[str, list[float]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration:
     """A plan, and what it was measured to cost.
 
@@ -68,7 +68,7 @@ class Calibration:
         passages: those of the report, by stratum.
         swaps: (tried, kept).
         seconds: what measuring took, sessions of a resumed one together.
-        losses: the estimate of every candidate in every layer, [layers][candidates].
+        losses: the estimate of every candidate in every layer, layers x candidates.
     """
 
     plan: Plan
@@ -79,7 +79,7 @@ class Calibration:
     passages: dict[str, int]
     swaps: tuple[int, int]
     seconds: float
-    losses: list[list[float]] = field(repr=False)
+    losses: list[list[float]]
 
     def outcome(self, name: str) -> Outcome:
         return next(one for one in self.outcomes if one.name == name)
@@ -88,6 +88,24 @@ class Calibration:
         """Mean difference in divergence, and its 95 % interval over passages (Student's t, paired)."""
         pairs = zip(self.outcome(name).of_passages[stratum], self.outcome(other).of_passages[stratum], strict=True)
         return interval([one - two for one, two in pairs])
+
+    def facts(self) -> list[shown.Fact]:
+        """The answer, every outcome (plan, recipes, controls) by stratum, and the plan, as (name, text)."""
+        strata = [name for name in STRATA if self.passages.get(name)]
+        means = {
+            one.name: ", ".join(f"{one.divergence[name]:.3f} on {name}" for name in strata) for one in self.outcomes
+        }
+        return [
+            ("answer", self.sentence()),
+            *(("KL", f"{means[name]}: {name}") for name in means),
+            *self.plan.facts(),
+        ]
+
+    def __repr__(self) -> str:
+        return shown.screen(self.facts(), "calibration.plan.groups() has all")
+
+    def _repr_html_(self) -> str:
+        return shown.html(self.facts())
 
     def sentence(self) -> str:
         """The answer in one line."""

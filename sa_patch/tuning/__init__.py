@@ -20,9 +20,9 @@ _CPU = (8, 2, 64), (256, 512, 1024, 2048, 4096), (64, 256)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tuned:
-    """What was found: `print(tuned)` shows it.
+    """What was found: shown when it is printed.
 
     Attributes:
         path: the file of rules.
@@ -37,7 +37,7 @@ class Tuned:
     left_out: tuple[str, ...]
     text: str
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.text
 
 
