@@ -1,0 +1,58 @@
+"""Bands and blocks as disjoint sets of keys: own part, sinks and local window. Belongs to the `torch` kernel."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from sa_patch.kernels.merging import Part, merge
+from sa_patch.kernels.pytorch.bands import band_gradients, band_part
+from sa_patch.kernels.pytorch.blocks import blocks_gradients, blocks_part
+from sa_patch.kernels.pytorch.parts import Record, sinks_gradients, sinks_part
+from sa_patch.patterns import Band, Blocks
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, pattern: Band | Blocks, scaling: float, *, with_lse: bool
+) -> Part:
+    """Attention to the keys of a pattern.
+
+    Args:
+        query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
+        with_lse: return the log-sum-exp in any case; else only where parts were merged.
+
+    Returns:
+        (output [batch, heads, query_len, head_dim], log-sum-exp [batch, heads, query_len] or None)
+    """
+    own, near = _split(pattern)
+    alone = not own.sinks and near is None
+    make = band_part if isinstance(own, Band) else blocks_part
+    parts = [make(query, key, value, own, scaling, split=not alone, with_lse=with_lse)]
+    if own.sinks:
+        parts.append(sinks_part(query, key, value, own.sinks, scaling))
+    if near is not None:
+        parts.append(band_part(query, key, value, near, scaling, split=True))
+    return merge(parts)
+
+
+def gradients(record: Record, pattern: Band | Blocks) -> None:
+    """Add the gradients of `attention`."""
+    own, near = _split(pattern)
+    alone = not own.sinks and near is None
+    if isinstance(own, Band):
+        band_gradients(record, own, split=not alone)
+    else:
+        blocks_gradients(record, own, split=not alone)
+    if own.sinks:
+        sinks_gradients(record, own.sinks)
+    if near is not None:
+        band_gradients(record, near, split=True)
+
+
+def _split(pattern: Band | Blocks) -> tuple[Band | Blocks, Band | None]:
+    """The pattern, and its local window as one of its own where it shows anything else."""
+    if isinstance(pattern, Band) and pattern.order is None and not pattern.circular and pattern.local <= pattern.width:
+        pattern = replace(pattern, local=0)  # a sliding window holds a local window that is no wider
+    if not pattern.local:
+        return pattern, None
+    near = Band(length=pattern.length, query_len=pattern.query_len, sinks=pattern.sinks, width=pattern.local)
+    return pattern, near
