@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sa_patch.kernels.merging import wide
 from sa_patch.kernels.pytorch.disjoint import attention, gradients
@@ -18,6 +17,8 @@ from sa_patch.patterns import Band, Blocks
 
 class Recorded(torch.autograd.Function):
     """`disjoint.attention` for autograd."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -35,11 +36,36 @@ class Recorded(torch.autograd.Function):
             ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        query, key, value, output, lse = ctx.saved_tensors
+        return *_Gradients.apply(grad, *ctx.saved_tensors, ctx.pattern, ctx.scaling), None, None
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward pass of `Recorded`. A function of its own, so that whoever differentiates it is told."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor | None,
+        pattern: Band | Blocks,
+        scaling: float,
+    ) -> tuple[Tensor, ...]:
         sums = [torch.zeros_like(x, dtype=wide(x), memory_format=torch.contiguous_format) for x in (query, key, value)]
         # The dtypes are those of the forward pass, whatever is on where gradients are asked for.
         with torch.autocast(query.device.type, enabled=False):
-            gradients(Record(query, key, value, output, grad, lse, *sums, ctx.scaling), ctx.pattern)
-        return *(x.to(query.dtype) for x in sums), None, None
+            gradients(Record(query, key, value, output, grad, lse, *sums, scaling), pattern)
+        return tuple(x.to(query.dtype) for x in sums)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError("kernel 'torch' has no second derivatives: use kernel='reference' (O(n^2) memory)")

@@ -45,6 +45,11 @@ class Record:
             yield replace(self, **own)
 
 
+def has_operator(query: Tensor, key: Tensor) -> bool:
+    """Whether PyTorch's flash attention for CPUs computes this part. It gives 0 for a single key that is NaN."""
+    return query.device.type == "cpu" and key.shape[2] > 1
+
+
 def masked_part(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
 ) -> tuple[Tensor, Tensor]:
@@ -58,8 +63,7 @@ def masked_part(
         (output [tiles, heads, q, head_dim], log-sum-exp [tiles, heads, q]) in float32, or float64 for such tensors; 0
         and -inf where a query sees nothing.
     """
-    # PyTorch's CPU flash kernel gives 0 for a single key that is NaN.
-    if query.device.type == "cpu" and key.shape[2] > 1:
+    if has_operator(query, key):
         return _masked_part_on_cpu(query, key, value, mask, scaling)
     exact = wide(query)
     grouped = query.unflatten(1, (key.shape[1], -1)).to(exact)
@@ -124,7 +128,7 @@ def masked_gradients(
     if lse is None:
         _, pull_back = torch.func.vjp(lambda *heads: fused(*heads, scaling, mask), query, key, value)
         return pull_back(grad)
-    if query.device.type == "cpu" and key.shape[2] > 1:
+    if has_operator(query, key):
         backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         heads = _dense_heads(grad, query, key, value, output)
         return backward(*heads, lse, 0.0, False, attn_mask=_bias(query, key, mask), scale=scaling)
