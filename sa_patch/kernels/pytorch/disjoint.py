@@ -34,7 +34,7 @@ def attention(
     return merge(parts)
 
 
-def gradients(record: Record, pattern: Band | Blocks) -> None:
+def add_gradients(record: Record, pattern: Band | Blocks) -> None:
     """Add the gradients of `attention`."""
     own, near = _split(pattern)
     alone = not own.sinks and near is None

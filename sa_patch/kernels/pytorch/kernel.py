@@ -8,9 +8,10 @@ from torch import Tensor
 
 from sa_patch.kernels.base import needs_gradients
 from sa_patch.kernels.pytorch.disjoint import attention
-from sa_patch.kernels.pytorch.gradients import Recorded
+from sa_patch.kernels.pytorch.gradients import Disjoint
 from sa_patch.kernels.pytorch.scattered import scattered
 from sa_patch.kernels.pytorch.selected import selected
+from sa_patch.kernels.recorded import record
 from sa_patch.patterns import Band, Blocks, Pattern, Scattered, Selected
 
 
@@ -29,5 +30,5 @@ class Torch:
             return selected(query, key, value, pattern, scaling)
         assert isinstance(pattern, (Band, Blocks)), "refusal() was not asked"
         if needs_gradients(query, key, value):
-            return Recorded.apply(query, key, value, pattern, scaling)[0]
+            return record(query, key, value, Disjoint(pattern, scaling))
         return attention(query, key, value, pattern, scaling, with_lse=False)[0].to(query.dtype)

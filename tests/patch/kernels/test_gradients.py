@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 import sa_patch
 from sa_patch import kernels
 from sa_patch.kernels.pytorch import parts
-from sa_patch.kernels.pytorch.disjoint import attention, gradients
+from sa_patch.kernels.pytorch.disjoint import add_gradients, attention
 from sa_patch.kernels.pytorch.parts import Record
 
 SCALING = 0.25
@@ -58,7 +58,7 @@ def test_without_log_sum_exp_tiles_are_computed_again(case, small_chunks):
         output, lse = attention(*(x.detach() for x in heads), pattern, SCALING, with_lse=False)
         assert lse is None
         grad, sums = torch.ones_like(output), [torch.zeros_like(x) for x in heads]
-        gradients(Record(*(x.detach() for x in heads), output, grad, None, *sums, SCALING), pattern)
+        add_gradients(Record(*(x.detach() for x in heads), output, grad, None, *sums, SCALING), pattern)
         expected = torch.autograd.grad(kernels.execute("reference", *heads, pattern, SCALING), heads, grad)
         for one, other in zip(sums, expected, strict=True):
             torch.testing.assert_close(one, other, **EXACT)
