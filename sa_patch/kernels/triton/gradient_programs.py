@@ -54,9 +54,9 @@ def query_gradient_program(
     acc = tl.zeros([ROWS * GROUP, DIM], tl.float32)
     for start in range(0, last, KEYS):
         pos = tl.load(key_list + start + s)
-        place = tl.minimum(pos, length - 1)
-        k = _rows(kbase, place, stride_kn, d, head_dim, PADDED)
-        v = _rows(vbase, place, stride_vn, d, head_dim, PADDED)
+        known = tl.minimum(pos, length - 1)
+        k = _rows(kbase, known, stride_kn, d, head_dim, PADDED)
+        v = _rows(vbase, known, stride_vn, d, head_dim, PADDED)
         weights = tl.exp2(_dot(q, tl.trans(k), EXACT) * scale_log2 - level[:, None])
         seen = pos[None, :] <= qpos[:, None]
         if BANDED:

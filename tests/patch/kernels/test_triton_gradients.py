@@ -46,20 +46,20 @@ def check(pattern, heads, scaling=SCALING):
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_as_near_to_the_reference_as_those_of_plain_pytorch(case):
     for dtype in DTYPES:
-        check(make_pattern(make_variant(case), 70), random_heads(70, batch=1, dtype=dtype))
+        check(make_pattern(make_variant(case, 9), 40), random_heads(40, 2, 1, batch=1, dtype=dtype))
 
 
 @pytest.mark.parametrize("case", ["swa-sinks", "sa", "sa-dyadic-bucket"])
 def test_gradients_of_the_last_queries_alone(case):
-    pattern = make_pattern(make_variant(case), 50, query_len=19)
-    check(pattern, random_heads(50, query_len=19))
+    pattern = make_pattern(make_variant(case, 9), 40, query_len=19)
+    check(pattern, random_heads(40, query_len=19))
 
 
 def test_gradients_with_sinks_in_a_permuted_band_and_in_buckets():
-    order = torch.randperm(61, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    check(Band(length=61, query_len=61, width=7, order=order, sinks=18), random_heads(61, batch=1))
-    runs = order[:60].argsort().view(-1, 12).sort(dim=1).values.flatten()
-    check(Blocks(length=60, query_len=60, block_size=12, order=runs, sinks=3), random_heads(60, batch=1))
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    check(Band(length=48, query_len=48, width=5, order=order, sinks=18), random_heads(48, 2, 1, batch=1))
+    runs = order.view(-1, 12).sort(dim=1).values.flatten()
+    check(Blocks(length=48, query_len=48, block_size=12, order=runs, sinks=3), random_heads(48, 2, 1, batch=1))
 
 
 @pytest.mark.parametrize("heads,head_dim,scaling", [((3, 1), 48, 1.0), ((2, 2), 80, -0.3), ((5, 1), 16, 0.0)])
@@ -68,7 +68,7 @@ def test_gradients_of_odd_heads_and_any_scaling(heads, head_dim, scaling):
 
 
 def test_what_has_no_backward_pass_is_refused_and_auto_takes_none_that_was_not_measured(monkeypatch):
-    heads = [x.to(DEVICE).requires_grad_() for x in random_heads(40)]
+    heads = [x.to(DEVICE).requires_grad_() for x in random_heads(40, batch=1)]
     for case, what in (("sa-sinks-local", "a local window beside"), ("moba", "selected runs"), ("routed", "Selected")):
         with pytest.raises(NotImplementedError, match=rf"no gradients of {what}.*use kernel='torch', or torch.no_grad"):
             sa_patch.attention(*heads, make_variant(case), kernel="triton")
