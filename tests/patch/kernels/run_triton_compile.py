@@ -35,14 +35,16 @@ OTHERS = {
 }
 FEW = ("routed", "votes")  # tiles of 64 rows, 16 queries of 4 heads
 FLOATS = ("scale_log2", "scale", "share", "scaling")
-BACKWARD = {"query gradient": "SINKS", "key gradient": "BY_TILE"}  # the constant that only this program has
 PROGRAMS = {
     "requests": request_programs.requests_program,
     "routed": programs.routed_program,
     "nearest": router_programs.nearest_program,
     "votes": router_programs.votes_program,
-    "query gradient": gradient_programs.query_gradient_program,
-    "key gradient": gradient_programs.key_gradient_program,
+}
+# Of the backward pass, with the constant that only this program has.
+BACKWARD = {
+    "query-gradient": (gradient_programs.query_gradient_program, "SINKS"),
+    "key-gradient": (gradient_programs.key_gradient_program, "BY_TILE"),
 }
 # The cases that differ in code: a permuted band; a run with what was selected merged; a sliding window with sinks;
 # sinks in a permuted band beside a local window.
@@ -61,7 +63,7 @@ def constants(kind: str, head_dim: int, exact: bool, tile: Tile) -> dict:
         return {**common, "ROWS": tile.rows, "RUNS": 1024, "LOCAL": False}
     tokens = {"ROWS": 16 if kind in FEW else tile.rows // 4, "GROUP": 4}
     if kind in BACKWARD:
-        return {**common, **tokens, "FACTS": len(FACTS), "BANDED": True, BACKWARD[kind]: False}
+        return {**common, **tokens, "FACTS": len(FACTS), "BANDED": True, BACKWARD[kind][1]: False}
     if kind == "routed":
         return {**common, **tokens, "BLOCK": 8}
     if kind in PROGRAMS:
@@ -85,7 +87,7 @@ def pointers(name: str, kind: str) -> str | None:
 def compiled(kind: str, capability: int, dtype: str, head_dim: int, tile: Tile | None = None) -> dict:
     exact = dtype == "float32"
     tile = tile or (backward_tile_for if kind in BACKWARD else tile_for)(head_dim, exact)
-    program = PROGRAMS.get(kind, programs.plan_program)
+    program = BACKWARD[kind][0] if kind in BACKWARD else PROGRAMS.get(kind, programs.plan_program)
     values, signature, constexprs, attributes = constants(kind, head_dim, exact, tile), {}, {}, {}
     for place, parameter in enumerate(program.params):
         name, pointer = parameter.name, pointers(parameter.name, TYPES[dtype])
