@@ -111,7 +111,7 @@ def _causal_runs(query: Tensor, key: Tensor, value: Tensor, scaling: float, *, w
         if lse is None:
             output[:, :, rows] = fused(*heads, scaling, mask)
         else:
-            output[:, :, rows], lse[:, :, rows] = masked_part(*heads, mask[None, None], scaling)
+            output[:, :, rows], lse[:, :, rows] = masked_part(*heads, mask[None, None], scaling, all_see=True)
     return output, lse
 
 

@@ -1,18 +1,25 @@
-"""Bands and blocks as disjoint sets of keys: own part, sinks and local window. Belongs to the `torch` kernel."""
+"""Bands and blocks, and pieces of them, as disjoint sets of keys: own part, sinks and local window.
 
+Belongs to the `torch` kernel.
+"""
+
+from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from sa_patch.kernels.merging import Part, merge
 from sa_patch.kernels.pytorch.bands import band_gradients, band_part
 from sa_patch.kernels.pytorch.blocks import blocks_gradients, blocks_part
 from sa_patch.kernels.pytorch.parts import Record, sinks_gradients, sinks_part
-from sa_patch.patterns import Band, Blocks
+from sa_patch.patterns import Band, Blocks, Dense, Pieces
+
+Simple = Band | Blocks | Dense
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, pattern: Band | Blocks, scaling: float, *, with_lse: bool
+    query: Tensor, key: Tensor, value: Tensor, pattern: Simple | Pieces, scaling: float, *, with_lse: bool
 ) -> Part:
     """Attention to the keys of a pattern.
 
@@ -23,6 +30,13 @@ def attention(
     Returns:
         (output [batch, heads, query_len, head_dim], log-sum-exp [batch, heads, query_len] or None)
     """
+    if isinstance(pattern, Pieces):
+        found = []
+        for piece, rows in _pieces(pattern):
+            seen = key[:, :, : piece.length], value[:, :, : piece.length]
+            found.append(attention(query[:, :, rows], *seen, piece, scaling, with_lse=True))
+        output, lse = (torch.cat(parts, dim=2) for parts in zip(*found, strict=True))
+        return output, lse
     own, near = _split(pattern)
     alone = not own.sinks and near is None
     make = band_part if isinstance(own, Band) else blocks_part
@@ -34,8 +48,12 @@ def attention(
     return merge(parts)
 
 
-def add_gradients(record: Record, pattern: Band | Blocks) -> None:
+def add_gradients(record: Record, pattern: Simple | Pieces) -> None:
     """Add the gradients of `attention`."""
+    if isinstance(pattern, Pieces):
+        for piece, rows in _pieces(pattern):
+            add_gradients(record.stretch(rows, piece.length), piece)
+        return
     own, near = _split(pattern)
     alone = not own.sinks and near is None
     if isinstance(own, Band):
@@ -48,8 +66,22 @@ def add_gradients(record: Record, pattern: Band | Blocks) -> None:
         band_gradients(record, near, split=True)
 
 
-def _split(pattern: Band | Blocks) -> tuple[Band | Blocks, Band | None]:
+def joins(pattern: Pieces) -> bool:
+    """Whether all pieces can be computed here."""
+    return all(isinstance(piece, Simple) and not piece.tail for piece in pattern.pieces)
+
+
+def _pieces(pattern: Pieces) -> Iterator[tuple[Simple, slice]]:
+    """The pieces, and which of the pattern's queries are theirs."""
+    for piece in pattern.pieces:
+        assert isinstance(piece, Simple), "joins() was not asked"
+        yield piece, slice(piece.first - pattern.first, piece.length - pattern.first)
+
+
+def _split(pattern: Simple) -> tuple[Band | Blocks, Band | None]:
     """The pattern, and its local window as one of its own where it shows anything else."""
+    if isinstance(pattern, Dense):
+        return Band(length=pattern.length, query_len=pattern.query_len, width=pattern.length), None
     if isinstance(pattern, Band) and pattern.order is None and not pattern.circular and pattern.local <= pattern.width:
         pattern = replace(pattern, local=0)  # a sliding window holds a local window that is no wider
     if not pattern.local:

@@ -12,14 +12,14 @@ from torch import Tensor
 from sa_patch.kernels.merging import Part, wide
 from sa_patch.kernels.pytorch.disjoint import add_gradients, attention
 from sa_patch.kernels.pytorch.parts import Record
-from sa_patch.patterns import Band, Blocks
+from sa_patch.patterns import Band, Blocks, Pieces
 
 
 @dataclass(frozen=True, eq=False)
 class Disjoint:
     """`disjoint.attention`, differentiable: see `recorded.Differentiable`."""
 
-    pattern: Band | Blocks
+    pattern: Band | Blocks | Pieces
     scaling: float
     kernel = "torch"
 

@@ -7,19 +7,21 @@ computed, and merged.
 from torch import Tensor
 
 from sa_patch.kernels.base import needs_gradients
-from sa_patch.kernels.pytorch.disjoint import attention
+from sa_patch.kernels.pytorch.disjoint import attention, joins
 from sa_patch.kernels.pytorch.gradients import Disjoint
 from sa_patch.kernels.pytorch.scattered import scattered
 from sa_patch.kernels.pytorch.selected import selected
 from sa_patch.kernels.recorded import record
-from sa_patch.patterns import Band, Blocks, Pattern, Scattered, Selected
+from sa_patch.patterns import Band, Blocks, Pattern, Pieces, Scattered, Selected
 
 
 class Torch:
     masks = False
-    joins = False
+    joins = True
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
+        if isinstance(pattern, Pieces) and joins(pattern) and needs_gradients(query, key, value):
+            return None  # gradients of pieces are added to one tensor
         known = isinstance(pattern, (Band, Blocks, Scattered, Selected))
         return None if known else f"it has no code for {type(pattern).__name__} patterns"
 
@@ -28,7 +30,7 @@ class Torch:
             return scattered(query, key, value, pattern, scaling)
         if isinstance(pattern, Selected):
             return selected(query, key, value, pattern, scaling)
-        assert isinstance(pattern, (Band, Blocks)), "refusal() was not asked"
+        assert isinstance(pattern, (Band, Blocks, Pieces)), "refusal() was not asked"
         if needs_gradients(query, key, value):
             return record(query, key, value, Disjoint(pattern, scaling))
         return attention(query, key, value, pattern, scaling, with_lse=False)[0].to(query.dtype)

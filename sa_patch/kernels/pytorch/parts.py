@@ -44,6 +44,12 @@ class Record:
             own = {name: x[row : row + 1] for name, x in vars(self).items() if isinstance(x, Tensor)}
             yield replace(self, **own)
 
+    def stretch(self, queries: slice, length: int) -> "Record":
+        """The record of some queries and the first `length` keys; they are added to the same gradients."""
+        keys = {name: x[:, :, :length] for name, x in vars(self).items() if name.startswith(("key", "value"))}
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor) and name not in keys}
+        return replace(self, **keys, **{name: x[:, :, queries] for name, x in tensors.items()})
+
 
 def has_operator(query: Tensor, key: Tensor) -> bool:
     """Whether PyTorch's flash attention for CPUs computes this part. It gives 0 for a single key that is NaN."""
@@ -51,20 +57,21 @@ def has_operator(query: Tensor, key: Tensor) -> bool:
 
 
 def masked_part(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, *, all_see: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Attention of tiles of queries to tiles of keys: every tile is computed by itself.
 
     Args:
         query: [tiles, heads, q, head_dim]; key, value: [tiles, kv_heads, k, head_dim].
         mask: bool, broadcastable to [tiles, 1, q, k], True where visible; None shows everything.
+        all_see: every query sees some key.
 
     Returns:
         (output [tiles, heads, q, head_dim], log-sum-exp [tiles, heads, q]) in float32, or float64 for such tensors; 0
         and -inf where a query sees nothing.
     """
     if has_operator(query, key):
-        return _masked_part_on_cpu(query, key, value, mask, scaling)
+        return _masked_part_on_cpu(query, key, value, mask, scaling, all_see)
     exact = wide(query)
     grouped = query.unflatten(1, (key.shape[1], -1)).to(exact)
     scores = grouped @ key[:, :, None].to(exact).transpose(-1, -2) * scaling
@@ -76,7 +83,9 @@ def masked_part(
     return (weights @ value[:, :, None].to(exact)).flatten(1, 2), lse.flatten(1, 2)
 
 
-def _masked_part_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float):
+def _masked_part_on_cpu(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, all_see: bool
+) -> tuple[Tensor, Tensor]:
     """`masked_part` through PyTorch's flash attention operator for CPUs.
 
     The public `scaled_dot_product_attention` calls the same operator, but does not return its log-sum-exp.
@@ -86,14 +95,17 @@ def _masked_part_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor 
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     output, lse = flash(query, key, value, 0.0, False, attn_mask=bias, scale=scaling)
     lse = lse.to(wide(query))
-    return output.to(lse.dtype), lse if mask is None else lse.masked_fill(~mask.any(dim=-1), -torch.inf)
+    if mask is not None and not all_see:
+        lse = lse.masked_fill(~mask.any(dim=-1), -torch.inf)
+    return output.to(lse.dtype), lse
 
 
 def _bias(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor | None:
     """The mask as PyTorch's CPU operators take it: added to scores."""
     if mask is None:
         return None
-    bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    zero = torch.zeros((), dtype=query.dtype)
+    bias = torch.where(mask, zero, zero - torch.inf)
     return bias.expand(query.shape[0], 1, query.shape[2], key.shape[2])
 
 

@@ -31,21 +31,20 @@ def tiles_gradients(record: Record, tiles: Tiles, exclude: Pattern | None = None
     keys, values = keys_of_tiles(key, tiles), keys_of_tiles(record.value, tiles)
     copies = torch.ones(tiles.queries.numel(), dtype=torch.bool, device=query.device)
     copies = copies.index_fill(0, tiles.slot, False).view(-1, rows)
-    found = query.new_empty(batch, query.shape[1], tiles.queries.numel(), query.shape[3], dtype=wide(query))
     add, finish = _adders(record, tiles)
     for chunk in tiles.chunks(_tiles_at_once(query, key, tiles)):
         index = tiles.queries[chunk] - first
         q, output, grad = (gather_tiles(x, index) for x in (query, record.output, record.grad))
         lse = None if record.lse is None else gather_tiles(record.lse[..., None], index)[..., 0]
-        # Without a gradient of its own, a copy of a query contributes nothing.
-        grad = grad.masked_fill_(copies[chunk].repeat(batch, 1)[:, None, :, None], 0.0)
+        if tiles.line is None or chunk.stop == len(copies):
+            # Without a gradient of its own, a copy of a query contributes nothing. A line's last tile alone has any.
+            grad = grad.masked_fill_(copies[chunk].repeat(batch, 1)[:, None, :, None], 0.0)
         mask = tiles.mask(chunk, exclude)[:, None]
         mask = mask if batch == 1 else mask.repeat(batch, 1, 1, 1)
         gradients = _causal_gradients if tiles.causal else masked_gradients
         query_grad, *others = gradients(q, keys(chunk), values(chunk), mask, record.scaling, grad, output, lse)
-        found[:, :, chunk.start * rows : chunk.stop * rows] = join_tiles(query_grad, batch)
+        record.query_grad.index_add_(2, index.flatten(), join_tiles(query_grad, batch).to(record.query_grad.dtype))
         add(chunk, *others)
-    record.query_grad.add_(found.index_select(2, tiles.slot))
     finish()
 
 
@@ -85,7 +84,7 @@ def _adders(record: Record, tiles: Tiles) -> tuple[Add, Callable[[], None]]:
         for grad, one in zip(grads, found, strict=True):
             grad.index_add_(2, index, join_tiles(one, batch).to(grad.dtype))
 
-    if tiles.line is None:
+    if tiles.line is None or tiles.causal:  # tiles of runs don't overlap
         return add_gathered, lambda: None
     line, step = tiles.line
     lines = [grad.new_zeros(grad.shape[1], line.numel() + step, grad.shape[3]) for grad in grads]

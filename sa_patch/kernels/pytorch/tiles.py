@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sa_patch.kernels.dense import fused
 from sa_patch.kernels.merging import Part, wide
-from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES, masked_part
+from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES, has_operator, masked_part
 from sa_patch.patterns import Pattern
 
 
@@ -96,13 +96,14 @@ def tiles_part(
     dtype = wide(query) if with_lse else query.dtype
     whole = torch.empty_like(query, dtype=dtype) if tiles.line is not None else None
     whole_lse = query.new_empty(query.shape[:3], dtype=dtype) if tiles.line is not None and with_lse else None
-    for chunk in tiles.chunks(_tiles_at_once(batch * rows, span, heads, head_dim, with_lse)):
+    scored = with_lse and not has_operator(query, key)
+    for chunk in tiles.chunks(_tiles_at_once(batch * rows, span, heads, head_dim, scored)):
         q = gather_tiles(query, tiles.queries[chunk] - (key.shape[2] - query_len))
         mask = tiles.mask(chunk, exclude)[:, None]
         mask = mask if batch == 1 else mask.repeat(batch, 1, 1, 1)
         lse = None
         if with_lse:
-            output, lse = masked_part(q, keys(chunk), values(chunk), mask, scaling)
+            output, lse = masked_part(q, keys(chunk), values(chunk), mask, scaling, all_see=exclude is None)
             lse = join_tiles(lse, batch)
         else:
             output = fused(q, keys(chunk), values(chunk), scaling, mask)
@@ -122,9 +123,9 @@ def tiles_part(
     return output, torch.cat(lses, dim=2).index_select(2, tiles.slot) if with_lse else None
 
 
-def _tiles_at_once(rows: int, span: int, heads: int, head_dim: int, with_lse: bool) -> int:
-    """As many tiles as keep gathered queries small, and masks; with the log-sum-exp scores instead of masks."""
-    entries = rows * span * (heads if with_lse else 1)
+def _tiles_at_once(rows: int, span: int, heads: int, head_dim: int, scored: bool) -> int:
+    """As many tiles as keep gathered queries small, and masks, or scores where they are held."""
+    entries = rows * span * (heads if scored else 1)
     return max(1, min(CHUNK_ENTRIES // entries, CHUNK_ENTRIES // (rows * heads * head_dim)))
 
 
