@@ -51,8 +51,8 @@ class _Attention(torch.autograd.Function):
             ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        return *_Gradients.apply(grad, *ctx.saved_tensors, ctx.attention), None
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        return *_Gradients.apply(grad_outputs[0], *ctx.saved_tensors, ctx.attention), None
 
 
 class _Gradients(torch.autograd.Function):
@@ -79,7 +79,7 @@ class _Gradients(torch.autograd.Function):
         ctx.kernel = inputs[-1].kernel
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         raise NotImplementedError(
             f"kernel {ctx.kernel!r} has no second derivatives: use kernel='reference' (O(n^2) memory)"
         )

@@ -35,12 +35,14 @@ def attention(
         for piece, rows in _pieces(pattern):
             seen = key[:, :, : piece.length], value[:, :, : piece.length]
             found.append(attention(query[:, :, rows], *seen, piece, scaling, with_lse=True))
-        output, lse = (torch.cat(parts, dim=2) for parts in zip(*found, strict=True))
-        return output, lse
+        lse = torch.cat([part_lse for _, part_lse in found if part_lse is not None], dim=2)
+        return torch.cat([output for output, _ in found], dim=2), lse
     own, near = _split(pattern)
     alone = not own.sinks and near is None
-    make = band_part if isinstance(own, Band) else blocks_part
-    parts = [make(query, key, value, own, scaling, split=not alone, with_lse=with_lse)]
+    if isinstance(own, Band):
+        parts = [band_part(query, key, value, own, scaling, split=not alone, with_lse=with_lse)]
+    else:
+        parts = [blocks_part(query, key, value, own, scaling, split=not alone, with_lse=with_lse)]
     if own.sinks:
         parts.append(sinks_part(query, key, value, own.sinks, scaling))
     if near is not None:

@@ -33,7 +33,9 @@ class Disjoint:
         self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         heads = query, key, value
-        sums = [torch.zeros_like(x, dtype=wide(x), memory_format=torch.contiguous_format) for x in heads]
-        add_gradients(Record(*heads, output, grad, lse, *sums, self.scaling), self.pattern)
-        query_grad, key_grad, value_grad = (x.to(query.dtype) for x in sums)
-        return query_grad, key_grad, value_grad
+        query_grad, key_grad, value_grad = (
+            torch.zeros_like(x, dtype=wide(x), memory_format=torch.contiguous_format) for x in heads
+        )
+        record = Record(*heads, output, grad, lse, query_grad, key_grad, value_grad, self.scaling)
+        add_gradients(record, self.pattern)
+        return query_grad.to(query.dtype), key_grad.to(query.dtype), value_grad.to(query.dtype)

@@ -138,8 +138,8 @@ def masked_gradients(
         Gradients of query, key and value, in their shapes; where `grad` is 0, nothing is contributed.
     """
     if lse is None:
-        _, pull_back = torch.func.vjp(lambda *heads: fused(*heads, scaling, mask), query, key, value)
-        return pull_back(grad)
+        again = torch.func.vjp(lambda q, k, v: fused(q, k, v, scaling, mask), query, key, value)
+        return again[1](grad)
     if has_operator(query, key):
         backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         heads = _dense_heads(grad, query, key, value, output)
@@ -178,8 +178,9 @@ def sinks_gradients(record: Record, sinks: int) -> None:
     """Add the gradients of `sinks_part`."""
     near = record.key[:, :, :sinks], record.value[:, :, :sinks]
     for rows, mask in _sink_steps(record.query, record.key, sinks):
-        known = (x[:, :, rows] if x is not None else None for x in (record.grad, record.output, record.lse))
-        found = masked_gradients(record.query[:, :, rows], *near, mask, record.scaling, *known)
+        grad, output = record.grad[:, :, rows], record.output[:, :, rows]
+        lse = None if record.lse is None else record.lse[:, :, rows]
+        found = masked_gradients(record.query[:, :, rows], *near, mask, record.scaling, grad, output, lse)
         record.query_grad[:, :, rows] += found[0]
         record.key_grad[:, :, :sinks] += found[1]
         record.value_grad[:, :, :sinks] += found[2]

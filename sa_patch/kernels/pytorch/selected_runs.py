@@ -44,7 +44,7 @@ def selected_runs_gradients(record: Record, blocks: Blocks, split: bool) -> None
     keys, values = _runs(record.key, blocks), _runs(record.value, blocks)
     sums = [torch.zeros_like(x, dtype=wide(x)) for x in (keys, values)]
     query_grad = record.query_grad.view(-1, record.query.shape[-1])
-    for run, pair, source, mask in _tiles(blocks, *record.key.shape[:2], split):
+    for run, pair, source, mask in _tiles(blocks, record.key.shape[0], record.key.shape[1], split):
         query, output, grad = (_rows(x, source) for x in (record.query, record.output, record.grad))
         grad = grad.masked_fill((pair < 0)[:, None, :, None], 0.0)  # slots without a query get some query's rows
         lse = _rows(record.lse[..., None], source)[..., 0]

@@ -64,7 +64,7 @@ def _causal_gradients(query, key, value, mask, scaling, grad, output, lse) -> tu
     for start in range(0, query.shape[2], _ROWS):
         rows = slice(start, min(start + _ROWS, query.shape[2]))
         seen = slice(0, rows.stop)
-        known = (x[:, :, rows] if x is not None else None for x in (grad, output, lse))
+        known = grad[:, :, rows], output[:, :, rows], None if lse is None else lse[:, :, rows]
         heads = query[:, :, rows], key[:, :, seen], value[:, :, seen]
         found = masked_gradients(*heads, mask[:, :, rows, seen], scaling, *known)
         query_grads.append(found[0])

@@ -55,6 +55,14 @@ def test_gradients_of_the_last_queries_alone(case):
     check(pattern, random_heads(40, query_len=19))
 
 
+def test_two_backward_passes_give_the_same_bits():
+    heads = [x.to(DEVICE) for x in random_heads(40, 2, 1, batch=1)]
+    pattern = make_pattern(make_variant("swa-sinks", 9), 40)
+    assert all(
+        torch.equal(*pair) for pair in zip(*(gradients_of("triton", heads, pattern) for _ in range(2)), strict=True)
+    )
+
+
 def test_gradients_with_sinks_in_a_permuted_band_and_in_buckets():
     order = torch.randperm(48, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     check(Band(length=48, query_len=48, width=5, order=order, sinks=18), random_heads(48, 2, 1, batch=1))
