@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sa_patch.errors import unknown
 from sa_patch.kernels import rules
-from sa_patch.kernels.base import Kernel
+from sa_patch.kernels.base import Kernel, needs_gradients
 from sa_patch.kernels.dense import causal
 from sa_patch.patterns import Band, Pattern, Pieces
 
@@ -25,6 +25,8 @@ KERNELS = {
     "sdpa": ("sa_patch.kernels.sdpa", "Sdpa"),
     "reference": ("sa_patch.kernels.reference", "Reference"),
 }
+
+_BACKWARD_UNMEASURED = {"triton"}  # `auto` follows measured rules, and no backward pass was measured on a GPU
 
 _TOLD: set[str] = set()  # devices whose user was told, in this process, that nothing was measured
 
@@ -43,7 +45,10 @@ def choose(requested: str, pattern: Pattern, query: Tensor, key: Tensor, value: 
         NotImplementedError: when the requested kernel (or, for "auto", every kernel) refuses the pattern.
     """
     name, refusal = requested, None
-    for name in _measured(pattern, query, key) if requested == "auto" else [requested]:
+    tried = [requested] if requested != "auto" else _measured(pattern, query, key)
+    if requested == "auto" and needs_gradients(query, key, value):
+        tried = [name for name in tried if name not in _BACKWARD_UNMEASURED]
+    for name in tried:
         refusal = get(name).refusal(pattern, query, key, value)
         if refusal is None:
             return name

@@ -66,10 +66,17 @@ def refusal_without_code(pattern: Pattern, *kinds: type[Pattern]) -> str | None:
     return None if isinstance(pattern, kinds) else f"it has no code for {type(pattern).__name__} patterns"
 
 
+def refusal_of_float64(*tensors: Tensor) -> str | None:
+    """Why a kernel that computes in float32 can't take these tensors; None when it can."""
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return "it computes in float32: use kernel='torch' for float64" if wide else None
+
+
 def refusal_of_inference_only(*tensors: Tensor) -> str | None:
     """Why a kernel without a backward pass, computing in float32, can't take these tensors; None when it can."""
-    if any(tensor.dtype == torch.float64 for tensor in tensors):
-        return "it computes in float32: use kernel='torch' for float64"
+    wide = refusal_of_float64(*tensors)
+    if wide:
+        return wide
     if needs_gradients(*tensors):
         return "it has no gradients: use kernel='torch', or torch.no_grad()"
     return None

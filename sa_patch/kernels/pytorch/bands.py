@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sa_patch.kernels.merging import Part
+from sa_patch.kernels.pytorch.parts import Record
+from sa_patch.kernels.pytorch.tile_gradients import tiles_gradients
 from sa_patch.kernels.pytorch.tiles import Tiles, tiles_part
 from sa_patch.patterns import Band
 from sa_patch.randomness import inverse
@@ -12,14 +14,22 @@ from sa_patch.randomness import inverse
 _ROWS = 64  # queries per tile, where enough of them lie close together
 
 
-def band_part(query: Tensor, key: Tensor, value: Tensor, band: Band, scaling: float, *, split: bool) -> Part:
+def band_part(
+    query: Tensor, key: Tensor, value: Tensor, band: Band, scaling: float, *, split: bool, with_lse: bool = False
+) -> Part:
     """Attention to the keys that are near by rank.
 
     Args:
         split: sinks and local window are parts of their own, to be merged: leave out the pairs that they show.
+        with_lse: return the log-sum-exp where nothing is merged, too.
     """
-    exclude = band if split else None
-    return tiles_part(query, key, value, band_tiles(band, query.device), scaling, with_lse=split, exclude=exclude)
+    tiles, exclude = band_tiles(band, query.device), band if split else None
+    return tiles_part(query, key, value, tiles, scaling, with_lse=split or with_lse, exclude=exclude)
+
+
+def band_gradients(record: Record, band: Band, *, split: bool) -> None:
+    """Add the gradients of `band_part`."""
+    tiles_gradients(record, band_tiles(band, record.query.device), band if split else None)
 
 
 def band_tiles(band: Band, device: torch.device) -> Tiles:

@@ -1,27 +1,27 @@
 """The `torch` kernel: every pattern in O(n w) with plain PyTorch operations, on any device, differentiable.
 
-Splits what a pattern shows into disjoint sets of keys (own part, sinks, local window), computes attention to each, and
-merges them.
+What a band or blocks show is split into disjoint sets of keys (own part, sinks, local window); attention to each is
+computed, and merged.
 """
-
-from dataclasses import replace
 
 from torch import Tensor
 
-from sa_patch.kernels.merging import merge
-from sa_patch.kernels.pytorch.bands import band_part
-from sa_patch.kernels.pytorch.blocks import blocks_part
-from sa_patch.kernels.pytorch.parts import sinks_part
+from sa_patch.kernels.base import needs_gradients
+from sa_patch.kernels.pytorch.disjoint import attention, joins
+from sa_patch.kernels.pytorch.gradients import Disjoint
 from sa_patch.kernels.pytorch.scattered import scattered
 from sa_patch.kernels.pytorch.selected import selected
-from sa_patch.patterns import Band, Blocks, Pattern, Scattered, Selected
+from sa_patch.kernels.recorded import record
+from sa_patch.patterns import Band, Blocks, Pattern, Pieces, Scattered, Selected
 
 
 class Torch:
     masks = False
-    joins = False
+    joins = True
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
+        if isinstance(pattern, Pieces) and joins(pattern) and needs_gradients(query, key, value):
+            return None  # gradients of pieces are added to one tensor
         known = isinstance(pattern, (Band, Blocks, Scattered, Selected))
         return None if known else f"it has no code for {type(pattern).__name__} patterns"
 
@@ -30,21 +30,7 @@ class Torch:
             return scattered(query, key, value, pattern, scaling)
         if isinstance(pattern, Selected):
             return selected(query, key, value, pattern, scaling)
-        assert isinstance(pattern, (Band, Blocks)), "refusal() was not asked"
-        if isinstance(pattern, Band) and pattern.order is None and not pattern.circular:
-            # A sliding window holds a local window that is no wider.
-            pattern = replace(pattern, local=0) if pattern.local <= pattern.width else pattern
-        split = pattern.sinks > 0 or pattern.local > 0
-        if isinstance(pattern, Band):
-            own = band_part(query, key, value, pattern, scaling, split=split)
-        else:
-            own = blocks_part(query, key, value, pattern, scaling, split=split)
-        if not split:
-            return own[0].to(query.dtype)
-        parts = [own]
-        if pattern.sinks:
-            parts.append(sinks_part(query, key, value, pattern.sinks, scaling))
-        if pattern.local:
-            near = Band(length=pattern.length, query_len=pattern.query_len, sinks=pattern.sinks, width=pattern.local)
-            parts.append(band_part(query, key, value, near, scaling, split=True))
-        return merge(parts)[0].to(query.dtype)
+        assert isinstance(pattern, (Band, Blocks, Pieces)), "refusal() was not asked"
+        if needs_gradients(query, key, value):
+            return record(query, key, value, Disjoint(pattern, scaling))
+        return attention(query, key, value, pattern, scaling, with_lse=False)[0].to(query.dtype)

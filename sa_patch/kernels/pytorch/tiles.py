@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.dense import fused
-from sa_patch.kernels.merging import Part
-from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES, masked_part
+from sa_patch.kernels.merging import Part, wide
+from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES, has_operator, masked_part
 from sa_patch.patterns import Pattern
 
 
@@ -29,6 +29,7 @@ class Tiles:
             pairs of a tile are.
         line: where the keys of tile t are line[t * step : t * step + span]: (line, step). `keys` is a view of it.
         alike: (mask, start, stop): the mask of each of the tiles start .. stop - 1 is this one, bool [1, rows, span].
+        causal: the queries of a tile are its keys, in the order of their positions.
     """
 
     queries: Tensor
@@ -37,6 +38,7 @@ class Tiles:
     near: Callable[[slice], Tensor] | None = None
     line: tuple[Tensor, int] | None = None
     alike: tuple[Tensor, int, int] | None = None
+    causal: bool = False
 
     def chunks(self, most: int) -> Iterator[slice]:
         """Slices of at most `most` tiles. Tiles that are `alike` are in slices of their own."""
@@ -76,7 +78,7 @@ def tiles_part(
 
     Args:
         query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
-        with_lse: return the log-sum-exp, because the part is merged with others.
+        with_lse: return the log-sum-exp, because the part is merged with others, or gradients need it.
         exclude: see `Tiles.mask`.
 
     Returns:
@@ -89,52 +91,60 @@ def tiles_part(
         return torch.cat([output for output, _ in parts]), lse
     batch, heads, query_len, head_dim = query.shape
     rows, span = tiles.queries.shape[1], tiles.keys.shape[1]
-    keys, values = _keys_of_tiles(key, tiles), _keys_of_tiles(value, tiles)
+    keys, values = keys_of_tiles(key, tiles), keys_of_tiles(value, tiles)
     outputs, lses = [], []
-    whole = torch.empty_like(query) if tiles.line is not None and not with_lse else None
-    for chunk in tiles.chunks(_tiles_at_once(batch * rows, span, heads, head_dim, with_lse)):
-        q = _gather(query, tiles.queries[chunk] - (key.shape[2] - query_len))
+    dtype = wide(query) if with_lse else query.dtype
+    whole = torch.empty_like(query, dtype=dtype) if tiles.line is not None else None
+    whole_lse = query.new_empty(query.shape[:3], dtype=dtype) if tiles.line is not None and with_lse else None
+    scored = with_lse and not has_operator(query, key)
+    for chunk in tiles.chunks(_tiles_at_once(batch * rows, span, heads, head_dim, scored)):
+        q = gather_tiles(query, tiles.queries[chunk] - (key.shape[2] - query_len))
         mask = tiles.mask(chunk, exclude)[:, None]
         mask = mask if batch == 1 else mask.repeat(batch, 1, 1, 1)
+        lse = None
         if with_lse:
-            output, lse = masked_part(q, keys(chunk), values(chunk), mask, scaling)
-            lses.append(_join(lse, batch))
+            output, lse = masked_part(q, keys(chunk), values(chunk), mask, scaling, all_see=exclude is None)
+            lse = join_tiles(lse, batch)
         else:
             output = fused(q, keys(chunk), values(chunk), scaling, mask)
-        output = _join(output, batch)
+        output = join_tiles(output, batch)
         if whole is None:
             outputs.append(output)
-        else:  # only the last tile holds copies: results are written while they are in the CPU's cache
-            target = tiles.queries[chunk].flatten()[: query_len - chunk.start * rows]
-            whole.index_copy_(2, target.long(), output[:, :, : target.numel()])
+            lses.append(lse)
+            continue
+        # Only the last tile holds copies: results are written while they are in the CPU's cache.
+        target = tiles.queries[chunk].flatten()[: query_len - chunk.start * rows].long()
+        whole.index_copy_(2, target, output[:, :, : target.numel()])
+        if whole_lse is not None and lse is not None:
+            whole_lse.index_copy_(2, target, lse[:, :, : target.numel()])
     if whole is not None:
-        return whole, None
+        return whole, whole_lse
     output = torch.cat(outputs, dim=2).index_select(2, tiles.slot)
     return output, torch.cat(lses, dim=2).index_select(2, tiles.slot) if with_lse else None
 
 
-def _tiles_at_once(rows: int, span: int, heads: int, head_dim: int, with_lse: bool) -> int:
-    """As many tiles as keep gathered queries small, and masks; with the log-sum-exp scores instead of masks."""
-    entries = rows * span * (heads if with_lse else 1)
+def _tiles_at_once(rows: int, span: int, heads: int, head_dim: int, scored: bool) -> int:
+    """As many tiles as keep gathered queries small, and masks, or scores where they are held."""
+    entries = rows * span * (heads if scored else 1)
     return max(1, min(CHUNK_ENTRIES // entries, CHUNK_ENTRIES // (rows * heads * head_dim)))
 
 
-def _keys_of_tiles(tensor: Tensor, tiles: Tiles) -> Callable[[slice], Tensor]:
+def keys_of_tiles(tensor: Tensor, tiles: Tiles) -> Callable[[slice], Tensor]:
     """(slice of tiles) -> their keys or values [batch * tiles, kv_heads, span, head_dim]; views of a line."""
     last = tensor.shape[2] - 1  # an empty slot gets any key: its pairs are masked
     if tiles.line is None:
-        return lambda chunk: _gather(tensor, tiles.keys[chunk].clamp(max=last))
+        return lambda chunk: gather_tiles(tensor, tiles.keys[chunk].clamp(max=last))
     line, step = tiles.line
     windows = tensor[0].index_select(1, line.clamp(max=last)).unfold(1, tiles.keys.shape[1], step)
     return lambda chunk: windows[:, chunk].permute(1, 0, 3, 2)
 
 
-def _gather(tensor: Tensor, index: Tensor) -> Tensor:
+def gather_tiles(tensor: Tensor, index: Tensor) -> Tensor:
     """[batch, heads, tokens, head_dim] at [tiles, k] -> [batch * tiles, heads, k, head_dim]"""
     picked = tensor.index_select(2, index.flatten()).unflatten(2, index.shape)
     return picked.transpose(1, 2).flatten(0, 1)
 
 
-def _join(tensor: Tensor, batch: int) -> Tensor:
+def join_tiles(tensor: Tensor, batch: int) -> Tensor:
     """[batch * tiles, heads, rows, ...] -> [batch, heads, tiles * rows, ...]"""
     return tensor.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)

@@ -1,6 +1,6 @@
 """The `triton` kernel: bands and blocks in O(n w) on a GPU, in one pass for the own part and the sinks.
 
-Forward only. A local window beside a permuted pattern, and selected runs, are passes of their own.
+A local window beside a permuted pattern, and selected runs, are passes of their own, which have no gradients.
 """
 
 from contextvars import ContextVar
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from sa_patch.kept import KEPT
-from sa_patch.kernels.base import refusal_of_inference_only, refusal_without_code
+from sa_patch.kernels.base import needs_gradients, refusal_of_float64, refusal_without_code
 from sa_patch.kernels.dense import causal
 from sa_patch.kernels.merging import Part
+from sa_patch.kernels.recorded import record
 from sa_patch.kernels.rules import choice
 from sa_patch.kernels.triton.plans import Extras, Plan, join, kept_plan
 from sa_patch.kernels.triton.tile_sizes import LARGEST_HEAD, Tile, candidates, tile_for, tiles_per_list
@@ -59,7 +60,8 @@ class Triton:
             refusal_without_code(pattern, Band, Blocks, Selected, Pieces)
             or (_refusal_to_join(pattern) if isinstance(pattern, Pieces) else None)
             or _refusal_here(query, key)
-            or refusal_of_inference_only(query, key, value)
+            or refusal_of_float64(query, key, value)
+            or (_refusal_of_gradients(pattern) if needs_gradients(query, key, value) else None)
         )
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
@@ -83,10 +85,10 @@ class Triton:
         if isinstance(pattern, Pieces):
             plan = _joined_plan(pattern, query, key)
             return plan_part(query, key, value, plan, _tile(query), scaling, first=pattern.first)[0]
-        # A sliding window holds a local window that is no wider, and every pattern holds the query itself.
-        contained = pattern.width if isinstance(pattern, Band) and pattern.order is None else 1
-        if 0 < pattern.local <= contained:
+        if 0 < pattern.local <= _contained(pattern):
             pattern = replace(pattern, local=0)
+        if needs_gradients(query, key, value):
+            return _recorded(query, key, value, pattern, scaling)
         tile, first, skip, local = _tile(query), pattern.first, pattern.sinks, pattern.local
         prior = None
         if isinstance(pattern, Blocks) and pattern.selected is not None and pattern.selected.shape[-1]:
@@ -99,11 +101,39 @@ class Triton:
         return plan_part(query, key, value, plan, tile, scaling, first=first, prior=prior)[0]
 
 
+def _contained(pattern: Band | Blocks) -> int:
+    """A sliding window holds a local window that is no wider, and every pattern holds the query itself."""
+    return pattern.width if isinstance(pattern, Band) and pattern.order is None else 1
+
+
+def _recorded(query: Tensor, key: Tensor, value: Tensor, pattern: Band | Blocks, scaling: float) -> Tensor:
+    """A pattern without local window and selected runs, for autograd."""
+    from sa_patch.kernels.triton.gradients import Planned
+    from sa_patch.kernels.triton.launch import plan_part
+
+    def forward(query: Tensor, key: Tensor, value: Tensor) -> Part:
+        plan = _plan(pattern, query, key, Extras(pattern.sinks, sinks=True))
+        return plan_part(query, key, value, plan, _tile(query), scaling, first=pattern.first, with_lse=True)
+
+    return record(query, key, value, Planned(pattern, scaling, forward))
+
+
+def _refusal_of_gradients(pattern: Pattern) -> str | None:
+    """Why the pattern has no backward pass; None when it has one."""
+    if not isinstance(pattern, (Band, Blocks)):
+        return f"it has no gradients of {type(pattern).__name__} patterns: use kernel='torch', or torch.no_grad()"
+    chosen = isinstance(pattern, Blocks) and pattern.selected is not None and pattern.selected.shape[-1] > 0
+    if chosen or pattern.local > _contained(pattern):
+        parts = "selected runs" if chosen else "a local window beside a permuted pattern"
+        return f"it has no gradients of {parts}: use kernel='torch', or torch.no_grad()"
+    return None
+
+
 def _positive(query: Tensor, scaling: float) -> tuple[Tensor, float]:
     """The same scores with a scaling above 0: the programs take the largest product for the largest score."""
     if scaling > 0:
         return query, scaling
-    return (-query, -scaling) if scaling else (torch.zeros_like(query), 1.0)
+    return (-query, -scaling) if scaling else (query * 0.0, 1.0)
 
 
 def _selected(query: Tensor, key: Tensor, value: Tensor, pattern: Selected, scaling: float) -> Tensor:

@@ -113,7 +113,7 @@ def _facts(visible: Tensor, *columns: Tensor | int) -> Tensor:
     return torch.stack([fact.expand(len(visible)) for fact in facts], dim=1).int()
 
 
-def _listed(
+def listed(
     queries: Tensor,
     query_rank: Tensor,
     keys: Tensor,
@@ -175,28 +175,39 @@ def _plan_window(band: Band, rows: int, extras: Extras, device: torch.device) ->
 def _plan_band(
     band: Band, order: Tensor, rows: int, step: int, tiles_per_list: int, extras: Extras, device: torch.device
 ) -> Plan:
-    length, side, block = band.length, band.width - 1, rows * tiles_per_list
-    horizon, lists = order.numel(), -(-band.query_len // block)
-    rank, by_rank = inverse(order)[band.first : length].sort()
-    fill = lists * block - band.query_len
-    queries = F.pad(by_rank + band.first, (0, fill), value=length).view(lists, block)
-    final = rank[-1]
-    query_rank = torch.cat([rank, final.expand(fill)]).view(lists, block)
+    found = band_lists(band, order, rows * tiles_per_list, band.first, 0, device)
+    return listed(*found, rows, step, band.length, band.width, extras)
+
+
+def band_lists(
+    band: Band, order: Tensor, block: int, rows_from: int, columns_from: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The tokens from `rows_from` on, sorted by rank, and for every `block` of them the tokens from `columns_from` on
+    whose ranks are near.
+
+    Returns:
+        (rows [lists, block], their ranks, columns [lists, span], their ranks), int64; `length` in empty slots.
+    """
+    length, side, horizon = band.length, band.width - 1, order.numel()
+    lists = -(-(length - rows_from) // block)
+    rank, by_rank = inverse(order)[rows_from:length].sort()
+    fill = lists * block - rank.numel()
+    rows = F.pad(by_rank + rows_from, (0, fill), value=length).view(lists, block)
+    rows_rank = torch.cat([rank, rank[-1].expand(fill)]).view(lists, block)
     token, token_rank = order, torch.arange(horizon, device=device)
     if band.circular:
         token_rank = torch.arange(-side, horizon + side, device=device)
         token = order[token_rank % horizon]
-    elif length < horizon:
-        present = order < length
-        token, token_rank = order[present], token_rank[present]
-    low = torch.searchsorted(token_rank, query_rank[:, 0] - band.width, right=True)
-    high = torch.searchsorted(token_rank, query_rank[:, -1] + band.width)
+    if columns_from or length < horizon:
+        present = (token >= columns_from) & (token < length)
+        token, token_rank = token[present], token_rank[present]
+    low = torch.searchsorted(token_rank, rows_rank[:, 0] - band.width, right=True)
+    high = torch.searchsorted(token_rank, rows_rank[:, -1] + band.width)
     span = block + 2 * side if band.query_len == horizon else int((high - low).max())
     slot = low[:, None] + torch.arange(span, device=device)
     there = slot < high[:, None]
     slot = slot.clamp(max=token.numel() - 1)
-    keys = token[slot].masked_fill(~there, length)
-    return _listed(queries, query_rank, keys, token_rank[slot], rows, step, length, band.width, extras)
+    return rows, rows_rank, token[slot].masked_fill(~there, length), token_rank[slot]
 
 
 def _plan_runs(blocks: Blocks, rows: int, step: int, extras: Extras, device: torch.device) -> Plan:
@@ -209,4 +220,4 @@ def _plan_runs(blocks: Blocks, rows: int, step: int, extras: Extras, device: tor
         queries = F.pad(queries.sort(dim=1).values if blocks.first else queries, (0, -size % rows), value=n)
         return _consecutive(queries, position[:, 0], rows, n, 0, extras)
     queries = F.pad(queries, (0, -size % rows), value=n)
-    return _listed(queries, queries, keys, keys, rows, step, n, 0, extras)
+    return listed(queries, queries, keys, keys, rows, step, n, 0, extras)

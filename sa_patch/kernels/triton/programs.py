@@ -1,4 +1,4 @@
-"""The Triton programs of the `triton` kernel. Forward only.
+"""The Triton programs of the `triton` kernel's forward pass.
 
 `plan_program`: planned tiles of queries against sorted lists of keys, gathered, in one pass. A tile holds some tokens
 of all heads that share a kv head, so that keys are loaded once for the group. Keys in a tile's future are never

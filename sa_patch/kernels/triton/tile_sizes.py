@@ -39,12 +39,24 @@ TILES: dict[int, tuple[Tile, Tile]] = {
     256: (Tile(64, 32, 8, 2), Tile(16, 16, 8, 2)),
 }
 LARGEST_HEAD = max(TILES)
+# Of the backward pass, in the same order.
+BACKWARD_TILES: dict[int, tuple[Tile, Tile]] = {
+    64: (Tile(64, 64, 4, 2), Tile(32, 16, 4, 1)),
+    128: (Tile(64, 64, 8, 2), Tile(32, 16, 8, 1)),
+    256: (Tile(32, 32, 8, 1), Tile(16, 16, 8, 1)),
+}
 
 
 @lru_cache(maxsize=64)
 def tile_for(head_dim: int, exact: bool) -> Tile:
     """The tile for heads of that size; `exact` for float32."""
     return next(tiles[exact] for most, tiles in TILES.items() if head_dim <= most)
+
+
+@lru_cache(maxsize=64)
+def backward_tile_for(head_dim: int, exact: bool) -> Tile:
+    """`tile_for` of the backward pass."""
+    return next(tiles[exact] for most, tiles in BACKWARD_TILES.items() if head_dim <= most)
 
 
 @lru_cache(maxsize=256)

@@ -19,26 +19,32 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sa_patch.kernels.triton import programs, request_programs, router_programs
+from sa_patch.kernels.triton import gradient_programs, programs, request_programs, router_programs
 from sa_patch.kernels.triton.launch import dim_for
 from sa_patch.kernels.triton.plans import FACTS
-from sa_patch.kernels.triton.tile_sizes import TILES, Tile, tile_for
+from sa_patch.kernels.triton.tile_sizes import TILES, Tile, backward_tile_for, tile_for
 
 TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 HALVES = {"query", "key", "value", "output", "prior_output", "statistics"}
+HALVES |= {"grad", "query_grad", "key_grad", "value_grad"}
 OTHERS = {
-    **dict.fromkeys(("lse", "prior_lse", "votes"), "*fp32"),
+    **dict.fromkeys(("lse", "prior_lse", "votes", "delta"), "*fp32"),
     **dict.fromkeys(("query_pos", "query_rank", "key_pos", "key_rank", "facts", "begin_of", "end_of"), "*i32"),
     **dict.fromkeys(("selected", "order", "best"), "*i64"),
 }
 FEW = ("routed", "votes")  # tiles of 64 rows, 16 queries of 4 heads
-FLOATS = ("scale_log2", "scale", "share")
+FLOATS = ("scale_log2", "scale", "share", "scaling")
 PROGRAMS = {
     "requests": request_programs.requests_program,
     "routed": programs.routed_program,
     "nearest": router_programs.nearest_program,
     "votes": router_programs.votes_program,
+}
+# Of the backward pass, with the constant that only this program has.
+BACKWARD = {
+    "query-gradient": (gradient_programs.query_gradient_program, "SINKS"),
+    "key-gradient": (gradient_programs.key_gradient_program, "BY_TILE"),
 }
 # The cases that differ in code: a permuted band; a run with what was selected merged; a sliding window with sinks;
 # sinks in a permuted band beside a local window.
@@ -56,6 +62,8 @@ def constants(kind: str, head_dim: int, exact: bool, tile: Tile) -> dict:
     if kind == "requests":
         return {**common, "ROWS": tile.rows, "RUNS": 1024, "LOCAL": False}
     tokens = {"ROWS": 16 if kind in FEW else tile.rows // 4, "GROUP": 4}
+    if kind in BACKWARD:
+        return {**common, **tokens, "FACTS": len(FACTS), "BANDED": True, BACKWARD[kind][1]: False}
     if kind == "routed":
         return {**common, **tokens, "BLOCK": 8}
     if kind in PROGRAMS:
@@ -78,8 +86,8 @@ def pointers(name: str, kind: str) -> str | None:
 
 def compiled(kind: str, capability: int, dtype: str, head_dim: int, tile: Tile | None = None) -> dict:
     exact = dtype == "float32"
-    tile = tile or tile_for(head_dim, exact)
-    program = PROGRAMS.get(kind, programs.plan_program)
+    tile = tile or (backward_tile_for if kind in BACKWARD else tile_for)(head_dim, exact)
+    program = BACKWARD[kind][0] if kind in BACKWARD else PROGRAMS.get(kind, programs.plan_program)
     values, signature, constexprs, attributes = constants(kind, head_dim, exact, tile), {}, {}, {}
     for place, parameter in enumerate(program.params):
         name, pointer = parameter.name, pointers(parameter.name, TYPES[dtype])

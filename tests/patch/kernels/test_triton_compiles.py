@@ -37,6 +37,28 @@ def test_the_program_for_head_dim_128_uses_wgmma_on_sm_90_and_does_not_spill():
     check(compiled(90, "bfloat16", 128, "plan"), spills=0)
 
 
+def check_backward(programs):
+    """They compile for tensor cores, fit, and spill a few registers at most."""
+    assert {found["program"] for found in programs} == {"query-gradient", "key-gradient"}
+    for found in programs:
+        assert max(found["spill_stores"], found["spill_loads"]) <= 16, found
+        assert found["shared"] <= {80: 163, 90: 227}[found["sm"]] * 1024, found
+        assert found["dtype"] == "float32" or found["wgmma"] + found["mma"] >= 8, found
+
+
+def test_the_backward_programs_for_head_dim_128_use_wgmma_on_sm_90():
+    programs = compiled(90, "bfloat16", 128, "query-gradient", "key-gradient")
+    check_backward(programs)
+    assert all(found["wgmma"] >= 8 for found in programs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_every_backward_program_compiles(capability, dtype):
+    check_backward(compiled(capability, dtype, 64, 80, 128, 256, "query-gradient", "key-gradient"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "capability,dtype,sizes,spills",
