@@ -34,6 +34,7 @@ CONTRAST = """() => {
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The site, built from a folder of its own, so that no cache and no other process takes part."""
+    pytest.importorskip("zensical")  # needs Python 3.11
     folder = tmp_path_factory.mktemp("site")
     for name in ("docs", "sa_patch", "benchmarks", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
