@@ -37,7 +37,7 @@ def texts(cell):
     for output in cell.outputs:
         data = output.get("data", {})
         found.append("picture" if "image/png" in data else output.get("text", data.get("text/plain", "")))
-    return "\n".join(found)
+    return "".join(found)  # a stream comes in as many pieces as it was read in
 
 
 def assert_alike(found, committed, where):
