@@ -66,6 +66,15 @@ class Options(TypedDict, total=False):
     circular: bool
     """ring distance in the random order (sliding form) (sa and sa+swa only)"""
 
+    heads: Literal["shared", "each"]
+    """shared: one random order per layer; each: one per kv head (sa and sa+swa only)"""
+
+    weight: Literal["none", "sampled"]
+    """sampled: random keys stand for the keys that were not drawn (with sinks or local) (sa and sa+swa only)"""
+
+    weight_power: int | float
+    """of weight sampled: k of N keys count (N/k)^power times; 0 < x < 1 or a whole number (sa and sa+swa only)"""
+
     top_k: int | None
     """blocks per query, the own one included; none: 2, or what fits block_size (moba only)"""
 

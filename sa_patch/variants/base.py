@@ -26,6 +26,10 @@ ROUTER_COST_HELP = "reported: the router's products are told beside the budget; 
 Role = Literal["method", "baseline", "control"]
 
 
+# What the keys of a head depend on beside itself: its number in the layer, or all of the layer's heads.
+HeadDependent = Literal["no", "number", "all"]
+
+
 @dataclass(frozen=True)
 class Form:
     """A further name of a variant under `mode=`: some of its options fixed, and a line of help."""
@@ -57,6 +61,7 @@ class Variant(ABC):
     forms: ClassVar[Mapping[str, Form]] = {}  # more names under `mode=`; a class does not inherit them
     always_dense: ClassVar[bool] = False
     layout: ClassVar[str] = "merged"  # how the visible keys lie in memory, see kernels.rules
+    head_dependent: ClassVar[HeadDependent] = "no"
     prefix_consistent: ClassVar[bool] = False  # True where a token's keys don't depend on the tokens after it
     defaults: ClassVar[Mapping[str, Any]] = {"sinks": 0}  # what None stands for, where it depends on nothing else
 
@@ -181,9 +186,17 @@ class Variant(ABC):
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
         """What one sparse layer of this variant costs on a prompt of `length` tokens."""
 
-    def counted(self, length: int, layer_idx: int) -> LayerBudget:
-        """`sparse_budget` for variants whose pattern doesn't depend on content: count the pattern itself."""
-        pattern = self.sparse_pattern(Group(length, length, CPU), layer_idx, None, None)
+    def heads_budget(self, length: int, layer_idx: int, kv_heads: int) -> LayerBudget:
+        """`sparse_budget` of a layer with so many kv heads, for variants whose heads see different numbers of keys."""
+        return self.sparse_budget(length, layer_idx)
+
+    def counted(self, length: int, layer_idx: int, kv_heads: int = 1) -> LayerBudget:
+        """`sparse_budget` for variants whose pattern doesn't depend on content: count the pattern itself.
+
+        Args:
+            kv_heads: of the layer; where heads see other keys, the pairs are their mean.
+        """
+        pattern = self.sparse_pattern(Group(length, length, CPU, kv_heads=kv_heads), layer_idx, None, None)
         return LayerBudget(layer_idx, "sparse", pattern.count())
 
     def common(self, group: Group, sizes: Sizes, after: int = 0) -> dict[str, Any]:
