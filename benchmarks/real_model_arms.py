@@ -29,6 +29,23 @@ VARIANTS: tuple[Line, ...] = (
 # On texts only, where they cost minutes and not hours.
 MORE: tuple[Line, ...] = (
     ("sa+swa + 4 sinks", "sa+swa", lambda window: {"sinks": 4}),
+    ("sa + 4 sinks", "sa", lambda window: {"sinks": 4}),
+    ("sa + 4 sinks, per head", "sa", lambda window: {"sinks": 4, "heads": "each"}),
+    ("sa + 4 sinks, weighted", "sa", lambda window: {"sinks": 4, "weight": "sampled"}),
+    ("sa+swa, per head", "sa+swa", lambda window: {"heads": "each"}),
+    ("sa+swa, weighted", "sa+swa", lambda window: {"weight": "sampled"}),
+    ("sa+swa + 4 sinks, per head", "sa+swa", lambda window: {"sinks": 4, "heads": "each"}),
+    ("sa+swa + 4 sinks, weighted", "sa+swa", lambda window: {"sinks": 4, "weight": "sampled"}),
+    (
+        "sa+swa + 4 sinks, weighted whole",
+        "sa+swa",
+        lambda window: {"sinks": 4, "weight": "sampled", "weight_power": 1},
+    ),
+    (
+        "sa+swa + 4 sinks, per head, weighted",
+        "sa+swa",
+        lambda window: {"sinks": 4, "heads": "each", "weight": "sampled"},
+    ),
     ("moba k=2", "moba", lambda window: {"top_k": 2}),
     ("routed, blocks of 4", "routed", lambda window: {"block_size": 4}),
     ("routed, blocks of 8", "routed", lambda window: {"block_size": 8}),

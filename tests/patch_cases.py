@@ -22,9 +22,7 @@ TOGETHER = {
     "sa-dyadic-extras": ("sa", {"horizon": "dyadic", "sinks": 2, "local": 4, "dense_tail": 5}),
     "sa+swa-dyadic": ("sa+swa", {"horizon": "dyadic", "sinks": 2}),
     "sa+swa-dyadic-bucket": ("sa+swa", {"horizon": "dyadic", "form": "bucket"}),
-    "sa-circular-weighted": ("sa", {"circular": True, "heads": "each", "sinks": 2, "weight": "sampled"}),
     "sa-bucket-weighted": ("sa", {"form": "bucket", "local": 4, "dense_tail": 5, "weight": "sampled", "weight_power": 1}),
-    "sa-dyadic-bucket-each": ("sa", {"horizon": "dyadic", "form": "bucket", "heads": "each"}),
     "sa+swa-dyadic-weighted": ("sa+swa", {"horizon": "dyadic", "heads": "each", "sinks": 2, "weight": "sampled"}),
     "moba-sinks-local-tail": ("moba", {"sinks": 2, "local": 5, "dense_tail": 3}),
     "routed-small-blocks": ("routed", {"block_size": 2, "sinks": 1}),
@@ -65,8 +63,12 @@ def every_case() -> dict[str, tuple[str, dict]]:
 
 
 CASES = every_case()
-# Those whose patterns are bands or blocks: kernels that gather tiles of keys run no others.
-TILED = [case for case, (mode, _) in CASES.items() if VARIANTS[mode].layout not in ("scattered", "selected")]
+# Those whose patterns are bands or blocks without weights: kernels that gather tiles of keys run no others.
+TILED = [
+    case
+    for case, (mode, options) in CASES.items()
+    if VARIANTS[mode].layout not in ("scattered", "selected") and "weight" not in options
+]
 
 
 def make_variant(case: str, window: int | float = 12, **changes) -> sa_patch.Variant:

@@ -18,7 +18,7 @@ from transformers.distributed import DistributedConfig
 
 import sa_patch
 
-CASES = ("full", "swa", "sa", "sa-bucket", "moba")
+CASES = ("full", "swa", "sa", "sa-bucket", "sa-heads_each", "moba")
 KINDS = ("qwen3", "qwen3_moe")
 TOKENS = torch.randint(1, 97, (1, 48), generator=torch.Generator().manual_seed(1))
 

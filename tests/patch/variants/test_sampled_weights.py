@@ -113,7 +113,7 @@ def test_gradients_are_those_of_the_reference(kernel):
     gradients = []
     for name in ("reference", kernel):
         tensors = [tensor.requires_grad_() for tensor in random_heads(100)]
-        variant = make_variant("sa-circular-weighted")
+        variant = make_variant("sa+swa-dyadic-weighted")
         sa_patch.attention(*tensors, variant, kernel=name).square().sum().backward()
         gradients.append([tensor.grad for tensor in tensors])
     for expected, found in zip(*gradients, strict=True):
