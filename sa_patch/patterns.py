@@ -414,11 +414,12 @@ class Selected(Pattern):
     Attributes:
         block_size: tokens per block.
         query_block: queries per tile.
-        count_per_tile: blocks a tile chooses, fewer where fewer may be chosen.
+        count_per_tile: blocks a tile chooses, fewer where fewer may be chosen; the mean over choosers if `pooled`.
         whole: see above; at least sinks + local.
-        selected: int64 [batch, choosers, tiles, count_per_tile], indices of blocks, -1 where there is none; a chooser
-            is one query head or the heads of a kv head. None where only the number of pairs is asked for.
+        selected: int64 [batch, choosers, tiles, count_per_tile or more], indices of blocks, -1 where there is none; a
+            chooser is one query head or the heads of a kv head. None where only the number of pairs is asked for.
         heads: query heads.
+        pooled: the choosers share their blocks, so that some choose more than others.
     """
 
     block_size: int
@@ -427,6 +428,7 @@ class Selected(Pattern):
     whole: int
     selected: Tensor | None = None
     heads: int = 1
+    pooled: bool = False
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.selected is None else self.selected.device
@@ -449,7 +451,7 @@ class Selected(Pattern):
         return mask | (key == queries[:, None]) | (queries[:, None] < self.whole)
 
     def count(self) -> int:
-        """Number of visible pairs, exact whatever is chosen."""
+        """Number of visible pairs per head, exact whatever is chosen; if `pooled`, the mean over heads."""
         row = torch.arange(self.first, self.length)
         shown = self.sinks + max(self.local, 1) + self.block_size * self.choosable(row).clamp(max=self.count_per_tile)
         everything = (row < self.whole) | (row >= self.length - self.tail)

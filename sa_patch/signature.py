@@ -84,6 +84,9 @@ class Options(TypedDict, total=False):
     share: Literal["head", "group"]
     """who chooses blocks: every query head, or a kv head's group of them (routed only)"""
 
+    pool: Literal["head", "layer"]
+    """head: every head its own number of blocks; layer: the heads share them (routed only)"""
+
     query_block: int
     """consecutive queries that choose blocks together (routed only)"""
 

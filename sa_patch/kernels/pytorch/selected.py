@@ -57,10 +57,11 @@ def _tiles(query: Tensor, key: Tensor, value: Tensor, pattern: Selected, scaling
     query = F.pad(query, (0, 0, 0, tiles * size - real)).unflatten(2, (tiles, size))
     # [batch, choosers, tiles, heads of a chooser x queries of a tile, head_dim]
     rows = query.unflatten(1, (choosers, -1)).transpose(2, 3).flatten(3, 4)
-    lists = _lists(pattern, query.device)
+    chosen = selected.shape[-1] * pattern.block_size
+    lists = _lists(pattern, chosen, query.device)
     first = torch.arange(tiles, device=query.device) * size + pattern.first + skipped * size
     most = _GATHERED_CPU if query.device.type == "cpu" else _GATHERED
-    shown = pattern.sinks + lists.near.numel() + pattern.count_per_tile * pattern.block_size
+    shown = pattern.sinks + lists.near.numel() + chosen
     step = max(1, most // (batch * choosers * shown * key.shape[3]))
     found = []
     for start in range(0, tiles, step):
@@ -100,22 +101,22 @@ def _attend(
     return fused(rows.flatten(0, 2)[:, None], keys, values, scaling, mask).view(rows.shape)
 
 
-def _lists(pattern: Selected, device: torch.device) -> _Lists:
+def _lists(pattern: Selected, chosen: int, device: torch.device) -> _Lists:
     local, size = max(pattern.local, 1), pattern.query_block
     near = torch.arange(1 - local, size, device=device)
     if size == 1:
         return _Lists(near, None)
     row = torch.arange(size, device=device)[:, None]
     window = (near <= row) & (near > row - local)
-    blocks = pattern.count_per_tile * pattern.block_size
-    return _Lists(near, F.pad(window, (pattern.sinks, blocks), value=True))
+    return _Lists(near, F.pad(window, (pattern.sinks, chosen), value=True))
 
 
 def _mask(selected: Tensor, pattern: Selected, lists: _Lists, heads: int) -> Tensor | None:
     """bool, broadcastable to [batch x choosers x tiles, 1, rows, keys]; None where every row sees its whole list."""
-    needed = pattern.count_per_tile * pattern.block_size
+    needed = selected.shape[-1] * pattern.block_size
     before = pattern.whole // pattern.query_block * pattern.query_block + 1 - max(pattern.local, 1) - pattern.sinks
-    full = before >= needed  # every tile beyond `whole` has as many blocks as it may choose
+    # Every tile beyond `whole` has as many blocks as it may choose.
+    full = before >= needed and not pattern.pooled
     shown = pattern.sinks + lists.near.numel() + needed
     if full and lists.mask is None and shown >= _UNMASKED:
         return None
