@@ -81,6 +81,9 @@ class Options(TypedDict, total=False):
     block_size: int | None
     """tokens per block; none: for moba what matches the budget, for routed 8 (moba and routed only)"""
 
+    router_cost: Literal["reported", "charged"]
+    """reported: the router's products are told beside the budget; charged: the window pays for them (moba and routed only)"""
+
     share: Literal["head", "group"]
     """who chooses blocks: every query head, or a kv head's group of them (routed only)"""
 
@@ -95,6 +98,3 @@ class Options(TypedDict, total=False):
 
     stride: int
     """of router antidiagonal: one product stands for so many (routed only)"""
-
-    router_cost: Literal["reported", "charged"]
-    """reported: the router's products are told beside the budget; charged: the window pays for them (routed only)"""

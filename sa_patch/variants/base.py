@@ -21,6 +21,7 @@ from sa_patch.variants.options import option, options_of
 CPU = torch.device("cpu")
 BLOCK_SIZE_HELP = "tokens per block; none: for moba what matches the budget, for routed 8"
 ROUTER_COST_HELP = "reported: the router's products are told beside the budget; charged: the window pays for them"
+CHARGED_REASON = "router_cost='charged' needs the prompt's length (leave it out)"
 
 # What a comparison does with it: a method is what is asked about; baselines and controls are what it is held against.
 Role = Literal["method", "baseline", "control"]
@@ -227,6 +228,15 @@ class Variant(ABC):
         """All options by name, JSON-serialisable."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def check_charged(budget: str, decode: str) -> None:
+    """Raise ValueError where options leave no whole prompt's window to charge a router to."""
+    if budget == "nominal" or decode == "sparse":
+        raise ValueError(
+            "router_cost='charged' takes the router's cost over a whole prompt from the window: use budget='pairs' and "
+            "decode='full' with it"
+        )
 
 
 def _tokens(value: int | float, length: int, least: int) -> int:

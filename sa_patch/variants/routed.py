@@ -13,7 +13,16 @@ from sa_patch.counting import triangle, window_pairs
 from sa_patch.geometry import Group
 from sa_patch.patterns import Pattern, Selected
 from sa_patch.router import choose_blocks
-from sa_patch.variants.base import BLOCK_SIZE_HELP, CPU, ROUTER_COST_HELP, HeadDependent, Sizes, Variant
+from sa_patch.variants.base import (
+    BLOCK_SIZE_HELP,
+    CHARGED_REASON,
+    CPU,
+    ROUTER_COST_HELP,
+    HeadDependent,
+    Sizes,
+    Variant,
+    check_charged,
+)
 from sa_patch.variants.options import option
 
 SINKS, BLOCK = 4, 8  # of a window that has room for them
@@ -110,11 +119,8 @@ class Routed(Variant):
                 f"pool='layer' needs shares of the attention's mass, which router={self.router!r} does not estimate: use "
                 "router='variance' or 'mean'"
             )
-        if self.router_cost == "charged" and (self.budget == "nominal" or self.decode == "sparse"):
-            raise ValueError(
-                "router_cost='charged' takes the router's cost over a whole prompt from the window: use budget='pairs' "
-                "and decode='full' with it"
-            )
+        if self.router_cost == "charged":
+            check_charged(self.budget, self.decode)
         if not any(isinstance(size, float) for size in (self.window, self.sinks, self.local)):
             self._divided(Sizes(int(self.window), int(self.sinks), int(self.local)))
 
@@ -133,7 +139,7 @@ class Routed(Variant):
                 "only (query_block=1 takes any)"
             )
         if self.router_cost == "charged":
-            return "router_cost='charged' needs the prompt's length (leave it out)"
+            return CHARGED_REASON
         return super().whole_prompt_reason()
 
     def piece_reason(self, first: int) -> str | None:
