@@ -32,6 +32,7 @@ MORE: tuple[Line, ...] = (
     ("sa + 4 sinks", "sa", lambda window: {"sinks": 4}),
     ("sa + 4 sinks, per head", "sa", lambda window: {"sinks": 4, "heads": "each"}),
     ("sa + 4 sinks, weighted", "sa", lambda window: {"sinks": 4, "weight": "sampled"}),
+    ("sa+swa", "sa+swa", lambda window: {}),
     ("sa+swa, per head", "sa+swa", lambda window: {"heads": "each"}),
     ("sa+swa, weighted", "sa+swa", lambda window: {"weight": "sampled"}),
     ("sa+swa + 4 sinks, per head", "sa+swa", lambda window: {"sinks": 4, "heads": "each"}),

@@ -134,14 +134,16 @@ def choose_blocks(
         index = best.indices.masked_fill(best.values == -torch.inf, -1).sort(dim=-1).values
         chosen.append(index)
     width = max(index.shape[-1] for index in chosen) if pooled else count
-    return torch.cat([torch.nn.functional.pad(index, (width - index.shape[-1], 0), value=-1) for index in chosen], dim=2)
+    return torch.cat(
+        [torch.nn.functional.pad(index, (width - index.shape[-1], 0), value=-1) for index in chosen], dim=2
+    )
 
 
 def certain_mass(query: Tensor, key: Tensor, first: int, sinks: int, local: int, scaling: float) -> Tensor:
     """log of the weight that queries put on sinks and local window: float32 [rows, heads, q].
 
     Args:
-        query: [rows, heads, q, head_dim], the queries from position `first` on; key: [rows, kv_heads, length, head_dim].
+        query: [rows, heads, q, head_dim], those from position `first` on; key: [rows, kv_heads, length, head_dim].
     """
     grouped, found = (query.float() * scaling).unflatten(1, (key.shape[1], -1)), []
     for start in range(0, query.shape[2], _STEP):

@@ -73,7 +73,7 @@ class Options(TypedDict, total=False):
     """sampled: random keys stand for the keys that were not drawn (with sinks or local) (sa and sa+swa only)"""
 
     weight_power: int | float
-    """of weight sampled: k of N keys count (N/k)^power times; 0 < x < 1 or a whole number (sa and sa+swa only)"""
+    """of weight sampled: k of N keys count (N/k)^power times; a fraction or whole number (sa and sa+swa only)"""
 
     top_k: int | None
     """blocks per query, the own one included; none: 2, or what fits block_size (moba only)"""
@@ -82,7 +82,7 @@ class Options(TypedDict, total=False):
     """tokens per block; none: for moba what matches the budget, for routed 8 (moba and routed only)"""
 
     router_cost: Literal["reported", "charged"]
-    """reported: the router's products are told beside the budget; charged: the window pays for them (moba and routed only)"""
+    """reported: the router's products are told beside the budget; charged: taken from the window (moba and routed only)"""
 
     share: Literal["head", "group"]
     """who chooses blocks: every query head, or a kv head's group of them (routed only)"""

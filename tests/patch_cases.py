@@ -22,7 +22,10 @@ TOGETHER = {
     "sa-dyadic-extras": ("sa", {"horizon": "dyadic", "sinks": 2, "local": 4, "dense_tail": 5}),
     "sa+swa-dyadic": ("sa+swa", {"horizon": "dyadic", "sinks": 2}),
     "sa+swa-dyadic-bucket": ("sa+swa", {"horizon": "dyadic", "form": "bucket"}),
-    "sa-bucket-weighted": ("sa", {"form": "bucket", "local": 4, "dense_tail": 5, "weight": "sampled", "weight_power": 1}),
+    "sa-bucket-weighted": (
+        "sa",
+        {"form": "bucket", "local": 4, "dense_tail": 5, "weight": "sampled", "weight_power": 1},
+    ),
     "sa+swa-dyadic-weighted": ("sa+swa", {"horizon": "dyadic", "heads": "each", "sinks": 2, "weight": "sampled"}),
     "moba-sinks-local-tail": ("moba", {"sinks": 2, "local": 5, "dense_tail": 3}),
     "routed-small-blocks": ("routed", {"block_size": 2, "sinks": 1}),

@@ -59,7 +59,7 @@ class CalibrationSettings:
     )
     window: int | None = setting(
         None,
-        "keys per query, the mean over all layers; with --target-kl the most there may be (default: none, it is needed)",
+        "keys per query, the mean over all layers; with --target-kl at most (default: none, it is needed)",
         minimum=12,
     )
     target_kl: float | None = setting(

@@ -111,8 +111,8 @@ def kv_heads_here(module: nn.Module, total: int) -> tuple[int, int]:
         if total % parts == 0:
             return weight.device_mesh.get_local_rank(axes[0]) * (total // parts), total // parts
     raise NotImplementedError(
-        f"which of a layer's {total} kv heads are in this process can't be told: its weights are split, but not the rows "
-        "of k_proj evenly over one group of processes. Use heads='shared', pool='head'"
+        f"which of a layer's {total} kv heads are in this process can't be told: its weights are split, but not the "
+        "rows of k_proj evenly over one group of processes. Use heads='shared', pool='head'"
     )
 
 

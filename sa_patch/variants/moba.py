@@ -16,7 +16,6 @@ from sa_patch.router import programs
 from sa_patch.variants.base import (
     BLOCK_SIZE_HELP,
     CHARGED_REASON,
-    CPU,
     ROUTER_COST_HELP,
     Role,
     Sizes,
@@ -121,7 +120,9 @@ class Moba(Variant):
             ValueError: when options given by hand miss the budget, or the router alone costs more than the window.
         """
         found = self._blocks(self.sizes(length))
-        return _charged(self, length, *found) if self.router_cost == "charged" and found[0] * found[1] < length else found
+        return (
+            _charged(self, length, *found) if self.router_cost == "charged" and found[0] * found[1] < length else found
+        )
 
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
         sizes = self.sizes(group.length)
@@ -186,8 +187,8 @@ def _charged(variant: Moba, length: int, size: int, top_k: int) -> tuple[int, in
     if abs(off(best)) > max(1, _TOLERANCE * variant.window_at(length)) * length:
         pairs, products = variant.counts(length, *best)
         raise ValueError(
-            f"at {length} tokens no choice of blocks fits window={variant.window} with the router charged: {best[1]} of "
-            f"{best[0]} tokens cost {pairs / length:.0f} and their router {products / 2 / length:.0f} pairs per query. "
+            f"at {length} tokens no choice of blocks fits window={variant.window} with the router charged: "
+            f"{best[1]} of {best[0]} tokens cost {pairs / length:.0f} and their router {products / 2 / length:.0f} pairs per query. "
             "Raise window, change top_k or block_size, or use router_cost='reported'"
         )
     return best

@@ -64,9 +64,7 @@ class Option:
                 check_integer(self.name, layer)
         elif self.kind == "amount" and isinstance(value, float):
             if not 0 < value < 1:
-                raise ValueError(
-                    f"{self.name}={value!r} is no fraction: give 0 < x < 1, or an integer"
-                )
+                raise ValueError(f"{self.name}={value!r} is no fraction: give 0 < x < 1, or an integer")
         elif not (isinstance(value, str) and value in self.words):
             others = ["a fraction 0 < x < 1"] if self.kind == "amount" else [repr(word) for word in self.words]
             check_integer(self.name, value, self.minimum, " or ".join(others))

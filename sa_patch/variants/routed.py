@@ -116,8 +116,8 @@ class Routed(Variant):
             )
         if self.pool == "layer" and self.router not in ("mean", "variance"):
             raise ValueError(
-                f"pool='layer' needs shares of the attention's mass, which router={self.router!r} does not estimate: use "
-                "router='variance' or 'mean'"
+                f"pool='layer' needs shares of the attention's mass, which router={self.router!r} does not estimate: "
+                "use router='variance' or 'mean'"
             )
         if self.router_cost == "charged":
             check_charged(self.budget, self.decode)

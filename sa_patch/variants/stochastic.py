@@ -89,7 +89,7 @@ class Stochastic(Variant):
         told="weight_{}",
     )
     weight_power: int | float = option(
-        0.5, "of weight sampled: k of N keys count (N/k)^power times; 0 < x < 1 or a whole number", told="power{}"
+        0.5, "of weight sampled: k of N keys count (N/k)^power times; a fraction or whole number", told="power{}"
     )
 
     def __post_init__(self) -> None:

@@ -220,7 +220,9 @@ def test_a_target_gives_the_cheapest_plan_that_keeps_it_where_it_was_chosen(done
     wanted = 1.3 * max(at_least.values())
     found = sa_patch.calibrate(net, TEXTS, **asked, target_kl=wanted)
     assert 12 <= found.window < 48 and found.plan.window == found.window and found.target_kl == wanted
-    assert all(search.total(one.plan.variants, LENGTH) <= 2 * window_pairs(LENGTH, found.window) for one in found.outcomes)
+    assert all(
+        search.total(one.plan.variants, LENGTH) <= 2 * window_pairs(LENGTH, found.window) for one in found.outcomes
+    )
     mean, low, high = found.reported()
     assert mean == found.outcome("plan").divergence["text"] and low <= mean <= high
     assert f"below {wanted:g} on the passages" in found.sentence()
@@ -242,7 +244,9 @@ def test_a_target_gives_the_cheapest_plan_that_keeps_it_where_it_was_chosen(done
 
 
 def test_a_target_that_cannot_be_reached_is_refused_with_the_nearest_figure(net):
-    with pytest.raises(ValueError, match=r"at or below 1e-06 on every stratum with 24 keys .*text 0\.\d+.*target_kl to 0\.\d+"):
+    with pytest.raises(
+        ValueError, match=r"at or below 1e-06 on every stratum with 24 keys .*text 0\.\d+.*target_kl to 0\.\d+"
+    ):
         sa_patch.calibrate(net, TEXTS, **{**ASKED, "swaps": 0}, target_kl=1e-6)
     for value in (0, -1, float("nan"), "x", True):
         with pytest.raises(ValueError, match="target_kl must be a number of nats above 0"):

@@ -173,11 +173,11 @@ def test_fractions_follow_the_length():
     assert make_pattern(variant, 200).visible()[-1].sum() == 50
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"block_size": 16}, {"top_k": 3, "sinks": 4}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"block_size": 8}, {"top_k": 3, "sinks": 4}], ids=str)
 @pytest.mark.parametrize("length", [300, 1024])
 def test_a_charged_moba_router_is_paid_by_the_window(length, options):
     variant = sa_patch.variant("moba", 96, router_cost="charged", **options)
-    budget, (size, top_k) = variant.sparse_budget(length, 0), variant.blocks(length)
+    budget, (size, _) = variant.sparse_budget(length, 0), variant.blocks(length)
     products = sum(row // size for row in range(length)) + (length - 1) // size  # scores, and means of earlier blocks
     assert budget.router_scores == products and budget.charged == (products + 1) // 2
     query, key, _ = random_heads(length, heads=2, kv_heads=1, batch=1)

@@ -122,7 +122,7 @@ def test_gradients_are_those_of_the_reference(kernel):
 
 def test_weights_without_certain_keys_and_powers_without_weights_are_refused():
     for options in ({}, {"local": 1}):
-        with pytest.raises(ValueError, match="no key but the query's own is certain .*: give sinks or local"):
+        with pytest.raises(ValueError, match=r"no key but the query's own is certain .*: give sinks or local"):
             sa_patch.variant("sa", 12, weight="sampled", **options)
     with pytest.raises(ValueError, match="weight_power=1 has no meaning for weight='none'"):
         sa_patch.variant("sa", 12, weight_power=1, sinks=2)
