@@ -82,7 +82,7 @@ class Options(TypedDict, total=False):
     """tokens per block; none: for moba what matches the budget, for routed 8 (moba and routed only)"""
 
     router_cost: Literal["reported", "charged"]
-    """reported: the router's products are told beside the budget; charged: taken from the window (moba and routed only)"""
+    """reported: the router's products are told beside the budget; charged: the window pays (moba and routed only)"""
 
     share: Literal["head", "group"]
     """who chooses blocks: every query head, or a kv head's group of them (routed only)"""

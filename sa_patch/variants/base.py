@@ -20,7 +20,7 @@ from sa_patch.variants.options import option, options_of
 
 CPU = torch.device("cpu")
 BLOCK_SIZE_HELP = "tokens per block; none: for moba what matches the budget, for routed 8"
-ROUTER_COST_HELP = "reported: the router's products are told beside the budget; charged: taken from the window"
+ROUTER_COST_HELP = "reported: the router's products are told beside the budget; charged: the window pays"
 CHARGED_REASON = "router_cost='charged' needs the prompt's length (leave it out)"
 
 # What a comparison does with it: a method is what is asked about; baselines and controls are what it is held against.

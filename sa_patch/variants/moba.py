@@ -188,8 +188,8 @@ def _charged(variant: Moba, length: int, size: int, top_k: int) -> tuple[int, in
         pairs, products = variant.counts(length, *best)
         raise ValueError(
             f"at {length} tokens no choice of blocks fits window={variant.window} with the router charged: "
-            f"{best[1]} of {best[0]} tokens cost {pairs / length:.0f} and their router {products / 2 / length:.0f} pairs per query. "
-            "Raise window, change top_k or block_size, or use router_cost='reported'"
+            f"{best[1]} of {best[0]} tokens cost {pairs / length:.0f} and their router {products / 2 / length:.0f} "
+            "pairs per query. Raise window, change top_k or block_size, or use router_cost='reported'"
         )
     return best
 
