@@ -129,10 +129,10 @@ class Calibration:
             over = [f"{name} {plan.divergence[name]:.3f}" for name in self.over_target()]
             missed = f"Above the target on unseen passages: {', '.join(over)}. " if over else ""
             return (
-                f"{missed}{share:.0%} of full attention's pairs ({self.window} keys per query, {length:,} tokens) keep "
-                f"KL at or below {self.target_kl:g} on the passages that the plan was chosen with; on unseen text it is "
-                f"{plan.divergence['text']:.3f} nats per token (95 % interval {max(0.0, low):.3f} to {high:.3f}), the "
-                f"best single recipe's, {self.recipe}, {recipe.divergence['text']:.3f}."
+                f"{missed}{share:.0%} of full attention's pairs ({self.window} keys per query, {length:,} tokens) "
+                f"keep KL at or below {self.target_kl:g} on the passages that the plan was chosen with; on unseen "
+                f"text it is {plan.divergence['text']:.3f} nats per token (95 % interval {max(0.0, low):.3f} to "
+                f"{high:.3f}), the best single recipe's, {self.recipe}, {recipe.divergence['text']:.3f}."
             )
         worse = [
             f"{name} {plan.divergence[name]:.3f} against {recipe.divergence[name]:.3f}"

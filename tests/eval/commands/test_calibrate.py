@@ -245,7 +245,7 @@ def test_a_target_in_nats_in_place_of_a_budget(model, text, tmp_path, capsys):
     result, shown = result_of(out), " ".join(capsys.readouterr().out.split())
     assert "keep KL at or below 10 on the passages that the plan was chosen with" in shown
     assert json.loads((out / "sa_patch.json").read_text())["window"] < 24
-    assert all(row.pairs["256"] <= result.found.allowed["256"] for row in result.found.outcomes)
+    assert result.found.outcome("plan").pairs["256"] <= result.found.allowed["256"]
     assert "to stay within 10 nats of full attention?" in (out / "report.html").read_text()
     for wrong in ("0", "many"):
         assert main(flags(model, text, tmp_path / "no", "--target-kl", wrong)) == 2
