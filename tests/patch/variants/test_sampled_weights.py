@@ -7,6 +7,7 @@ import torch
 from patch_cases import CPU, make_pattern, make_variant, random_heads
 
 import sa_patch
+from sa_patch.analysis.layers import patterns
 from sa_patch.geometry import Group
 from sa_patch.horizons import horizon_of
 from sa_patch.patterns import Heads
@@ -145,3 +146,10 @@ def test_heads_that_something_else_split_are_refused(qwen3):
             layer.kv_heads = 4
         with pytest.raises(NotImplementedError, match="layer 0 gets 2 kv heads where the model's weights hold 4"):
             qwen3(torch.ones(1, 20, dtype=torch.long))
+
+
+def test_what_has_one_mask_per_layer_refuses_a_mask_per_head(qwen3):
+    with sa_patch.apply(qwen3, "sa", 12, heads="each") as patch, pytest.raises(ValueError, match="mask per kv head"):
+        patch.plot_mask(40)
+    with pytest.raises(ValueError, match=r"every kv head other keys .* use heads='shared'"):
+        next(patterns(sa_patch.variant("sa", 12, heads="each"), 40, 2, 0))
