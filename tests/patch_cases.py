@@ -46,7 +46,8 @@ def tried(option: Option) -> list:
 def possible(mode: str, options: dict) -> bool:
     """Whether the variant takes these options at every window, and at any length."""
     try:
-        return all(sa_patch.variant(mode, window, **options).sparse_budget(window + 1, 0) for window in WINDOWS)
+        made = [sa_patch.variant(mode, window, **options) for window in WINDOWS]
+        return all(one.sparse_budget(length, 0) for one in made for length in (int(one.window) + 1, 1000))
     except (ValueError, NotImplementedError):
         return False
 
