@@ -4,7 +4,7 @@ The heads that choose together and the queries of a tile attend together to one 
 local windows, and its blocks. Part of the `torch` kernel.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,12 @@ def selected(query: Tensor, key: Tensor, value: Tensor, pattern: Selected, scali
     Args:
         query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
     """
+    if pattern.pooled and query.shape[0] > 1:  # as long as a row's own lists are: other rows don't change its rounding
+        found = [
+            selected(*(x[row : row + 1] for x in (query, key, value)), _of_row(pattern, row), scaling)
+            for row in range(query.shape[0])
+        ]
+        return torch.cat(found)
     dense = min(max(0, pattern.whole - pattern.first), pattern.query_len)  # queries that see every earlier key
     skipped = dense // pattern.query_block
     outputs = [_tiles(query, key, value, pattern, scaling, skipped)]
@@ -45,6 +51,14 @@ def selected(query: Tensor, key: Tensor, value: Tensor, pattern: Selected, scali
         outputs[0] = outputs[0][:, :, dense - skipped * pattern.query_block :]
         outputs.insert(0, causal(query[:, :, :dense], key[:, :, :seen], value[:, :, :seen], scaling))
     return torch.cat(outputs, dim=2)
+
+
+def _of_row(pattern: Selected, row: int) -> Selected:
+    """The pattern of one row of the batch, without places that none of its choosers needs."""
+    assert pattern.selected is not None
+    own = pattern.selected[row : row + 1]
+    width = max(1, int((own >= 0).sum(-1).max()))
+    return replace(pattern, selected=own[..., own.shape[-1] - width :])
 
 
 def _tiles(query: Tensor, key: Tensor, value: Tensor, pattern: Selected, scaling: float, skipped: int) -> Tensor:
