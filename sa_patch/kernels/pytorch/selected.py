@@ -38,11 +38,8 @@ def selected(query: Tensor, key: Tensor, value: Tensor, pattern: Selected, scali
         query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
     """
     if pattern.pooled and query.shape[0] > 1:  # as long as a row's own lists are: other rows don't change its rounding
-        found = [
-            selected(*(x[row : row + 1] for x in (query, key, value)), _of_row(pattern, row), scaling)
-            for row in range(query.shape[0])
-        ]
-        return torch.cat(found)
+        rows = enumerate(zip(query.split(1), key.split(1), value.split(1), strict=True))
+        return torch.cat([selected(*heads, _of_row(pattern, row), scaling) for row, heads in rows])
     dense = min(max(0, pattern.whole - pattern.first), pattern.query_len)  # queries that see every earlier key
     skipped = dense // pattern.query_block
     outputs = [_tiles(query, key, value, pattern, scaling, skipped)]
