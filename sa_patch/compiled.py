@@ -45,7 +45,8 @@ def trace_layer(
     if not torch.compiler.is_compiling():
         # FakeTensorMode takes no tensor made outside it. What other tracers record does not count for the patch.
         layer_idx = torch.full((), layer.layer_idx, dtype=torch.int64, device="cpu")
-        settings = _place(layer_idx, step), layer.num_layers, layer.kernel, scaling, PROMPT if prompt else CALL
+        place = _place(layer_idx, step), layer.num_layers, layer.first_head
+        settings = *place, layer.kernel, scaling, PROMPT if prompt else CALL
         return _call(query, key, value, codes, position_ids, layer.variant, *settings)[0]
     traced = layer.traced
     if traced.calls.device != query.device:  # the model was moved
@@ -53,7 +54,8 @@ def trace_layer(
     if query.shape[2] == 1 and key.shape[2] > 1 and layer.variant.decode == "full" and not prompt:
         traced.calls[KINDS.index("full_decode")].add_(1)
         return fused(query, key, value, scaling, None if codes is None else (codes & REAL).bool())
-    settings = _place(traced.layer_idx, step), layer.num_layers, layer.kernel, scaling, PROMPT if prompt else CALL
+    place = _place(traced.layer_idx, step), layer.num_layers, layer.first_head
+    settings = *place, layer.kernel, scaling, PROMPT if prompt else CALL
     output, calls = _call(query, key, value, codes, position_ids, layer.variant, *settings)
     traced.calls.add_(calls)
     return output
@@ -80,7 +82,7 @@ def trace_function(
     codes = None if mask is None else encode(batch, new, length, length - new, mask, None, query.device)
     query, key, value = _cast(query, key, value)
     number = torch.full((), layer_idx, dtype=torch.int64, device="cpu")
-    return _call(query, key, value, codes, None, variant, number, num_layers, kernel, scaling, LAST)[0]
+    return _call(query, key, value, codes, None, variant, number, num_layers, 0, kernel, scaling, LAST)[0]
 
 
 def _place(layer_idx: Tensor, step: Tensor | None) -> Tensor:

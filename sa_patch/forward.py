@@ -23,14 +23,30 @@ KINDS = ("sparse_prefill", "dense_short", "dense_layer", "full_decode", "sparse_
 
 @dataclass(eq=False)
 class Layer:
-    """What one attention layer runs, and how often it ran what."""
+    """What one attention layer runs, and how often it ran what.
+
+    Attributes:
+        first_head: the number of the first kv head that is here; another than 0 under tensor parallelism.
+        kv_heads: how many there must be for that to be right; None where it does not matter.
+    """
 
     variant: Variant
     kernel: str
     layer_idx: int
     num_layers: int
+    first_head: int = 0
+    kv_heads: int | None = None
     calls: Counter = field(default_factory=Counter)
     ran: Counter = field(default_factory=Counter)  # kernels by name, where the model is not compiled
+
+    def refuse_other_heads(self, key: Tensor) -> None:
+        """Refuse keys [batch, kv_heads, n, head_dim] of other heads than those that this layer was bound to."""
+        if self.kv_heads is not None and key.shape[1] != self.kv_heads:
+            raise NotImplementedError(
+                f"what a head of {self.variant.name!r} sees depends here on its number or on the layer's other heads, "
+                f"and layer {self.layer_idx} gets {key.shape[1]} kv heads where the model's weights hold "
+                f"{self.kv_heads}: something splits it that the patch does not know. Use heads='shared', pool='head'"
+            )
 
     @property
     def is_dense_layer(self) -> bool:
@@ -42,7 +58,8 @@ class Layer:
     @cached_property
     def branches(self) -> tuple["Layer", ...]:
         """A layer for each branch of the variant. What ran is counted once, in this layer's counters."""
-        made = [Layer(branch, self.kernel, self.layer_idx, self.num_layers) for branch in self.variant.branches]
+        place = self.kernel, self.layer_idx, self.num_layers, self.first_head
+        made = [Layer(branch, *place) for branch in self.variant.branches]
         for branch in made:
             branch.ran = self.ran
         made[-1].calls = self.calls
@@ -103,12 +120,18 @@ def is_dense(
 
 
 def layer_budget(
-    variant: Variant, length: int, layer_idx: int, num_layers: int, device: torch.device, dtype: torch.dtype
+    variant: Variant,
+    length: int,
+    layer_idx: int,
+    num_layers: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv_heads: int = 1,
 ) -> LayerBudget:
     """The budget of one layer, with dense layers and short prompts counted as what they are."""
     if is_dense(variant, length, layer_idx, num_layers, device, dtype):
         return LayerBudget(layer_idx, "dense", triangle(length))
-    return variant.sparse_budget(length, layer_idx)
+    return variant.heads_budget(length, layer_idx, kv_heads)
 
 
 def attend(
@@ -206,6 +229,8 @@ def _run_group(
     if layer.is_dense_layer or is_short(variant, group.length, group.device, query.dtype):
         layer.calls[dense] += 1
         return causal(query, key, value, scaling)
+    if layer.first_head:
+        group = replace(group, first_head=layer.first_head)
     pattern = variant.sparse_pattern(group, layer.layer_idx, query, key)
     layer.calls[dense if pattern.covers_all else "sparse_decode" if generated else "sparse_prefill"] += 1
     return kernels.execute(layer.kernel, query, key, value, pattern, scaling, layer.ran)

@@ -22,11 +22,15 @@ class Group:
         length: keys per sequence, n.
         query_len: queries per sequence; they are the last positions.
         device: where orders and masks are built.
+        first_head: the number in the layer of the first kv head that is here (another than 0 under tensor parallelism).
+        kv_heads: how many there are, where no keys tell it.
     """
 
     length: int
     query_len: int
     device: torch.device
+    first_head: int = 0
+    kv_heads: int = 1
 
 
 @dataclass(frozen=True, eq=False)

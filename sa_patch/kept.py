@@ -95,10 +95,12 @@ def _tensors(made: Any) -> Iterator[Tensor]:
 KEPT = Kept(512 << 20)
 
 
-def kept_order(horizon: int, seed: int, layer_idx: int, run_size: int, device: torch.device) -> Tensor:
+def kept_order(
+    horizon: int, seed: int, layer_idx: int, run_size: int, head: int | None, device: torch.device
+) -> Tensor:
     """`random_order`, from the cache: 8 bytes per token of the horizon and layer."""
-    key = ("order", horizon, seed, layer_idx, run_size)
-    return KEPT.get(key, device, lambda: random_order(horizon, seed, layer_idx, run_size, device))
+    key = ("order", horizon, seed, layer_idx, run_size, head)
+    return KEPT.get(key, device, lambda: random_order(horizon, seed, layer_idx, run_size, head, device))
 
 
 def kept_for(pattern: Band | Blocks, name: tuple, device: torch.device, make: Callable[[], Made]) -> Made:

@@ -20,10 +20,10 @@ from sa_patch.variants.base import Variant
 CALL, PROMPT, LAST = "call", "prompt", "last"
 
 
-def run(query, key, value, codes, position_ids, variant, layer_idx, num_layers, kernel, scaling, phase):
+def run(query, key, value, codes, position_ids, variant, layer_idx, num_layers, first_head, kernel, scaling, phase):
     """What the operator computes; arguments and results as `operator`."""
     number, step = layer_idx.tolist() if layer_idx.dim() else (int(layer_idx), 0)
-    new, layer = query.shape[2], Layer(variant, kernel, number, num_layers).at_step(step)
+    new, layer = query.shape[2], Layer(variant, kernel, number, num_layers, first_head).at_step(step)
     if codes is None:
         geometry = Geometry.build(query.shape[0], new, key.shape[2], None, query.device)
     else:
@@ -57,6 +57,7 @@ def operator(
     spec: str,
     layer_idx: Tensor,
     num_layers: int,
+    first_head: int,
     kernel: str,
     scaling: float,
     phase: str,
@@ -68,11 +69,13 @@ def operator(
         codes: see `geometry.encode`; None where every column is a real token of one sequence per row.
         spec: see `Variant.spec`.
         layer_idx: int64 [] in CPU memory; [2] for permutations of a training step: the layer's number and the step.
+        first_head: see `Layer`.
 
     Returns:
         ([batch, heads, q, head_dim], int64 [len(KINDS)])
     """
-    return run(query, key, value, codes, position_ids, _variant(spec), layer_idx, num_layers, kernel, scaling, phase)
+    settings = num_layers, first_head, kernel, scaling, phase
+    return run(query, key, value, codes, position_ids, _variant(spec), layer_idx, *settings)
 
 
 @operator.register_fake
@@ -85,7 +88,7 @@ def _(query: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 _LIBRARY = torch.library.Library("sa_patch", "FRAGMENT")
 _LIBRARY.define(
     "attend_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? codes, Tensor layer_idx, str spec, "
-    "SymInt num_layers, str kernel, float scaling, str phase) -> (Tensor, Tensor, Tensor)",
+    "SymInt num_layers, SymInt first_head, str kernel, float scaling, str phase) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),
 )
 

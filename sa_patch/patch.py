@@ -138,6 +138,8 @@ class Patch:
     def mask(self, length: int, layer_idx: int = 0) -> Tensor:
         """Who sees whom in one layer while a prompt of `length` tokens is read: bool [length, length], [query, key].
 
+        With heads="each" one mask per kv head: bool [kv_heads, length, length].
+
         Raises:
             ValueError: for a variant whose keys depend on the content, a layer the model lacks, or a length whose mask
                 would not fit in memory (more than 32,768 tokens).
@@ -150,15 +152,19 @@ class Patch:
             )
         if not 0 <= layer_idx < self.num_layers:
             raise ValueError(f"layer_idx={layer_idx} is out of range: the model has layers 0..{self.num_layers - 1}")
-        group = Group(length, length, CPU)
+        group = Group(length, length, CPU, kv_heads=self._kv_heads)
         variant = self.plan.variants[layer_idx]
         if is_dense(variant, length, layer_idx, self.num_layers, *integration.place(self.model)):
             patterns: list[Pattern] = [variant.dense(group)]
         else:
             patterns = [branch.sparse_pattern(group, layer_idx, None, None) for branch in variant.branches]
-        mask = torch.empty(length, length, dtype=torch.bool)
+        mask = torch.empty(0)
         for rows in torch.arange(length).split(MASK_ROWS):  # what visible() holds on its way is several times the mask
-            mask[rows] = reduce(torch.logical_or, [pattern.visible(rows) for pattern in patterns])
+            seen = reduce(torch.logical_or, [pattern.visible(rows) for pattern in patterns])
+            seen = seen[0] if seen.dim() == 4 else seen
+            if not mask.numel():
+                mask = seen.new_empty(*seen.shape[:-2], length, length)
+            mask[..., rows, :] = seen
         return mask
 
     def plot_mask(self, length: int, layers: int | Sequence[int] = 0, ax: "Axes | None" = None) -> "Axes":
@@ -178,6 +184,8 @@ class Patch:
         chosen = [layers] if isinstance(layers, int) else list(layers)
         if not chosen:
             raise ValueError("layers is empty: name at least one layer")
+        if self._kv_heads > 1:
+            raise ValueError("heads='each' has a mask per kv head: take them from mask(length, layer)")
         total = self.mask(length, chosen[0])
         for number, layer in enumerate(chosen[1:], 1):
             total = (total.half() if number == 1 else total) + self.mask(length, layer)
@@ -190,9 +198,16 @@ class Patch:
         _check_length(length)
         place, count = integration.place(self.model), self.num_layers
         layers = tuple(
-            layer_budget(variant, length, layer, count, *place) for layer, variant in enumerate(self.plan.variants)
+            layer_budget(variant, length, layer, count, *place, self._kv_heads)
+            for layer, variant in enumerate(self.plan.variants)
         )
         return Budget(length, self.plan.target(length), layers, over_all=self.plan.window is not None)
+
+    @property
+    def _kv_heads(self) -> int:
+        """Of a layer, where heads see other keys; else 1 tells as much."""
+        alike = all(variant.head_dependent == "no" for variant in self.plan.distinct)
+        return 1 if alike else integration.heads_of(self.model)[1]
 
     def describe(self) -> str:
         """Everything about what runs where and why, for people; `print(patch)` shows what fits a screen."""
@@ -283,7 +298,7 @@ class Patch:
             if self.plan.single is None:
                 budget = self.budget(length)
             else:
-                layer = layer_budget(self.variant, length, sparse[0] if sparse else 0, count, *place)
+                layer = layer_budget(self.variant, length, sparse[0] if sparse else 0, count, *place, self._kv_heads)
                 budget = Budget(length, self.plan.target(length), (layer,))
         except ValueError as error:
             return f"{length:,} tokens: {error}"

@@ -1,4 +1,5 @@
-"""Patterns: who sees whom, as data. The closed set every kernel executes: Dense, Band, Blocks, Scattered; and Pieces.
+"""Patterns: who sees whom, as data. The closed set every kernel executes: Dense, Band, Blocks, Scattered, Selected; and
+those made of others, Pieces and Heads.
 
 A pattern covers one sequence of `length` keys whose queries are the last `query_len` positions. All positions here are
 logical (real tokens only). On top of its own part every pattern may open sinks, a local window and a dense tail. The
@@ -6,7 +7,7 @@ order of a permuted pattern may hold more tokens than there are keys: tokens sti
 Imports torch only.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +28,8 @@ class Pattern:
         sinks: the first `sinks` keys are visible to every later query.
         local: the last `local` keys (the query's own included) are visible.
         tail: the last `tail` queries see every earlier key.
+        weight: 0, or the scores of sampled keys are raised by weight * log(N / k). A query's certain keys are sinks,
+            local window and itself; N earlier keys are not certain, and k of them are seen, the sampled ones.
     """
 
     length: int
@@ -34,6 +37,7 @@ class Pattern:
     sinks: int = 0
     local: int = 0
     tail: int = 0
+    weight: float = 0.0
 
     @property
     def first(self) -> int:
@@ -67,7 +71,7 @@ class Pattern:
             queries: query positions, int64 [q]; all the pattern's queries when None.
 
         Returns:
-            bool [q, length], or [batch, heads, q, length] where the pattern depends on content.
+            bool [q, length], or [batch or 1, heads, q, length] where heads differ.
         """
         if queries is None:
             queries = torch.arange(self.length - self.query_len, self.length, device=self._device())
@@ -75,6 +79,16 @@ class Pattern:
         row, key = queries[:, None], torch.arange(self.length, device=queries.device)
         opened = (key < self.sinks) | (row - key < self.local) | (row >= self.length - self.tail)
         return (own | opened) & (key <= row)
+
+    def raised(self, queries: Tensor | None = None) -> Tensor:
+        """What is added to the scores of visible keys: float64, as `visible`; 0 for all that are not sampled."""
+        if queries is None:
+            queries = torch.arange(self.first, self.length, device=self._device())
+        row, key = queries[:, None], torch.arange(self.length, device=queries.device)
+        candidate = (key >= self.sinks) & (row - key >= max(self.local, 1))
+        sampled = self.visible(queries) & candidate
+        share = sampling_weight(self.weight, candidate.sum(-1), sampled.sum(-1))
+        return torch.where(sampled, share[..., None], 0.0)
 
     def count(self) -> int:
         """Number of visible pairs of the pattern's queries: exact, or the mean over batch and heads, rounded."""
@@ -91,6 +105,12 @@ class Pattern:
 
     def _device(self) -> torch.device:
         return torch.device("cpu")
+
+
+def sampling_weight(weight: float, candidates: Tensor, sampled: Tensor) -> Tensor:
+    """weight * log(N / k) of every query, 0 where nothing was sampled: float64, as `sampled`."""
+    seen = sampled.double()
+    return weight * torch.where(sampled > 0, candidates.double().clamp(min=1).log() - seen.clamp(min=1).log(), 0.0)
 
 
 def _mean_count(mask: Tensor) -> float:
@@ -312,19 +332,26 @@ class Pieces(Pattern):
         if len(pieces) == 1:
             return pieces[0]
         query_len = sum(piece.query_len for piece in pieces)
-        return cls(length=pieces[-1].length, query_len=query_len, pieces=tuple(pieces))
+        weight = max(piece.weight for piece in pieces)
+        return cls(length=pieces[-1].length, query_len=query_len, weight=weight, pieces=tuple(pieces))
 
     @property
     def covers_all(self) -> bool:
         return all(piece.covers_all for piece in self.pieces)
 
     def visible(self, queries: Tensor | None = None) -> Tensor:
+        return self._joined(queries, lambda piece, own: piece.visible(own))
+
+    def raised(self, queries: Tensor | None = None) -> Tensor:
+        return self._joined(queries, lambda piece, own: piece.raised(own))
+
+    def _joined(self, queries: Tensor | None, of_piece: Callable[[Pattern, Tensor], Tensor]) -> Tensor:
         if queries is None:
             queries = torch.arange(self.first, self.length, device=self._device())
         rows = []
         for piece in self.pieces:
             own = queries[(queries >= piece.first) & (queries < piece.length)]
-            rows.append(F.pad(piece.visible(own), (0, self.length - piece.length)))
+            rows.append(F.pad(of_piece(piece, own), (0, self.length - piece.length)))
         return torch.cat(rows, dim=-2)
 
     def count(self) -> int:
@@ -332,6 +359,48 @@ class Pieces(Pattern):
 
     def _device(self) -> torch.device:
         return self.pieces[-1]._device()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Heads(Pattern):
+    """A pattern for every kv head, over the same queries and keys; kernels get them one by one.
+
+    Attributes:
+        of_head: one per kv head, in order; none is `Heads` itself.
+        group: query heads per kv head.
+    """
+
+    of_head: tuple[Pattern, ...]
+    group: int = 1
+
+    @classmethod
+    def of(cls, of_head: Sequence[Pattern], group: int) -> Pattern:
+        """The patterns as one; where there is one head, or all of them are full attention, the first is all of them."""
+        first = of_head[0]
+        if len(of_head) == 1 or all(pattern.covers_all for pattern in of_head):
+            return first
+        shape = {"length": first.length, "query_len": first.query_len, "weight": first.weight}
+        return cls(of_head=tuple(of_head), group=group, **shape)
+
+    @property
+    def covers_all(self) -> bool:
+        return all(pattern.covers_all for pattern in self.of_head)
+
+    def visible(self, queries: Tensor | None = None) -> Tensor:
+        """bool [1, heads, q, length]."""
+        return self._stacked([pattern.visible(queries) for pattern in self.of_head])
+
+    def raised(self, queries: Tensor | None = None) -> Tensor:
+        return self._stacked([pattern.raised(queries) for pattern in self.of_head])
+
+    def _stacked(self, of_head: list[Tensor]) -> Tensor:
+        return torch.stack(of_head).repeat_interleave(self.group, dim=0)[None]
+
+    def count(self) -> int:
+        return round(sum(pattern.count() for pattern in self.of_head) / len(self.of_head))
+
+    def _device(self) -> torch.device:
+        return self.of_head[0]._device()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -345,11 +414,12 @@ class Selected(Pattern):
     Attributes:
         block_size: tokens per block.
         query_block: queries per tile.
-        count_per_tile: blocks a tile chooses, fewer where fewer may be chosen.
+        count_per_tile: blocks a tile chooses, fewer where fewer may be chosen; the mean over choosers if `pooled`.
         whole: see above; at least sinks + local.
-        selected: int64 [batch, choosers, tiles, count_per_tile], indices of blocks, -1 where there is none; a chooser
-            is one query head or the heads of a kv head. None where only the number of pairs is asked for.
+        selected: int64 [batch, choosers, tiles, count_per_tile or more], indices of blocks, -1 where there is none; a
+            chooser is one query head or the heads of a kv head. None where only the number of pairs is asked for.
         heads: query heads.
+        pooled: the choosers share their blocks, so that some choose more than others.
     """
 
     block_size: int
@@ -358,6 +428,7 @@ class Selected(Pattern):
     whole: int
     selected: Tensor | None = None
     heads: int = 1
+    pooled: bool = False
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.selected is None else self.selected.device
@@ -380,7 +451,7 @@ class Selected(Pattern):
         return mask | (key == queries[:, None]) | (queries[:, None] < self.whole)
 
     def count(self) -> int:
-        """Number of visible pairs, exact whatever is chosen."""
+        """Number of visible pairs per head, exact whatever is chosen; if `pooled`, the mean over heads."""
         row = torch.arange(self.first, self.length)
         shown = self.sinks + max(self.local, 1) + self.block_size * self.choosable(row).clamp(max=self.count_per_tile)
         everything = (row < self.whole) | (row >= self.length - self.tail)

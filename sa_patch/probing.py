@@ -8,7 +8,7 @@ from torch import Tensor
 from sa_patch import kernels
 from sa_patch.geometry import Group
 from sa_patch.kernels.rules import layout_of
-from sa_patch.patterns import Pattern, Pieces
+from sa_patch.patterns import Heads, Pattern, Pieces
 from sa_patch.variants.base import CPU, Variant
 from sa_patch.variants.options import options_of
 
@@ -63,6 +63,8 @@ def make_pattern(variant: Variant, query: Tensor, key: Tensor) -> Pattern:
 
 def pieces_of(pattern: Pattern) -> list[Pattern]:
     """The pieces that kernels are asked about: what shows everything is left out."""
+    if isinstance(pattern, Heads):
+        return [piece for one in pattern.of_head for piece in pieces_of(one)]
     found = pattern.pieces if isinstance(pattern, Pieces) else (pattern,)
     return [piece for piece in found if not piece.covers_all]
 

@@ -1,4 +1,4 @@
-"""Random keys of tokens: an integer hash of (seed, layer, logical position), never a generator.
+"""Random keys of tokens: an integer hash of (seed, layer, kv head, logical position), never a generator.
 
 A hash has no state, so the same token gets the same key on every device, in every batch, process and re-computation.
 Imports torch only.
@@ -12,6 +12,7 @@ _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
+_FIRST_HEAD = 2  # uses of random numbers from here on are the kv heads' own orders (1: sa_patch/draws.py)
 
 
 def _signed(value: int) -> int:
@@ -55,19 +56,27 @@ def step_seed(seed: int, step: int) -> int:
     return _mix(_mix(seed + _GOLDEN) ^ _mix(step)) >> 1
 
 
-def token_keys(length: int, seed: int, layer_idx: int, device: torch.device | str = "cpu") -> Tensor:
+def token_keys(
+    length: int, seed: int, layer_idx: int, device: torch.device | str = "cpu", head: int | None = None
+) -> Tensor:
     """The random keys of logical positions 0..length-1.
 
+    Args:
+        head: the kv head's number in its layer; None where all heads share the keys.
+
     Returns:
-        int64 [length], non-negative, a function of (seed, layer_idx, position) alone (splitmix64).
+        int64 [length], non-negative, a function of (seed, layer_idx, head, position) alone (splitmix64).
     """
     position = torch.arange(length, dtype=torch.int64, device=device)
-    return _shift_right(mixed(steps(position, stream(seed, layer_idx))), 1)
+    use = 0 if head is None else _FIRST_HEAD + head
+    return _shift_right(mixed(steps(position, stream(seed, layer_idx, use))), 1)
 
 
-def permutation(length: int, seed: int, layer_idx: int, device: torch.device | str = "cpu") -> Tensor:
+def permutation(
+    length: int, seed: int, layer_idx: int, device: torch.device | str = "cpu", head: int | None = None
+) -> Tensor:
     """The order of positions 0..length-1 by their random keys: int64 [length], `order[rank] = position`."""
-    return torch.argsort(token_keys(length, seed, layer_idx, device), stable=True)
+    return torch.argsort(token_keys(length, seed, layer_idx, device, head), stable=True)
 
 
 def inverse(order: Tensor) -> Tensor:
@@ -77,9 +86,11 @@ def inverse(order: Tensor) -> Tensor:
     return ranks
 
 
-def random_order(horizon: int, seed: int, layer_idx: int, run_size: int, device: torch.device) -> Tensor:
+def random_order(
+    horizon: int, seed: int, layer_idx: int, run_size: int, head: int | None, device: torch.device
+) -> Tensor:
     """The permuted order: int64 [horizon]; with a run size, every run of that many ranks is sorted by position."""
-    order = permutation(horizon, seed, layer_idx, device)
+    order = permutation(horizon, seed, layer_idx, device, head)
     if not run_size:
         return order
     return torch.argsort(inverse(order) // run_size * horizon + torch.arange(horizon, device=device))

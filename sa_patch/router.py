@@ -7,6 +7,7 @@ compared with: "minmax" is Quest's upper bound of q.k over the block (arXiv 2406
 of weights from sampled antidiagonals (arXiv 2503.16428).
 """
 
+import math
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 SCORE_BYTES = (1 << 28, 1 << 23)  # scores held at once: on a GPU, where few launches matter, and on a CPU
 VARIANCE_SHARE = 0.5
+_STEP = 128  # queries whose sinks and local windows are scored at once
 
 
 @lru_cache(maxsize=8)
@@ -61,6 +63,7 @@ def choose_blocks(
     router: str,
     scaling: float,
     stride: int = 1,
+    pooled: bool = False,
 ) -> Tensor:
     """The best `count` blocks of every chooser and tile.
 
@@ -69,6 +72,10 @@ def choose_blocks(
     One query head with tiles of one query chooses by its scores. Where several queries choose together, by the mean of
     their softmax over the blocks that may be chosen. "antidiagonal": by the mean of the softmax, summed over a block,
     of sums of `stride` products along antidiagonals. Of equal scores any may win.
+
+    Pooled, all choosers of a row share choosers x count blocks: those (chooser, block) pairs are taken that hold the
+    largest estimated share of their own head's mass, which is that of the blocks that may be chosen, by "mean" or
+    "variance", and, exactly, that of sinks and local window.
 
     Args:
         query: [rows, heads, query_len, head_dim], the last queries of the sequences; the first one starts a tile.
@@ -80,12 +87,13 @@ def choose_blocks(
         stride: of "antidiagonal"; it divides query_block and block_size.
 
     Returns:
-        int64 [rows, choosers, tiles, count], ascending, -1 first where fewer may be chosen.
+        int64 [rows, choosers, tiles, count], ascending, -1 first where fewer may be chosen; pooled, as wide as the
+        chooser with the most blocks needs.
     """
     rows, heads, query_len, _ = query.shape
     first = key.shape[2] - query_len
     tiles, num_blocks = -(-query_len // query_block), max(0, key.shape[2] - start) // block_size
-    made = programs(query, key) if num_blocks else None
+    made = programs(query, key) if num_blocks and not pooled else None
     lines, votes, statistics = rows * heads * query_block, None, None
     if router == "antidiagonal":
         lines = rows * heads * (query_block // stride) * (block_size // stride)
@@ -114,11 +122,51 @@ def choose_blocks(
         else:
             block = torch.arange(most, device=query.device)
             scores = _scores(query[:, :, begin:end], statistics[:, :, :most], router, scaling)
-            weights = _together(scores, allowed, block, query_block, choosers)
+            certain = None
+            if pooled:
+                mass = certain_mass(query[:, :, begin:end], key, first + begin, start, local, scaling)
+                certain = mass - math.log(block_size)
+            weights = _together(scores, allowed, block, query_block, choosers, certain)
+        if pooled:
+            chosen.append(_pooled(weights, count))
+            continue
         best = weights.topk(min(count, most), dim=-1)
         index = best.indices.masked_fill(best.values == -torch.inf, -1).sort(dim=-1).values
-        chosen.append(torch.nn.functional.pad(index, (count - index.shape[-1], 0), value=-1))
-    return torch.cat(chosen, dim=2)
+        chosen.append(index)
+    width = max(index.shape[-1] for index in chosen) if pooled else count
+    return torch.cat(
+        [torch.nn.functional.pad(index, (width - index.shape[-1], 0), value=-1) for index in chosen], dim=2
+    )
+
+
+def certain_mass(query: Tensor, key: Tensor, first: int, sinks: int, local: int, scaling: float) -> Tensor:
+    """log of the weight that queries put on sinks and local window: float32 [rows, heads, q].
+
+    Args:
+        query: [rows, heads, q, head_dim], those from position `first` on; key: [rows, kv_heads, length, head_dim].
+    """
+    grouped, found = (query.float() * scaling).unflatten(1, (key.shape[1], -1)), []
+    for start in range(0, query.shape[2], _STEP):
+        some = grouped[:, :, :, start : start + _STEP]
+        row = torch.arange(some.shape[3], device=query.device)[:, None] + first + start
+        low, high = max(0, first + start + 1 - local), first + start + some.shape[3]
+        column = torch.cat([torch.arange(end, device=query.device) for end in (min(sinks, low), high)])
+        column = torch.cat([column[: min(sinks, low)], column[min(sinks, low) + low :]])
+        seen = ((column < sinks) | (row - column < local)) & (column <= row)
+        scores = some @ key[:, :, column].float()[:, :, None].transpose(-1, -2)
+        found.append(scores.masked_fill(~seen, -torch.inf).logsumexp(-1))
+    return torch.cat(found, dim=3).flatten(1, 2)
+
+
+def _pooled(weights: Tensor, count: int) -> Tensor:
+    """The best (chooser, block) pairs of every tile, from weights [rows, choosers, tiles, blocks]."""
+    choosers, blocks = weights.shape[1], weights.shape[3]
+    flat = weights.transpose(1, 2).flatten(2)
+    best = flat.topk(min(choosers * count, flat.shape[-1]), dim=-1)
+    picked = torch.zeros_like(flat, dtype=torch.bool).scatter_(-1, best.indices, best.values > -torch.inf)
+    picked = picked.unflatten(2, (choosers, blocks)).transpose(1, 2)
+    index = torch.where(picked, torch.arange(blocks, device=weights.device), -1).sort(-1).values
+    return index[..., blocks - int(picked.sum(-1).max()) :]
 
 
 def _scores(query: Tensor, statistics: Tensor, router: str, scaling: float) -> Tensor:
@@ -132,11 +180,17 @@ def _scores(query: Tensor, statistics: Tensor, router: str, scaling: float) -> T
     return (grouped @ statistics[:, :, None].transpose(-1, -2)).flatten(1, 2)
 
 
-def _together(scores: Tensor, allowed: Tensor, block: Tensor, query_block: int, choosers: int) -> Tensor:
-    """What tiles and choosers rank blocks by: [rows, choosers, tiles, blocks], -inf where a block may not be chosen."""
+def _together(
+    scores: Tensor, allowed: Tensor, block: Tensor, query_block: int, choosers: int, certain: Tensor | None = None
+) -> Tensor:
+    """What tiles and choosers rank blocks by: [rows, choosers, tiles, blocks], -inf where a block may not be chosen.
+
+    Args:
+        certain: one more score per query [rows, heads, q], of what is seen anyway: it takes its share.
+    """
     heads, queries = scores.shape[1:3]
     tiles = allowed.shape[0]
-    if query_block == 1 and choosers == heads:
+    if query_block == 1 and choosers == heads and certain is None:
         return scores.masked_fill_(block >= allowed, -torch.inf)
     missing = tiles * query_block - queries
     scores = torch.nn.functional.pad(scores, (0, 0, 0, missing)) if missing else scores
@@ -144,7 +198,10 @@ def _together(scores: Tensor, allowed: Tensor, block: Tensor, query_block: int, 
     # Blocks that the first tile may choose, all may.
     common = max(0, scores.shape[-1] - tiles * query_block)
     scores[..., common:].masked_fill_(block[common:] >= allowed[:, None], -torch.inf)
-    weights = scores.softmax(-1)
+    if certain is not None:
+        certain = torch.nn.functional.pad(certain, (0, missing)).unflatten(2, (tiles, query_block))
+        scores = torch.cat([scores, certain[..., None]], dim=-1)
+    weights = scores.softmax(-1)[..., : block.numel()]
     if tiles and common == 0:
         weights = weights.nan_to_num_(0)  # tiles that may choose none
     if missing:  # rows beyond the last query vote for nothing

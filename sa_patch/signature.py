@@ -66,14 +66,29 @@ class Options(TypedDict, total=False):
     circular: bool
     """ring distance in the random order (sliding form) (sa and sa+swa only)"""
 
+    heads: Literal["shared", "each"]
+    """shared: one random order per layer; each: one per kv head (sa and sa+swa only)"""
+
+    weight: Literal["none", "sampled"]
+    """sampled: random keys stand for the keys that were not drawn (with sinks or local) (sa and sa+swa only)"""
+
+    weight_power: int | float
+    """of weight sampled: k of N keys count (N/k)^power times; a fraction or whole number (sa and sa+swa only)"""
+
     top_k: int | None
     """blocks per query, the own one included; none: 2, or what fits block_size (moba only)"""
 
     block_size: int | None
     """tokens per block; none: for moba what matches the budget, for routed 8 (moba and routed only)"""
 
+    router_cost: Literal["reported", "charged"]
+    """reported: the router's products are told beside the budget; charged: the window pays (moba and routed only)"""
+
     share: Literal["head", "group"]
     """who chooses blocks: every query head, or a kv head's group of them (routed only)"""
+
+    pool: Literal["head", "layer"]
+    """head: every head its own number of blocks; layer: the heads share them (routed only)"""
 
     query_block: int
     """consecutive queries that choose blocks together (routed only)"""
@@ -83,6 +98,3 @@ class Options(TypedDict, total=False):
 
     stride: int
     """of router antidiagonal: one product stands for so many (routed only)"""
-
-    router_cost: Literal["reported", "charged"]
-    """reported: the router's products are told beside the budget; charged: the window pays for them (routed only)"""

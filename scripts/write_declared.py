@@ -118,7 +118,7 @@ def _option_rows() -> Iterator[str]:
     takes = {
         "switch": "True or False",
         "integer": "a whole number",
-        "amount": "tokens, or a fraction between 0 and 1",
+        "amount": "a whole number, or a fraction between 0 and 1",
         "text": "text",
         "layers": "layer numbers",
         "choice": "",

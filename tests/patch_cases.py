@@ -22,6 +22,11 @@ TOGETHER = {
     "sa-dyadic-extras": ("sa", {"horizon": "dyadic", "sinks": 2, "local": 4, "dense_tail": 5}),
     "sa+swa-dyadic": ("sa+swa", {"horizon": "dyadic", "sinks": 2}),
     "sa+swa-dyadic-bucket": ("sa+swa", {"horizon": "dyadic", "form": "bucket"}),
+    "sa-bucket-weighted": (
+        "sa",
+        {"form": "bucket", "local": 4, "dense_tail": 5, "weight": "sampled", "weight_power": 1},
+    ),
+    "sa+swa-dyadic-weighted": ("sa+swa", {"horizon": "dyadic", "heads": "each", "sinks": 2, "weight": "sampled"}),
     "moba-sinks-local-tail": ("moba", {"sinks": 2, "local": 5, "dense_tail": 3}),
     "routed-small-blocks": ("routed", {"block_size": 2, "sinks": 1}),
     "routed-mean-local-tail": ("routed", {"block_size": 1, "router": "mean", "local": 3, "sinks": 1, "dense_tail": 5}),
@@ -41,7 +46,8 @@ def tried(option: Option) -> list:
 def possible(mode: str, options: dict) -> bool:
     """Whether the variant takes these options at every window, and at any length."""
     try:
-        return all(sa_patch.variant(mode, window, **options).sparse_budget(window + 1, 0) for window in WINDOWS)
+        made = [sa_patch.variant(mode, window, **options) for window in WINDOWS]
+        return all(one.sparse_budget(length, 0) for one in made for length in (int(one.window) + 1, 1000))
     except (ValueError, NotImplementedError):
         return False
 
@@ -61,8 +67,12 @@ def every_case() -> dict[str, tuple[str, dict]]:
 
 
 CASES = every_case()
-# Those whose patterns are bands or blocks: kernels that gather tiles of keys run no others.
-TILED = [case for case, (mode, _) in CASES.items() if VARIANTS[mode].layout not in ("scattered", "selected")]
+# Those whose patterns are bands or blocks without weights: kernels that gather tiles of keys run no others.
+TILED = [
+    case
+    for case, (mode, options) in CASES.items()
+    if VARIANTS[mode].layout not in ("scattered", "selected") and "weight" not in options
+]
 
 
 def make_variant(case: str, window: int | float = 12, **changes) -> sa_patch.Variant:

@@ -30,7 +30,7 @@ def write(directory: RunDirectory, result: CalibrationResult) -> None:
     pictures = (outcomes_picture(result, found), layers_picture(result, found)) if found else ()
     facts = {**result_page.about(result), "Texts": f"{len(result.texts):,}"}
     page = result_page.Page(
-        question=f"Which layers of {result.model['name']} need which keys, at {result.settings['window']} per query?",
+        question=_question(result),
         answer=said.answer(result),
         gates=said.gates(result),
         notes=result.notes,
@@ -39,6 +39,13 @@ def write(directory: RunDirectory, result: CalibrationResult) -> None:
         pictures=pictures,
     )
     result_page.write(directory, page)
+
+
+def _question(result: CalibrationResult) -> str:
+    name, window, target = result.model["name"], result.settings["window"], result.settings.get("target_kl")
+    if target is None:
+        return f"Which layers of {name} need which keys, at {window} per query?"
+    return f"Which layers of {name} need which keys, to stay within {target:g} nats of full attention?"
 
 
 def _found(

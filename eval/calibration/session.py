@@ -35,6 +35,7 @@ from sa_eval.records.types import plain
 from sa_eval.settings.config import SettingsError
 from sa_patch import calibration
 from sa_patch.calibration import search
+from sa_patch.calibration.calibrate import SEARCH_STEPS
 from sa_patch.calibration.candidates import RECIPES, recipe_of
 from sa_patch.calibration.reading import Reader
 from sa_patch.calibration.strata import STRATA
@@ -142,7 +143,7 @@ def _material(asked: CalibrationSettings, progress: Progress) -> Iterator[Materi
 
 def _asked(asked: CalibrationSettings) -> dict[str, Any]:
     """The arguments of `sa_patch.calibrate` that the settings decide."""
-    names = ("window", "lengths", "passages", "swaps", "seed")
+    names = ("window", "target_kl", "lengths", "passages", "swaps", "seed")
     return {name: getattr(asked, name) for name in names}
 
 
@@ -167,6 +168,7 @@ def stages(asked: CalibrationSettings, layers: int) -> dict[str, int]:
     fit, choose, report = (len(STRATA) * count for count in asked.passages)
     return {
         "fit": fit * (FIT + PROBES * (layers + 1) // 2),
+        **({} if asked.target_kl is None else {"search": choose * SEARCH_STEPS}),
         "recipes": choose * (len(RECIPES) + 1),
         "swaps": choose * asked.swaps,
         "report": report * (1 + CONTROLS),
@@ -181,7 +183,7 @@ class Steps:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         before = sum(list(self._passes.values())[: list(self._passes).index(stage)])
-        reached = before + self._passes[stage] * done // max(1, total)
+        reached = before + self._passes[stage] * min(done, total) // max(1, total)
         self._bar.describe(f"{stage} {done + 1}/{total}", now=True)
         self._bar.advance(max(0, reached - self._done))
         self._done = max(self._done, reached)

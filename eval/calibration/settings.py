@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,6 +35,16 @@ def _passages(name: str, value: Any) -> tuple[int, ...]:
     return tuple(map(int, items))
 
 
+def _target(name: str, value: Any) -> float:
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if isinstance(value, bool) or not 0 < found < math.inf:
+        raise SettingsError(f"{name} must be a number of nats above 0, found {value!r}")
+    return found
+
+
 @dataclass(frozen=True)
 class CalibrationSettings:
     """What is calibrated, and how; `of` holds what is shared with a run."""
@@ -47,7 +58,16 @@ class CalibrationSettings:
         many=True,
     )
     window: int | None = setting(
-        None, "keys per query, the mean over all layers (default: none, it is needed)", minimum=12
+        None,
+        "keys per query, the mean over all layers; with --target-kl at most (default: none, it is needed)",
+        minimum=12,
+    )
+    target_kl: float | None = setting(
+        None,
+        "find the cheapest plan whose KL to full is at or below X nats on every kind of passage (default: none, the "
+        "budget is --window)",
+        read=_target,
+        kind="number",
     )
     lengths: tuple[int, ...] = setting(
         (1024,),

@@ -10,7 +10,10 @@ from sa_eval.commands.parser import Parser
 from sa_eval.settings.declared import declared
 from sa_eval.settings.setting import Setting
 
-KINDS = {"integer": "N", "amount": "N|0.x", "text": "TEXT", "layers": "SETS", "switch": "true|false", "files": "FILE"}
+KINDS = {
+    **{"integer": "N", "amount": "N|0.x", "number": "X", "text": "TEXT", "layers": "SETS"},
+    **{"switch": "true|false", "files": "FILE"},
+}
 
 
 def modes_text() -> str:

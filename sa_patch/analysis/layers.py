@@ -63,10 +63,15 @@ def patterns(variant: Variant | Plan, length: int, num_layers: int, seed: int) -
     """The pattern of every layer while a prompt of `length` tokens is read, the first layer first.
 
     Raises:
-        ValueError: for a variant whose keys depend on the content, or that refuses this length.
+        ValueError: for a variant whose keys depend on the content or on the head, or that refuses this length.
     """
     group = Group(length, length, CPU)
     for layer, one in enumerate(variants_of(variant, num_layers)):
+        if one.head_dependent == "number":
+            raise ValueError(
+                f"layer {layer} shows every kv head other keys (heads='each'), and here a layer has one pattern: use "
+                "heads='shared', or sa_patch.analysis.prompt_coverage(patch, input_ids)"
+            )
         seeded = replace(one, seed=seed) if one.seeded else one
         try:
             found = pattern_of(seeded, group, layer, num_layers, torch.float32)

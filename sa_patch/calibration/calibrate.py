@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from sa_patch import integration, shown
-from sa_patch.calibration import search
-from sa_patch.calibration.candidates import LEAST, RECIPES, Candidate, candidate, candidates
+from sa_patch.calibration import search, target
+from sa_patch.calibration.candidates import LEAST, RECIPES, SHARES, SMALLER, Candidate, candidate, candidates
 from sa_patch.calibration.errors import output_errors
 from sa_patch.calibration.journal import Journal
 from sa_patch.calibration.reading import Heads, Reader, divergence, thinned
@@ -34,6 +34,7 @@ from sa_patch.variants import make_variant
 PROBES = ("routed", "swa, 4 sinks")  # recipes run in one layer alone, at the mean window
 CONTROLS = ("routed", "swa, 4 sinks")  # recipes that are always reported
 FIT_POSITIONS, CHOOSE_POSITIONS, REPORT_POSITIONS = 128, 128, 512  # of a passage, evenly
+SEARCH_STEPS = 8  # budgets that the search for a target tries, about
 BETTER = 2.0  # standard errors by which a change must lower the divergence
 WEIGHTS = {"text": 2.0, "needle": 1.0, "aggregation": 1.0}
 
@@ -69,6 +70,8 @@ class Calibration:
         swaps: (tried, kept).
         seconds: what measuring took, sessions of a resumed one together.
         losses: the estimate of every candidate in every layer, layers x candidates.
+        target_kl: what the plan keeps on every stratum of the passages to choose with; `window` is then the budget that
+            was found. None: the budget was given.
     """
 
     plan: Plan
@@ -80,6 +83,7 @@ class Calibration:
     swaps: tuple[int, int]
     seconds: float
     losses: list[list[float]]
+    target_kl: float | None = None
 
     def outcome(self, name: str) -> Outcome:
         return next(one for one in self.outcomes if one.name == name)
@@ -107,10 +111,29 @@ class Calibration:
     def _repr_html_(self) -> str:
         return shown.html(self.facts())
 
+    def reported(self, stratum: str = "text") -> tuple[float, float, float]:
+        """The plan's divergence on the report's passages, and its 95 % interval over them (Student's t)."""
+        return interval(self.outcome("plan").of_passages[stratum])
+
+    def over_target(self) -> list[str]:
+        """The strata on whose report passages the plan's divergence is above the target."""
+        found = self.outcome("plan").divergence
+        return [name for name in STRATA if self.target_kl is not None and found[name] > self.target_kl]
+
     def sentence(self) -> str:
         """The answer in one line."""
         plan, recipe, length = self.outcome("plan"), self.outcome(self.recipe), self.lengths[0]
         share = search.total(self.plan.variants, length) / len(self.plan.variants) / search.cost(_FULL, length)
+        if self.target_kl is not None:
+            _, low, high = self.reported()
+            over = [f"{name} {plan.divergence[name]:.3f}" for name in self.over_target()]
+            missed = f"Above the target on unseen passages: {', '.join(over)}. " if over else ""
+            return (
+                f"{missed}{share:.0%} of full attention's pairs ({self.window} keys per query, {length:,} tokens) "
+                f"keep KL at or below {self.target_kl:g} on the passages that the plan was chosen with; on unseen "
+                f"text it is {plan.divergence['text']:.3f} nats per token (95 % interval {max(0.0, low):.3f} to "
+                f"{high:.3f}), the best single recipe's, {self.recipe}, {recipe.divergence['text']:.3f}."
+            )
         worse = [
             f"{name} {plan.divergence[name]:.3f} against {recipe.divergence[name]:.3f}"
             for name in STRATA
@@ -136,30 +159,36 @@ def calibrate(
     passages: tuple[int, int, int] = (2, 4, 6),
     swaps: int = 24,
     seed: int = 0,
+    target_kl: float | None = None,
     journal: str | Path | None = None,
     tell: Tell | None = None,
 ) -> Calibration:
     """Find the plan of least KL(full || plan) on a text, at the pairs of `swa` with `window` keys per query.
 
+    With `target_kl`, the cheapest plan of at most so many pairs whose KL is at or below it, on every stratum of the
+    passages to choose with; the budget is found to a sixteenth of itself.
+
     The model is bare before and afterwards.
 
     Args:
         texts: (name, token ids), long enough for the passages; tokenize without special tokens.
-        window: mean keys per query over the layers.
+        window: mean keys per query over the layers; with `target_kl` the most there may be.
         lengths: prompt lengths at which the budget holds; passages have the first one.
         passages: to fit, choose and report with, of every stratum.
         swaps: changes of the plan that are tried on the passages to choose with.
+        target_kl: nats per scored position.
         journal: a file that keeps what was measured; the same call goes on from it.
         tell: called with what is being done, how much is done, and how much there is.
 
     Raises:
-        ValueError: when the texts are too short, or the model can't be patched or is patched.
+        ValueError: when the texts are too short, or the model can't be patched or is patched; or when no plan reaches
+            `target_kl`, with the nearest figure.
     """
-    made = check(texts, window, lengths=lengths, passages=passages, swaps=swaps, seed=seed)
+    made = check(texts, window, lengths=lengths, passages=passages, swaps=swaps, seed=seed, target_kl=target_kl)
     if integration.state(model) is not None:
         raise ValueError("the model is patched: restore it, calibration compares with its own full attention")
     reader = Reader(model)
-    some = candidates(window, min(lengths))
+    some = candidates(window, min(lengths), SHARES if target_kl is None else (*SMALLER, *SHARES))
     held = Journal(
         None if journal is None else Path(journal),
         {
@@ -169,9 +198,11 @@ def calibrate(
             "lengths": list(lengths),
             "seed": seed,
             "candidates": _hash(repr(some)),
+            **({} if target_kl is None else {"target_kl": target_kl}),
         },
     )
-    run = _Run(reader, made, some, window, tuple(lengths), passages, swaps, seed, held, tell or (lambda *_: None))
+    asked = window, tuple(lengths), passages, swaps, seed, target_kl
+    run = _Run(reader, made, some, *asked, held, tell or (lambda *_: None))
     with torch.inference_mode():
         return run.run()
 
@@ -184,6 +215,7 @@ def check(
     passages: tuple[int, int, int] = (2, 4, 6),
     swaps: int = 24,
     seed: int = 0,
+    target_kl: float | None = None,
 ) -> Split:
     """The passages that `calibrate` would read, without a model.
 
@@ -198,6 +230,9 @@ def check(
             raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
     if not lengths or min(lengths) <= 2 * window:
         raise ValueError(f"every length must be more than twice the window of {window}, got {tuple(lengths)}")
+    number = isinstance(target_kl, (int, float)) and not isinstance(target_kl, bool)
+    if target_kl is not None and not (number and 0 < target_kl < math.inf):
+        raise ValueError(f"target_kl must be a number of nats above 0, got {target_kl!r}")
     if len(passages) != 3:
         raise ValueError(f"passages are three numbers, to fit, choose and report with; got {passages!r}")
     return split(texts, lengths[0], passages, window, seed)
@@ -228,6 +263,7 @@ class _Run:
     counts: tuple[int, int, int]
     tries: int
     seed: int
+    target_kl: float | None
     journal: Journal
     tell: Tell
     expected: dict[Passage, Tensor] = field(default_factory=dict)  # full's distributions on the passages to choose with
@@ -238,7 +274,7 @@ class _Run:
 
     def run(self) -> Calibration:
         losses = self._fit()
-        plan = search.planned(losses, self.candidates, self.window, self.lengths)
+        plan = self._planned(losses, self.window) if self.target_kl is None else self._cheapest(losses)
         recipe = self._best_recipe()
         plan, swaps = self._improve(plan)
         outcomes = self._report(plan, recipe)
@@ -252,7 +288,11 @@ class _Run:
             swaps=swaps,
             seconds=self.journal.seconds,
             losses=losses.tolist(),
+            target_kl=self.target_kl,
         )
+
+    def _planned(self, losses: Tensor, window: int) -> Plan:
+        return search.planned(losses, self.candidates, window, self.lengths)
 
     # Fit
 
@@ -310,24 +350,60 @@ class _Run:
 
     # Choose
 
+    def _cheapest(self, losses: Tensor) -> Plan:
+        """The plan of the smallest budget that keeps the target, which becomes the calibration's budget.
+
+        Raises:
+            ValueError: when none of at most the budget that was given does.
+        """
+        assert self.target_kl is not None
+        most, tried = self.window, 0
+        best = self._planned(losses, most)
+        if not self._keeps(best):
+            best, _ = self._improve(best)
+            if not self._keeps(best):
+                raise ValueError(target.unreached(self.target_kl, most, self._strata(best)))
+            return best
+
+        def keeps(window: int) -> bool:
+            nonlocal tried
+            self.tell("search", tried, SEARCH_STEPS)
+            tried += 1
+            try:
+                return self._keeps(self._planned(losses, window))
+            except ValueError:  # nothing is that cheap
+                return False
+
+        self.window = target.cheapest(keeps, most)
+        return self._planned(losses, self.window)
+
+    def _keeps(self, plan: Plan) -> bool:
+        """Whether the plan's divergence is at or below the target on every stratum of the passages to choose with."""
+        return self.target_kl is None or max(self._strata(plan).values()) <= self.target_kl
+
+    def _strata(self, plan: Plan) -> dict[str, float]:
+        """The plan's mean divergence on the passages to choose with, by stratum."""
+        found: dict[str, float] = dict.fromkeys(STRATA, 0.0)
+        for passage, value in zip(self.split.choose, self._raw(plan), strict=True):
+            found[passage.stratum] += value / self.counts[1]
+        return found
+
+    def _raw(self, plan: Plan) -> list[float]:
+        return self.journal.get(f"choose {_key(plan)}", lambda: self._divergences(plan, self.split.choose))
+
     def _judged(self, plan: Plan) -> list[float]:
         """The plan's weighted divergence on every passage to choose with, in units of the routed recipe's."""
-        raw = self.journal.get(f"choose {_key(plan)}", lambda: self._divergences(plan, self.split.choose))
         scale = self._scale()
         return [
             WEIGHTS[passage.stratum] * value / scale[passage.stratum]
-            for passage, value in zip(self.split.choose, raw, strict=True)
+            for passage, value in zip(self.split.choose, self._raw(plan), strict=True)
         ]
 
     def _scale(self) -> dict[str, float]:
         one = candidate("routed", self.window)
         assert one is not None
         plan = Plan((one.variant,) * self.count, self.window)
-        raw = self.journal.get(f"choose {_key(plan)}", lambda: self._divergences(plan, self.split.choose))
-        sums: dict[str, float] = {stratum: 1e-9 for stratum in STRATA}
-        for passage, value in zip(self.split.choose, raw, strict=True):
-            sums[passage.stratum] += value / self.counts[1]
-        return sums
+        return {stratum: 1e-9 + value for stratum, value in self._strata(plan).items()}
 
     def _divergences(self, plan: Plan, passages: Sequence[Passage]) -> list[float]:
         found = []
@@ -368,7 +444,7 @@ class _Run:
             changes = [one - two for one, two in zip(self._judged(new), self._judged(old), strict=True)]
             mean = sum(changes) / len(changes)
             error = math.sqrt(sum((one - mean) ** 2 for one in changes) / (len(changes) - 1) / len(changes))
-            return mean < -BETTER * error
+            return mean < -BETTER * error and (self._keeps(new) or not self._keeps(old))
 
         plan, kept = search.swaps(plan, self.lengths, self.tries, judge, self.seed)
         return plan, (tried, kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,6 +11,7 @@ from sa_patch.variants import Variant, make_variant
 from sa_patch.variants.routed import default_block
 
 SHARES = (0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.25, 3.5, 5.0)  # of the mean window
+SMALLER = (0.06, 0.12, 0.18)  # more of them where the budget is looked for below the mean window
 LEAST = 12
 # Name, mode, options of the window.
 RECIPES: dict[str, tuple[str, Any]] = {
@@ -58,8 +60,8 @@ def recipe_of(variant: Variant) -> str:
     raise ValueError(f"no recipe gives {variant.spec}")
 
 
-def candidates(window: int, longest: int) -> list[Candidate]:
+def candidates(window: int, longest: int, shares: Sequence[float] = SHARES) -> list[Candidate]:
     """All candidates for a mean of `window` keys per query in prompts of up to `longest` tokens."""
-    sizes = sorted({max(LEAST, round(share * window)) for share in SHARES})
+    sizes = sorted({max(LEAST, round(share * window)) for share in shares})
     found = [candidate(recipe, size) for size in sizes if size < longest // 2 for recipe in RECIPES]
     return [Candidate("full", make_variant("full", {})), *(one for one in found if one is not None)]

@@ -50,6 +50,7 @@ def _attention(
     if layer is None:
         raise RuntimeError(UNPATCHED)
     _refuse_call(key, value, query, attention_mask, dropout, kwargs)
+    layer.refuse_other_heads(key)
     assert isinstance(attention_mask, (Geometry, Tensor))
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     patch = module.__dict__["_sa_patch"]

@@ -15,7 +15,7 @@ from sa_patch.forward import Layer
 from sa_patch.integration.checkpoints import SAVING
 from sa_patch.integration.gates import add, make_gates, remove
 from sa_patch.integration.generation import OVERRIDES
-from sa_patch.integration.modules import attention_modules, device, heads_of, is_placed, place
+from sa_patch.integration.modules import attention_modules, device, heads_of, is_placed, kv_heads_here, place
 from sa_patch.integration.state import NAME, UNPATCHED, State, state
 from sa_patch.kept import KEPT
 from sa_patch.kernels import crossover
@@ -52,7 +52,10 @@ def bind(model: nn.Module, plan: Variant | Plan, kernel: str, initial: float | N
         _check_kernel(model, variant, kernel)
     if state(model) is None and modules[0].__dict__["config"]._attn_implementation == NAME:
         raise ValueError(UNPATCHED)
-    layers = tuple(Layer(variant, kernel, layer, count) for layer, variant in enumerate(plan.variants))
+    layers = tuple(
+        Layer(variant, kernel, layer, count, *_heads_here(model, module, variant))
+        for layer, (variant, module) in enumerate(zip(plan.variants, modules, strict=True))
+    )
     made = State(plan, kernel, layers)
     gated = [variant for variant in plan.distinct if isinstance(variant, Gated)]
     if gated:
@@ -63,6 +66,20 @@ def bind(model: nn.Module, plan: Variant | Plan, kernel: str, initial: float | N
         made.gates = make_gates(modules, layers, initial, resample=gated[0].resample == "step")
     attach(model, made)
     return made
+
+
+def _heads_here(model: nn.Module, module: nn.Module, variant: Variant) -> tuple[int, int | None]:
+    """`Layer`'s first_head and kv_heads; (0, None) where the variant does not ask which heads it gets."""
+    if variant.head_dependent == "no":
+        return 0, None
+    total = heads_of(model)[1]
+    first, count = kv_heads_here(module, total)
+    if variant.head_dependent == "all" and count != total:
+        raise NotImplementedError(
+            f"{variant.name!r} lets all heads of a layer choose together here, and this process holds {count} of "
+            f"{total} kv heads (tensor parallelism): use pool='head'"
+        )
+    return first, count
 
 
 def _check_kernel(model: nn.Module, variant: Variant, kernel: str) -> None:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
 VERIFIED = ("qwen3", "qwen3_moe")
@@ -87,6 +88,32 @@ def heads_of(model: nn.Module) -> tuple[int, int, int]:
         raise ValueError(f"{type(model).__name__} does not say how many attention heads it has")
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return heads, kv_heads, getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads
+
+
+def kv_heads_here(module: nn.Module, total: int) -> tuple[int, int]:
+    """The number of an attention module's first kv head in this process, and how many are here.
+
+    Args:
+        total: kv heads of the layer.
+
+    Raises:
+        NotImplementedError: where its weights are split in another way than the keys' rows over one group of processes.
+    """
+    split = [weight for weight in module.parameters() if isinstance(weight, DTensor)]
+    split = [weight for weight in split if any(not place.is_replicate() for place in weight.placements)]
+    if not split:
+        return 0, total
+    weight = getattr(getattr(module, "k_proj", None), "weight", None)
+    places = list(weight.placements) if isinstance(weight, DTensor) else []
+    axes = [axis for axis, place in enumerate(places) if not place.is_replicate()]
+    if isinstance(weight, DTensor) and len(axes) == 1 and places[axes[0]] == Shard(0):
+        parts = weight.device_mesh.size(axes[0])
+        if total % parts == 0:
+            return weight.device_mesh.get_local_rank(axes[0]) * (total // parts), total // parts
+    raise NotImplementedError(
+        f"which of a layer's {total} kv heads are in this process can't be told: its weights are split, but not the "
+        "rows of k_proj evenly over one group of processes. Use heads='shared', pool='head'"
+    )
 
 
 def is_placed(model: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from sa_patch.errors import unknown
 from sa_patch.kernels import rules
 from sa_patch.kernels.base import Kernel, needs_gradients
 from sa_patch.kernels.dense import causal
-from sa_patch.patterns import Band, Pattern, Pieces
+from sa_patch.patterns import Band, Heads, Pattern, Pieces
 
 # name -> (module, class); imported on first use, so that optional dependencies stay optional.
 KERNELS = {
@@ -117,6 +117,13 @@ def run(
     Args:
         shortcut: patterns that show everything are left to PyTorch's full attention.
     """
+    if isinstance(pattern, Heads):
+        of_head = zip(query.split(pattern.group, dim=1), key.split(1, dim=1), value.split(1, dim=1), strict=True)
+        outputs = [
+            run(chosen, *tensors, one, scaling, shortcut=shortcut)
+            for tensors, one in zip(of_head, pattern.of_head, strict=True)
+        ]
+        return torch.cat(outputs, dim=1)
     if isinstance(pattern, Pieces):
         sparse = [piece for piece in pattern.pieces if not piece.covers_all]
         whole = chosen(sparse[-1], query, key, value) if sparse and shortcut else None

@@ -62,7 +62,9 @@ def needs_gradients(*tensors: Tensor) -> bool:
 
 
 def refusal_without_code(pattern: Pattern, *kinds: type[Pattern]) -> str | None:
-    """Why a kernel with code for some kinds of patterns can't run this one; None when it can."""
+    """Why a kernel with code for some kinds of patterns, unweighted, can't run this one; None when it can."""
+    if pattern.weight:
+        return "it has no code for weights of sampled keys: use kernel='torch'"
     return None if isinstance(pattern, kinds) else f"it has no code for {type(pattern).__name__} patterns"
 
 

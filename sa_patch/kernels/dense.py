@@ -17,7 +17,7 @@ def fused(
 
     Args:
         query: [batch, heads, q, head_dim]; key, value: [batch, kv_heads, n, head_dim].
-        mask: bool, broadcastable to [batch, heads, q, n], True where visible.
+        mask: bool, True where visible, or what is added to the scores; broadcastable to [batch, heads, q, n].
     """
     group = query.shape[1] // key.shape[1]
     if group > 1 and mask is not None and query.device.type != "cpu":

@@ -19,4 +19,6 @@ class Reference:
         values = value.double().repeat_interleave(group, dim=1)
         scores = query.double() @ keys.transpose(-1, -2) * scaling
         scores = scores.masked_fill(~pattern.visible().to(query.device), -torch.inf)
+        if pattern.weight:
+            scores = scores + pattern.raised().to(query.device)
         return (scores.softmax(dim=-1) @ values).to(query.dtype)

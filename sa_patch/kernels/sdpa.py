@@ -3,6 +3,7 @@
 It computes all query_len x length scores, and refuses once the mask is over `MAX_PAIRS` entries.
 """
 
+import torch
 from torch import Tensor
 
 from sa_patch.kernels.dense import fused
@@ -18,7 +19,12 @@ class Sdpa:
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         if pattern.query_len * pattern.length > MAX_PAIRS:
             return f"a {pattern.query_len} x {pattern.length} mask is over the limit of {MAX_PAIRS:,} entries"
+        if pattern.weight and query.dtype.itemsize < 4:
+            return f"its mask would hold the weights of sampled keys in {query.dtype}: use kernel='torch'"
         return None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
-        return fused(query, key, value, scaling, pattern.visible().to(query.device))
+        mask = pattern.visible()
+        if pattern.weight:
+            mask = pattern.raised().masked_fill(~mask, -torch.inf).to(query.dtype)
+        return fused(query, key, value, scaling, mask.to(query.device))

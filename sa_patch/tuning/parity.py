@@ -20,6 +20,7 @@ def allowed_error(
     keys, values = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     mask = pattern.visible().to(query.device)
     scores = (query @ keys.transpose(-1, -2) * scaling).masked_fill(~mask, -torch.inf)
+    scores = scores + pattern.raised().to(scores)
     plain = scores.softmax(-1) @ values
     exact = exact_output(query, key, value, pattern, scaling) if exact is None else exact
     rounding = torch.finfo(query.dtype).eps * float(exact.abs().max())

@@ -20,10 +20,15 @@ from sa_patch.variants.options import option, options_of
 
 CPU = torch.device("cpu")
 BLOCK_SIZE_HELP = "tokens per block; none: for moba what matches the budget, for routed 8"
-ROUTER_COST_HELP = "reported: the router's products are told beside the budget; charged: the window pays for them"
+ROUTER_COST_HELP = "reported: the router's products are told beside the budget; charged: the window pays"
+CHARGED_REASON = "router_cost='charged' needs the prompt's length (leave it out)"
 
 # What a comparison does with it: a method is what is asked about; baselines and controls are what it is held against.
 Role = Literal["method", "baseline", "control"]
+
+
+# What the keys of a head depend on beside itself: its number in the layer, or all of the layer's heads.
+HeadDependent = Literal["no", "number", "all"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Variant(ABC):
     forms: ClassVar[Mapping[str, Form]] = {}  # more names under `mode=`; a class does not inherit them
     always_dense: ClassVar[bool] = False
     layout: ClassVar[str] = "merged"  # how the visible keys lie in memory, see kernels.rules
+    head_dependent: ClassVar[HeadDependent] = "no"
     prefix_consistent: ClassVar[bool] = False  # True where a token's keys don't depend on the tokens after it
     defaults: ClassVar[Mapping[str, Any]] = {"sinks": 0}  # what None stands for, where it depends on nothing else
 
@@ -181,9 +187,17 @@ class Variant(ABC):
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
         """What one sparse layer of this variant costs on a prompt of `length` tokens."""
 
-    def counted(self, length: int, layer_idx: int) -> LayerBudget:
-        """`sparse_budget` for variants whose pattern doesn't depend on content: count the pattern itself."""
-        pattern = self.sparse_pattern(Group(length, length, CPU), layer_idx, None, None)
+    def heads_budget(self, length: int, layer_idx: int, kv_heads: int) -> LayerBudget:
+        """`sparse_budget` of a layer with so many kv heads, for variants whose heads see different numbers of keys."""
+        return self.sparse_budget(length, layer_idx)
+
+    def counted(self, length: int, layer_idx: int, kv_heads: int = 1) -> LayerBudget:
+        """`sparse_budget` for variants whose pattern doesn't depend on content: count the pattern itself.
+
+        Args:
+            kv_heads: of the layer; where heads see other keys, the pairs are their mean.
+        """
+        pattern = self.sparse_pattern(Group(length, length, CPU, kv_heads=kv_heads), layer_idx, None, None)
         return LayerBudget(layer_idx, "sparse", pattern.count())
 
     def common(self, group: Group, sizes: Sizes, after: int = 0) -> dict[str, Any]:
@@ -214,6 +228,15 @@ class Variant(ABC):
         """All options by name, JSON-serialisable."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def check_charged(budget: str, decode: str) -> None:
+    """Raise ValueError where options leave no whole prompt's window to charge a router to."""
+    if budget == "nominal" or decode == "sparse":
+        raise ValueError(
+            "router_cost='charged' takes the router's cost over a whole prompt from the window: use budget='pairs' and "
+            "decode='full' with it"
+        )
 
 
 def _tokens(value: int | float, length: int, least: int) -> int:

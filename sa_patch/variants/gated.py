@@ -77,6 +77,10 @@ class Gated(Stochastic):
         parts = [branch.sparse_budget(length, layer_idx) for branch in self.branches]
         return LayerBudget(layer_idx, "sparse", sum(part.pairs for part in parts))
 
+    def heads_budget(self, length: int, layer_idx: int, kv_heads: int) -> LayerBudget:
+        parts = [branch.heads_budget(length, layer_idx, kv_heads) for branch in self.branches]
+        return LayerBudget(layer_idx, "sparse", sum(part.pairs for part in parts))
+
 
 @lru_cache(maxsize=8)  # all layers of a step ask for the same
 def at_step(variant: Variant, step: int) -> Variant:

@@ -2,18 +2,26 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sa_patch.budget import LayerBudget, closest
-from sa_patch.counting import triangle
+from sa_patch.counting import triangle, window_pairs
 from sa_patch.geometry import Group
 from sa_patch.patterns import Blocks, Pattern
 from sa_patch.router import programs
-from sa_patch.variants.base import BLOCK_SIZE_HELP, CPU, Role, Sizes, Variant
+from sa_patch.variants.base import (
+    BLOCK_SIZE_HELP,
+    CHARGED_REASON,
+    ROUTER_COST_HELP,
+    Role,
+    Sizes,
+    Variant,
+    check_charged,
+)
 from sa_patch.variants.options import option
 
 _SCORE_BYTES = (1 << 28, 1 << 26)  # router scores held at once: on a GPU, where few launches matter, and on a CPU
@@ -31,6 +39,9 @@ class Moba(Variant):
         top_k: blocks per query, the own one included.
         block_size: tokens per block; None chooses it for the budget: round(w / (k - 1/2)) under "pairs", w / k under
             "nominal".
+        router_cost: "charged": the window pays for the router, half a pair for every block's mean and every score. A
+            prompt's blocks are then as large, or, where block_size is given, as many, as comes closest to the pairs of
+            swa at the window.
     """
 
     name: ClassVar[str] = "moba"
@@ -42,15 +53,22 @@ class Moba(Variant):
     untrained: ClassVar[bool] = True
     caveat: ClassVar[str] = "untrained here: its authors made it for continued training"
     layout: ClassVar[str] = "routed"
-    prefix_consistent: ClassVar[bool] = True
 
     top_k: int | None = option(
         None, "blocks per query, the own one included; none: 2, or what fits block_size", minimum=1, told="top{}"
     )
     block_size: int | None = option(None, BLOCK_SIZE_HELP, minimum=1, told="block{}")
+    router_cost: Literal["reported", "charged"] = option("reported", ROUTER_COST_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.router_cost == "charged":
+            check_charged(self.budget, self.decode)
+            if self.top_k and self.block_size:
+                raise ValueError(
+                    f"router_cost='charged' leaves less of the window to blocks, and block_size={self.block_size} with "
+                    f"top_k={self.top_k} leaves nothing to choose: drop one of them"
+                )
         if self.block_size is not None and isinstance(self.window, float):
             raise ValueError(f"block_size={self.block_size} can't follow window={self.window}, a fraction: drop one")
         if isinstance(self.window, int):
@@ -78,6 +96,8 @@ class Moba(Variant):
         size = self.block_size
         top_k = self.top_k or max(1, round(window / size + 0.5))
         found = keys_per_query(size, top_k, sizes.sinks, sizes.local)
+        if self.router_cost == "charged":
+            return size, top_k  # to begin with: the prompt's length decides
         if abs(found - window) > max(1, _TOLERANCE * window):
             fitting = matched_block_size(window, top_k, sizes.sinks, sizes.local)
             raise ValueError(
@@ -86,9 +106,27 @@ class Moba(Variant):
             )
         return size, top_k
 
+    @property
+    def prefix_consistent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.router_cost == "reported"
+
+    def whole_prompt_reason(self) -> str | None:
+        return CHARGED_REASON if self.router_cost == "charged" else super().whole_prompt_reason()
+
+    def blocks(self, length: int) -> tuple[int, int]:
+        """(block_size, top_k) of a prompt of `length` tokens.
+
+        Raises:
+            ValueError: when options given by hand miss the budget, or the router alone costs more than the window.
+        """
+        found = self._blocks(self.sizes(length))
+        return (
+            _charged(self, length, *found) if self.router_cost == "charged" and found[0] * found[1] < length else found
+        )
+
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
         sizes = self.sizes(group.length)
-        size, top_k = self._blocks(sizes)
+        size, top_k = self.blocks(group.length)
         if size * top_k >= group.length:
             return self.dense(group)
         selected = None
@@ -100,17 +138,60 @@ class Moba(Variant):
         return Blocks(block_size=size, selected=selected, **self.common(group, sizes))
 
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
-        sizes = self.sizes(length)
-        size, top_k = self._blocks(sizes)
-        if size * top_k >= length:
-            return LayerBudget(layer_idx, "sparse", triangle(length))
-        own = Blocks(block_size=size, **self.common(Group(length, length, CPU), sizes)).count()
-        sparse_rows = max(0, length - self.dense_tail)
-        chosen = sum(min(top_k - 1, row // size) for row in range(sparse_rows)) * size
-        router = 0 if top_k == 1 else sum(row // size for row in range(length))
+        size, top_k = self.blocks(length)
+        pairs, products = self.counts(length, size, top_k)
         # Selected blocks may hold sinks or local keys that are visible anyway; which ones is up to the content.
-        exact = not (sizes.sinks or sizes.local > 1)
-        return LayerBudget(layer_idx, "sparse", min(own + chosen, triangle(length)), router, exact)
+        sizes = self.sizes(length)
+        exact = size * top_k >= length or not (sizes.sinks or sizes.local > 1)
+        charged = (products + 1) // 2 if self.router_cost == "charged" else 0
+        return LayerBudget(layer_idx, "sparse", pairs, products, exact, charged)
+
+    def counts(self, length: int, size: int, top_k: int) -> tuple[int, int]:
+        """(visible pairs, the router's products with vectors of head_dim numbers: means of blocks, and scores)."""
+        if size * top_k >= length:
+            return triangle(length), 0
+        sizes, row = self.sizes(length), torch.arange(length)
+        near = torch.maximum(row % size + 1, (row + 1).clamp(max=sizes.local))
+        shown = near + torch.minimum(row + 1 - near, torch.tensor(sizes.sinks))
+        shown += (row // size).clamp(max=top_k - 1) * size
+        shown[length - min(self.dense_tail, length) :] = row[length - min(self.dense_tail, length) :] + 1
+        products = 0 if top_k == 1 else int((row // size).sum()) + (length - 1) // size
+        return min(int(shown.sum()), triangle(length)), products
+
+
+@lru_cache(maxsize=1024)
+def _charged(variant: Moba, length: int, size: int, top_k: int) -> tuple[int, int]:
+    """(block_size, top_k) that are closest to the window when the router is paid from it.
+
+    With a block size given, blocks are fewer; otherwise they have another size: smaller ones show less and cost more,
+    so there may be two sizes at which the sum is right, and the larger one is taken.
+    """
+    target = window_pairs(length, variant.window_at(length))
+
+    def off(one: tuple[int, int]) -> float:
+        pairs, products = variant.counts(length, *one)
+        return pairs + products / 2 - target
+
+    if variant.block_size is not None:
+        candidates = [(size, count) for count in range(top_k, 1, -1)]
+    else:
+        candidates = [(one, top_k) for one in range(size, 0, -1)]
+    larger = candidates[0]
+    for best in candidates:
+        if off(best) <= 0:
+            best = min(larger, best, key=lambda some: abs(off(some)))
+            break
+        larger = best
+    else:
+        best = min(candidates, key=off)
+    if abs(off(best)) > max(1, _TOLERANCE * variant.window_at(length)) * length:
+        pairs, products = variant.counts(length, *best)
+        raise ValueError(
+            f"at {length} tokens no choice of blocks fits window={variant.window} with the router charged: "
+            f"{best[1]} of {best[0]} tokens cost {pairs / length:.0f} and their router {products / 2 / length:.0f} "
+            "pairs per query. Raise window, change top_k or block_size, or use router_cost='reported'"
+        )
+    return best
 
 
 def keys_per_query(block_size: int, top_k: int, sinks: int, local: int) -> float:

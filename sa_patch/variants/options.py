@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from sa_patch.errors import unknown
 
-# True or False; an integer; tokens or a fraction of the prompt; one of some words; any text; layer numbers.
+# True or False; an integer; an integer or a fraction between 0 and 1; one of some words; any text; layer numbers.
 Kind = Literal["switch", "integer", "amount", "choice", "text", "layers"]
 
 
@@ -64,9 +64,7 @@ class Option:
                 check_integer(self.name, layer)
         elif self.kind == "amount" and isinstance(value, float):
             if not 0 < value < 1:
-                raise ValueError(
-                    f"{self.name}={value!r} is no fraction: give 0 < x < 1, or an integer number of tokens"
-                )
+                raise ValueError(f"{self.name}={value!r} is no fraction: give 0 < x < 1, or an integer")
         elif not (isinstance(value, str) and value in self.words):
             others = ["a fraction 0 < x < 1"] if self.kind == "amount" else [repr(word) for word in self.words]
             check_integer(self.name, value, self.minimum, " or ".join(others))

@@ -13,7 +13,16 @@ from sa_patch.counting import triangle, window_pairs
 from sa_patch.geometry import Group
 from sa_patch.patterns import Pattern, Selected
 from sa_patch.router import choose_blocks
-from sa_patch.variants.base import BLOCK_SIZE_HELP, CPU, ROUTER_COST_HELP, Sizes, Variant
+from sa_patch.variants.base import (
+    BLOCK_SIZE_HELP,
+    CHARGED_REASON,
+    CPU,
+    ROUTER_COST_HELP,
+    HeadDependent,
+    Sizes,
+    Variant,
+    check_charged,
+)
 from sa_patch.variants.options import option
 
 SINKS, BLOCK = 4, 8  # of a window that has room for them
@@ -55,6 +64,10 @@ class Routed(Variant):
         local: at least so many; 0: a quarter of the window. It takes what whole blocks leave of the window.
         block_size: tokens per block; None: 8, in windows below 128 a sixteenth of them, at least 2.
         share: "head": every query head chooses; "group": the query heads of a kv head choose together.
+        pool: "layer": all heads of a layer share their blocks. A query takes the (head, block) pairs that hold the
+            largest estimated share of their head's attention, heads x k of them, so some heads see more blocks than
+            others, and the pairs of a query over all heads are the same. What a share is of: sinks, local window
+            (exactly) and all blocks that may be chosen (by the router).
         query_block: tiles of so many queries choose together. 1: a token's keys don't depend on the tokens after it.
         router: "mean" ranks blocks by q . mean(keys); "variance" adds half of the diagonal second-order term, see
             sa_patch/router.py. "minmax" and "antidiagonal" are the rules of Quest and of XAttention, to compare with.
@@ -73,6 +86,9 @@ class Routed(Variant):
     block_size: int | None = option(None, BLOCK_SIZE_HELP, minimum=1, told="block{}")
     share: Literal["head", "group"] = option(
         "head", "who chooses blocks: every query head, or a kv head's group of them"
+    )
+    pool: Literal["head", "layer"] = option(
+        "head", "head: every head its own number of blocks; layer: the heads share them", told="pool_{}"
     )
     query_block: int = option(1, "consecutive queries that choose blocks together", minimum=1, told="tile{}")
     router: Literal["mean", "variance", "minmax", "antidiagonal"] = option(
@@ -98,17 +114,23 @@ class Routed(Variant):
                 "router='antidiagonal' needs a stride that divides query_block and block_size, got "
                 f"stride={self.stride}, query_block={self.query_block}, block_size={size}"
             )
-        if self.router_cost == "charged" and (self.budget == "nominal" or self.decode == "sparse"):
+        if self.pool == "layer" and self.router not in ("mean", "variance"):
             raise ValueError(
-                "router_cost='charged' takes the router's cost over a whole prompt from the window: use budget='pairs' "
-                "and decode='full' with it"
+                f"pool='layer' needs shares of the attention's mass, which router={self.router!r} does not estimate: "
+                "use router='variance' or 'mean'"
             )
+        if self.router_cost == "charged":
+            check_charged(self.budget, self.decode)
         if not any(isinstance(size, float) for size in (self.window, self.sinks, self.local)):
             self._divided(Sizes(int(self.window), int(self.sinks), int(self.local)))
 
     @property
     def prefix_consistent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.query_block == 1 and self.router_cost == "reported"
+
+    @property
+    def head_dependent(self) -> HeadDependent:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "all" if self.pool == "layer" else "no"
 
     def whole_prompt_reason(self) -> str | None:
         if self.query_block > 1:
@@ -117,7 +139,7 @@ class Routed(Variant):
                 "only (query_block=1 takes any)"
             )
         if self.router_cost == "charged":
-            return "router_cost='charged' needs the prompt's length (leave it out)"
+            return CHARGED_REASON
         return super().whole_prompt_reason()
 
     def piece_reason(self, first: int) -> str | None:
@@ -160,6 +182,7 @@ class Routed(Variant):
             whole=shares.keys,
             selected=selected,
             heads=heads,
+            pooled=self.pool == "layer",
             **self.common(group, sizes),
         )
 
@@ -187,6 +210,7 @@ class Routed(Variant):
                 router=self.router,
                 scaling=query.shape[-1] ** -0.5,
                 stride=self.stride,
+                pooled=self.pool == "layer",
             )
         return self.pattern(group, shares, selected, query.shape[1])
 
@@ -200,7 +224,8 @@ class Routed(Variant):
         return LayerBudget(layer_idx, "sparse", pairs, products, charged=charged)
 
     def products(self, length: int, shares: Shares) -> int:
-        """Products with vectors of head_dim numbers that choosing takes, per head: queries' and keys'."""
+        """Products with vectors of head_dim numbers that choosing takes, per head: queries' and keys'. Those with sinks
+        and local window, which pool="layer" looks at, are the attention's own."""
         pattern = self.pattern(Group(length, length, CPU), shares, None, 1)
         scores = int(pattern.choosable(torch.arange(length)).sum())
         if self.router == "antidiagonal":

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -11,8 +11,8 @@ from sa_patch.counting import band_pairs, run_pairs
 from sa_patch.geometry import Group
 from sa_patch.horizons import opening, stretches
 from sa_patch.kept import kept_order
-from sa_patch.patterns import Band, Blocks, Pattern, Pieces
-from sa_patch.variants.base import Form, Sizes, Variant
+from sa_patch.patterns import Band, Blocks, Heads, Pattern, Pieces
+from sa_patch.variants.base import Form, HeadDependent, Sizes, Variant
 from sa_patch.variants.options import option
 
 
@@ -48,6 +48,12 @@ class Stochastic(Variant):
             shows the query its own bucket (j <= i): random keys alike, n w pairs when 2w - 1 divides n, cheaper to run.
         horizon: "length" permutes the tokens of the whole prompt, "dyadic" those of the query's power of two.
         circular: distance on the ring of ranks, as the paper's theory assumes; sliding form of horizon="length" only.
+        heads: "shared": one permutation per layer, the paper's. "each": one per kv head, a hash of (seed, layer, kv
+            head, position); the query heads of a kv head share it.
+        weight: "sampled": of the N earlier keys that neither sinks nor local show, a query sees k. Their scores are
+            raised by weight_power * log(N / k), so that with power 1 they stand for all N; sinks, local window and the
+            query itself stand for themselves.
+        weight_power: of weight="sampled", see there.
     """
 
     name: ClassVar[str] = "sa"
@@ -74,9 +80,27 @@ class Stochastic(Variant):
         "sliding", "sliding: a window in the random order; bucket: the order cut into buckets of 2w-1 tokens"
     )
     circular: bool = option(False, "ring distance in the random order (sliding form)")
+    heads: Literal["shared", "each"] = option(
+        "shared", "shared: one random order per layer; each: one per kv head", told="heads_{}"
+    )
+    weight: Literal["none", "sampled"] = option(
+        "none",
+        "sampled: random keys stand for the keys that were not drawn (with sinks or local)",
+        told="weight_{}",
+    )
+    weight_power: int | float = option(
+        0.5, "of weight sampled: k of N keys count (N/k)^power times; a fraction or whole number", told="power{}"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.weight == "none" and self.weight_power != 0.5:
+            raise ValueError(f"weight_power={self.weight_power} has no meaning for weight='none': use weight='sampled'")
+        if self.weight == "sampled" and not self._shows_certain_keys:
+            raise ValueError(
+                "weight='sampled' weighs random keys against certain ones, and here no key but the query's own is "
+                f"certain (sinks={self.sinks}, local={self.local}): give sinks or local, or use weight='none'"
+            )
         if self.circular and self.form == "bucket":
             raise ValueError(
                 "circular=True has no meaning for form='bucket': buckets have no distance; drop one of them"
@@ -93,6 +117,14 @@ class Stochastic(Variant):
                     f"{name}={getattr(self, name)} is a fraction of the prompt's length, on which nothing may depend "
                     "with horizon='dyadic': give a number of tokens, or use horizon='length'"
                 )
+
+    @property
+    def _shows_certain_keys(self) -> bool:
+        return bool(self.sinks or self.local > 1 or isinstance(self.local, float))
+
+    @property
+    def head_dependent(self) -> HeadDependent:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "number" if self.heads == "each" else "no"
 
     @property
     def layout(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -121,10 +153,20 @@ class Stochastic(Variant):
         return matched_width(own_pairs, horizon, window, sizes.sinks, sizes.local, first)
 
     def sparse_pattern(self, group: Group, layer_idx: int, query: Tensor | None, key: Tensor | None) -> Pattern:
+        if self.heads == "shared":
+            return self._of_head(group, layer_idx, None)
+        count = group.kv_heads if key is None else key.shape[1]
+        per_head = 1 if key is None or query is None else query.shape[1] // count
+        heads = range(group.first_head, group.first_head + count)
+        return Heads.of([self._of_head(group, layer_idx, head) for head in heads], per_head)
+
+    def _of_head(self, group: Group, layer_idx: int, head: int | None) -> Pattern:
+        """The pattern of one kv head, or of all of them where they share one."""
         sizes, length = self.sizes(group.length), group.length
+        place = layer_idx, head
         if self.horizon == "length":
             width = self._width(sizes, length)
-            return self._permuted(width, length, layer_idx, group, self.common(group, sizes))
+            return self._permuted(width, length, place, group, self.common(group, sizes))
         pieces: list[Pattern] = []
         for start, stop, horizon in stretches(length - group.query_len, length):
             width = self._width(sizes, horizon, opening(horizon))
@@ -134,12 +176,18 @@ class Stochastic(Variant):
                 pieces = [self.dense(covered)]  # whatever came before it is covered as well
             else:
                 common = self.common(part, sizes, after=length - stop)
-                pieces.append(self._permuted(width, horizon, layer_idx, part, common))
+                pieces.append(self._permuted(width, horizon, place, part, common))
         return Pieces.of(pieces)
 
-    def _permuted(self, width: int, horizon: int, layer_idx: int, group: Group, common: dict) -> Pattern:
+    def _permuted(
+        self, width: int, horizon: int, place: tuple[int, int | None], group: Group, common: dict[str, Any]
+    ) -> Pattern:
+        """The pattern of one horizon; `place` is the layer, and the head or None."""
         run_size = 2 * width - 1 if self.form == "bucket" else 0
-        source = (horizon, self.seed, layer_idx, run_size)
+        layer_idx, head = place
+        source = (horizon, self.seed, layer_idx, run_size, head)
+        if self.weight == "sampled":
+            common = {**common, "weight": float(self.weight_power)}
         # The next prompt of that length needs it again, and so does the next token that is decoded.
         order = kept_order(*source, group.device)
         if self.form == "bucket":
@@ -147,7 +195,11 @@ class Stochastic(Variant):
         return Band(width=width, order=order, circular=self.circular, source=source, **common)
 
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
+        """Where heads have permutations of their own, that of the first: others may have some pairs more or less."""
         return self.counted(length, layer_idx)
+
+    def heads_budget(self, length: int, layer_idx: int, kv_heads: int) -> LayerBudget:
+        return self.counted(length, layer_idx, kv_heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +222,10 @@ class StochasticPlusWindow(Stochastic):
                 f"local={self.local!r} is already part of sa+swa (half of the window): "
                 "drop it, or use mode='sa' with local= to choose the share yourself"
             )
+
+    @property
+    def _shows_certain_keys(self) -> bool:
+        return True
 
     def sizes(self, length: int) -> Sizes:
         sizes = super().sizes(length)

@@ -86,6 +86,8 @@ def _split(pattern: Simple) -> tuple[Band | Blocks, Band | None]:
         return Band(length=pattern.length, query_len=pattern.query_len, width=pattern.length), None
     if isinstance(pattern, Band) and pattern.order is None and not pattern.circular and pattern.local <= pattern.width:
         pattern = replace(pattern, local=0)  # a sliding window holds a local window that is no wider
+    if pattern.weight:  # sampled keys are a part of their own: the query itself is none of them
+        pattern = replace(pattern, local=max(pattern.local, 1))
     if not pattern.local:
         return pattern, None
     near = Band(length=pattern.length, query_len=pattern.query_len, sinks=pattern.sinks, width=pattern.local)

@@ -4,7 +4,7 @@ The heads that choose together and the queries of a tile attend together to one 
 local windows, and its blocks. Part of the `torch` kernel.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,9 @@ def selected(query: Tensor, key: Tensor, value: Tensor, pattern: Selected, scali
     Args:
         query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
     """
+    if pattern.pooled and query.shape[0] > 1:  # as long as a row's own lists are: other rows don't change its rounding
+        rows = enumerate(zip(query.split(1), key.split(1), value.split(1), strict=True))
+        return torch.cat([selected(*heads, _of_row(pattern, row), scaling) for row, heads in rows])
     dense = min(max(0, pattern.whole - pattern.first), pattern.query_len)  # queries that see every earlier key
     skipped = dense // pattern.query_block
     outputs = [_tiles(query, key, value, pattern, scaling, skipped)]
@@ -45,6 +48,14 @@ def selected(query: Tensor, key: Tensor, value: Tensor, pattern: Selected, scali
         outputs[0] = outputs[0][:, :, dense - skipped * pattern.query_block :]
         outputs.insert(0, causal(query[:, :, :dense], key[:, :, :seen], value[:, :, :seen], scaling))
     return torch.cat(outputs, dim=2)
+
+
+def _of_row(pattern: Selected, row: int) -> Selected:
+    """The pattern of one row of the batch, without places that none of its choosers needs."""
+    assert pattern.selected is not None
+    own = pattern.selected[row : row + 1]
+    width = max(1, int((own >= 0).sum(-1).max()))
+    return replace(pattern, selected=own[..., own.shape[-1] - width :])
 
 
 def _tiles(query: Tensor, key: Tensor, value: Tensor, pattern: Selected, scaling: float, skipped: int) -> Tensor:
@@ -57,10 +68,11 @@ def _tiles(query: Tensor, key: Tensor, value: Tensor, pattern: Selected, scaling
     query = F.pad(query, (0, 0, 0, tiles * size - real)).unflatten(2, (tiles, size))
     # [batch, choosers, tiles, heads of a chooser x queries of a tile, head_dim]
     rows = query.unflatten(1, (choosers, -1)).transpose(2, 3).flatten(3, 4)
-    lists = _lists(pattern, query.device)
+    chosen = selected.shape[-1] * pattern.block_size
+    lists = _lists(pattern, chosen, query.device)
     first = torch.arange(tiles, device=query.device) * size + pattern.first + skipped * size
     most = _GATHERED_CPU if query.device.type == "cpu" else _GATHERED
-    shown = pattern.sinks + lists.near.numel() + pattern.count_per_tile * pattern.block_size
+    shown = pattern.sinks + lists.near.numel() + chosen
     step = max(1, most // (batch * choosers * shown * key.shape[3]))
     found = []
     for start in range(0, tiles, step):
@@ -100,22 +112,22 @@ def _attend(
     return fused(rows.flatten(0, 2)[:, None], keys, values, scaling, mask).view(rows.shape)
 
 
-def _lists(pattern: Selected, device: torch.device) -> _Lists:
+def _lists(pattern: Selected, chosen: int, device: torch.device) -> _Lists:
     local, size = max(pattern.local, 1), pattern.query_block
     near = torch.arange(1 - local, size, device=device)
     if size == 1:
         return _Lists(near, None)
     row = torch.arange(size, device=device)[:, None]
     window = (near <= row) & (near > row - local)
-    blocks = pattern.count_per_tile * pattern.block_size
-    return _Lists(near, F.pad(window, (pattern.sinks, blocks), value=True))
+    return _Lists(near, F.pad(window, (pattern.sinks, chosen), value=True))
 
 
 def _mask(selected: Tensor, pattern: Selected, lists: _Lists, heads: int) -> Tensor | None:
     """bool, broadcastable to [batch x choosers x tiles, 1, rows, keys]; None where every row sees its whole list."""
-    needed = pattern.count_per_tile * pattern.block_size
+    needed = selected.shape[-1] * pattern.block_size
     before = pattern.whole // pattern.query_block * pattern.query_block + 1 - max(pattern.local, 1) - pattern.sinks
-    full = before >= needed  # every tile beyond `whole` has as many blocks as it may choose
+    # Every tile beyond `whole` has as many blocks as it may choose.
+    full = before >= needed and not pattern.pooled
     shown = pattern.sinks + lists.near.numel() + needed
     if full and lists.mask is None and shown >= _UNMASKED:
         return None

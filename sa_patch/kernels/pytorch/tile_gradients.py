@@ -39,8 +39,10 @@ def tiles_gradients(record: Record, tiles: Tiles, exclude: Pattern | None = None
         if tiles.line is None or chunk.stop == len(copies):
             # Without a gradient of its own, a copy of a query contributes nothing. A line's last tile alone has any.
             grad = grad.masked_fill_(copies[chunk].repeat(batch, 1)[:, None, :, None], 0.0)
-        mask = tiles.mask(chunk, exclude)[:, None]
-        mask = mask if batch == 1 else mask.repeat(batch, 1, 1, 1)
+        shown = tiles.mask(chunk, exclude)
+        if lse is not None and exclude is not None and exclude.weight:  # instead of raising the scores
+            lse = lse - tiles.raised(chunk, shown, exclude).to(lse.dtype).repeat(batch, 1)[:, None]
+        mask = shown[:, None] if batch == 1 else shown[:, None].repeat(batch, 1, 1, 1)
         gradients = _causal_gradients if tiles.causal else masked_gradients
         query_grad, *others = gradients(q, keys(chunk), values(chunk), mask, record.scaling, grad, output, lse)
         record.query_grad.index_add_(2, index.flatten(), join_tiles(query_grad, batch).to(record.query_grad.dtype))

@@ -14,7 +14,7 @@ from torch import Tensor
 from sa_patch.kernels.dense import fused
 from sa_patch.kernels.merging import Part, wide
 from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES, has_operator, masked_part
-from sa_patch.patterns import Pattern
+from sa_patch.patterns import Pattern, sampling_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,15 @@ class Tiles:
             mask &= (key >= exclude.sinks) & (row - key >= exclude.local)
         return mask
 
+    def raised(self, chunk: slice, mask: Tensor, weighted: Pattern) -> Tensor:
+        """What the scores of some tiles' keys are raised by, all of a query by the same: float64 [tiles, rows].
+
+        Args:
+            mask: from `mask`, with `weighted` for its `exclude`.
+        """
+        candidates = (self.queries[chunk] + 1 - weighted.local - weighted.sinks).clamp(min=0)
+        return sampling_weight(weighted.weight, candidates, mask.sum(-1))
+
 
 def tiles_part(
     query: Tensor,
@@ -79,7 +88,7 @@ def tiles_part(
     Args:
         query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
         with_lse: return the log-sum-exp, because the part is merged with others, or gradients need it.
-        exclude: see `Tiles.mask`.
+        exclude: see `Tiles.mask`. Where it weighs sampled keys, the log-sum-exp is that of the weighted ones.
 
     Returns:
         (output [batch, heads, query_len, head_dim], log-sum-exp [batch, heads, query_len] or None)
@@ -99,11 +108,13 @@ def tiles_part(
     scored = with_lse and not has_operator(query, key)
     for chunk in tiles.chunks(_tiles_at_once(batch * rows, span, heads, head_dim, scored)):
         q = gather_tiles(query, tiles.queries[chunk] - (key.shape[2] - query_len))
-        mask = tiles.mask(chunk, exclude)[:, None]
-        mask = mask if batch == 1 else mask.repeat(batch, 1, 1, 1)
+        shown = tiles.mask(chunk, exclude)
+        mask = shown[:, None] if batch == 1 else shown[:, None].repeat(batch, 1, 1, 1)
         lse = None
         if with_lse:
             output, lse = masked_part(q, keys(chunk), values(chunk), mask, scaling, all_see=exclude is None)
+            if exclude is not None and exclude.weight:
+                lse = lse + tiles.raised(chunk, shown, exclude).to(lse.dtype).repeat(batch, 1)[:, None]
             lse = join_tiles(lse, batch)
         else:
             output = fused(q, keys(chunk), values(chunk), scaling, mask)

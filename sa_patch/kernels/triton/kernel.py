@@ -34,6 +34,7 @@ def _interpreted() -> bool:
     return bool(knobs.runtime.interpret)
 
 
+_POOLED = "it has no code for heads that choose different numbers of blocks: use kernel='torch'"
 _TILE: ContextVar[Tile | None] = ContextVar("tile", default=None)  # of the kernel that runs, where it has its own
 
 
@@ -59,6 +60,7 @@ class Triton:
         return (
             refusal_without_code(pattern, Band, Blocks, Selected, Pieces)
             or (_refusal_to_join(pattern) if isinstance(pattern, Pieces) else None)
+            or (_POOLED if isinstance(pattern, Selected) and pattern.pooled else None)
             or _refusal_here(query, key)
             or refusal_of_float64(query, key, value)
             or (_refusal_of_gradients(pattern) if needs_gradients(query, key, value) else None)

@@ -234,3 +234,19 @@ def test_the_plan_is_an_arm_of_fidelity(model, text, tmp_path, capsys):
         cells["plan-mine"]["budget"]["keys_per_query"] == pytest.approx(pairs)
         and "plan-mine" in capsys.readouterr().out
     )
+
+
+def test_a_target_in_nats_in_place_of_a_budget(model, text, tmp_path, capsys):
+    out = tmp_path / "target"
+    assert main(flags(model, text, out, "--passages", "1,1,1", "--swaps", "0", "--target-kl", "1e-9")) == 2
+    assert "at or below 1e-09 on every stratum with 24 keys per query" in capsys.readouterr().err
+    out = tmp_path / "reached"
+    assert main(flags(model, text, out, "--passages", "1,1,1", "--swaps", "0", "--target-kl", "10")) == 0
+    result, shown = result_of(out), " ".join(capsys.readouterr().out.split())
+    assert "keep KL at or below 10 on the passages that the plan was chosen with" in shown
+    assert json.loads((out / "sa_patch.json").read_text())["window"] < 24
+    assert result.found.outcome("plan").pairs["256"] <= result.found.allowed["256"]
+    assert "to stay within 10 nats of full attention?" in (out / "report.html").read_text()
+    for wrong in ("0", "many"):
+        assert main(flags(model, text, tmp_path / "no", "--target-kl", wrong)) == 2
+        assert "target_kl must be a number of nats above 0" in capsys.readouterr().err

@@ -9,9 +9,11 @@ import torch
 from models import make_model
 
 import sa_patch
-from sa_patch.calibration import search
-from sa_patch.calibration.reading import Reader
+from sa_patch.calibration import search, target
+from sa_patch.calibration.calibrate import CHOOSE_POSITIONS
+from sa_patch.calibration.reading import Reader, divergence, thinned
 from sa_patch.calibration.strata import STRATA, split
+from sa_patch.counting import window_pairs
 
 LENGTH, WINDOW = 256, 24
 ASKED = {"window": WINDOW, "lengths": (LENGTH,), "passages": (1, 2, 2), "swaps": 3}
@@ -198,3 +200,52 @@ def test_the_sentence_says_what_is_lost(done):
     ]
     assert ("It loses to it on" in found.sentence()) == bool(worse)
     assert f"{WINDOW} keys per query, {LENGTH} tokens" in found.sentence()
+
+
+def test_the_cheapest_budget_is_found_to_a_sixteenth():
+    for wanted in (12, 13, 40, 63, 64):
+        asked = []
+
+        def keeps(window, wanted=wanted, asked=asked):
+            asked.append(window)
+            return window >= wanted
+
+        found = target.cheapest(keeps, 64)
+        assert wanted <= found <= wanted + max(1, found // 16) and len(asked) <= 8
+
+
+def test_a_target_gives_the_cheapest_plan_that_keeps_it_where_it_was_chosen(done, net, tmp_path):
+    asked = {**ASKED, "window": 48, "swaps": 0, "journal": tmp_path / "journal.jsonl"}
+    at_least = done[0].outcome("plan").divergence
+    wanted = 1.3 * max(at_least.values())
+    found = sa_patch.calibrate(net, TEXTS, **asked, target_kl=wanted)
+    assert 12 <= found.window < 48 and found.plan.window == found.window and found.target_kl == wanted
+    assert search.total(found.plan.variants, LENGTH) <= 2 * window_pairs(LENGTH, found.window)
+    mean, low, high = found.reported()
+    assert mean == found.outcome("plan").divergence["text"] and low <= mean <= high
+    assert f"below {wanted:g} on the passages" in found.sentence()
+    assert f"(95 % interval {max(0.0, low):.3f} to {high:.3f})" in found.sentence()
+    assert ("Above the target" in found.sentence()) == bool(found.over_target())
+    # Its own passages say that it is kept: read again, by the definition.
+    reader, made = Reader(net), split(TEXTS, LENGTH, ASKED["passages"], 48)
+    for stratum in STRATA:
+        values = []
+        for passage in (one for one in made.choose if one.stratum == stratum):
+            positions = thinned(passage.scored, CHOOSE_POSITIONS)
+            with torch.inference_mode():
+                full = reader.log_probs(reader.ids(passage), positions)
+                with reader.running(found.plan):
+                    values.append(divergence(full, reader.log_probs(reader.ids(passage), positions)))
+        assert sum(values) / len(values) <= wanted + 1e-6
+    with pytest.raises(ValueError, match=r"other settings .*target_kl"):
+        sa_patch.calibrate(net, TEXTS, **asked, target_kl=2 * wanted)
+
+
+def test_a_target_that_cannot_be_reached_is_refused_with_the_nearest_figure(net):
+    with pytest.raises(
+        ValueError, match=r"at or below 1e-06 on every stratum with 24 keys .*text 0\.\d+.*target_kl to 0\.\d+"
+    ):
+        sa_patch.calibrate(net, TEXTS, **{**ASKED, "swaps": 0}, target_kl=1e-6)
+    for value in (0, -1, float("nan"), "x", True):
+        with pytest.raises(ValueError, match="target_kl must be a number of nats above 0"):
+            sa_patch.calibrate(net, TEXTS, **ASKED, target_kl=value)

@@ -35,7 +35,16 @@ def watched(model, tokens):
     return [(read[number], heads, mixed[number]) for number, *heads in seen]
 
 
-@pytest.mark.parametrize("options", [{}, {"horizon": "dyadic"}, {"form": "bucket"}, {"sinks": 1, "circular": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"horizon": "dyadic"},
+        {"form": "bucket"},
+        {"sinks": 1, "circular": True},
+        {"sinks": 1, "heads": "each", "weight": "sampled"},
+    ],
+)
 def test_a_layer_is_the_gated_sum_of_both_branches(qwen3, options):
     model = qwen3.double()
     patch = with_random_gates(model, **options)

@@ -18,7 +18,7 @@ from transformers.distributed import DistributedConfig
 
 import sa_patch
 
-CASES = ("full", "swa", "sa", "sa-bucket", "moba")
+CASES = ("full", "swa", "sa", "sa-bucket", "sa-heads_each", "moba")
 KINDS = ("qwen3", "qwen3_moe")
 TOKENS = torch.randint(1, 97, (1, 48), generator=torch.Generator().manual_seed(1))
 
@@ -42,6 +42,14 @@ def compare(whole, part, case):
     return {"worst": (found - expected).abs().max().item(), "same_tokens_and_calls": text == same_text}
 
 
+def refusal(model):
+    """Why the heads of a layer can't share their blocks when they are in several processes."""
+    try:
+        sa_patch.apply(model, "routed", 12, pool="layer")
+    except NotImplementedError as error:
+        return str(error)
+
+
 def measure(folder, kind):
     whole = AutoModelForCausalLM.from_pretrained(f"{folder}/{kind}").eval()
     plan = DistributedConfig(tp_plan="auto")
@@ -53,6 +61,7 @@ def measure(folder, kind):
         "logits": logits_seen,
         "gradient": ((found - expected).abs().max() / expected.abs().max()).item(),
         "held_rows": part.model.layers[0].self_attn.q_proj.weight.to_local().shape[0],
+        "refusal": refusal(part),
         "restored": torch.equal(logits(part, TOKENS), before),
     }
 

@@ -307,7 +307,7 @@ def test_the_operator_keeps_pytorchs_rules(case, padded):
     mask = torch.ones(2, 40, dtype=torch.bool)
     mask[0, :5] = False
     codes = encode(2, 30, 40, 10, mask, None, torch.device("cpu")) if padded else None
-    settings = make_variant(case).spec, torch.tensor(1), 3, "torch", 0.25, "last"
+    settings = make_variant(case).spec, torch.tensor(1), 3, 0, "torch", 0.25, "last"
     torch.library.opcheck(torch.ops.sa_patch.attend.default, (*tensors, codes, None, *settings))
 
 

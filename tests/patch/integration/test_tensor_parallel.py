@@ -44,4 +44,5 @@ def test_a_model_split_over_processes_gives_what_it_gives_in_one(tmp_path):
             assert seen["held_rows"] == 32, "2 of 4 heads of 16"
             for case, found in seen["logits"].items():
                 assert found["worst"] < 2e-5 and found["same_tokens_and_calls"], (kind, case, found)
+            assert "holds 1 of 2 kv heads (tensor parallelism): use pool='head'" in seen["refusal"]
             assert seen["gradient"] < 1e-4 and seen["restored"], (kind, seen)

@@ -15,6 +15,7 @@ from sa_patch.kernels.dense import causal
 from sa_patch.kernels.merging import merge
 from sa_patch.kernels.pytorch.parts import masked_part
 from sa_patch.kernels.reference import Reference
+from sa_patch.probing import pieces_of
 from sa_patch.tuning import parity
 
 SCALING = 0.25
@@ -47,8 +48,7 @@ def error(output, query, key, value, pattern) -> float:
 
 
 def takes(name, pattern, *heads) -> bool:
-    pieces = getattr(pattern, "pieces", (pattern,))
-    return all(piece.covers_all or kernels.get(name).refusal(piece, *heads) is None for piece in pieces)
+    return all(kernels.get(name).refusal(piece, *heads) is None for piece in pieces_of(pattern))
 
 
 def check_parity(name, case, length, dtype):

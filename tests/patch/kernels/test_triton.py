@@ -15,7 +15,7 @@ from sa_patch.patterns import Pieces
 pytest.importorskip("triton")
 launch = pytest.importorskip("sa_patch.kernels.triton.launch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-RUN = [*TILED, *(case for case in CASES if case.startswith("routed"))]
+RUN = [*TILED, *(case for case in CASES if case.startswith("routed") and "pool" not in case)]
 DTYPES = (torch.float32, torch.float16, *((torch.bfloat16,) if DEVICE == "cuda" else ()))
 
 

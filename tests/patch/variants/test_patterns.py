@@ -171,3 +171,29 @@ def test_fractions_follow_the_length():
     assert (variant.sizes(200).window, variant.sizes(200).sinks) == (50, 10)
     assert variant.sizes(2).window == 1
     assert make_pattern(variant, 200).visible()[-1].sum() == 50
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"block_size": 8}, {"top_k": 3, "sinks": 4}], ids=str)
+@pytest.mark.parametrize("length", [300, 1024])
+def test_a_charged_moba_router_is_paid_by_the_window(length, options):
+    variant = sa_patch.variant("moba", 96, router_cost="charged", **options)
+    budget, (size, _) = variant.sparse_budget(length, 0), variant.blocks(length)
+    products = sum(row // size for row in range(length)) + (length - 1) // size  # scores, and means of earlier blocks
+    assert budget.router_scores == products and budget.charged == (products + 1) // 2
+    query, key, _ = random_heads(length, heads=2, kv_heads=1, batch=1)
+    seen = make_pattern(variant, length, query=query, key=key).count()
+    assert seen == budget.pairs if budget.exact else seen <= budget.pairs
+    target = window_pairs(length, 96)
+    assert abs(budget.pairs + budget.charged - target) <= 0.05 * 96 * length
+    free = sa_patch.variant("moba", 96, **options).sparse_budget(length, 0)
+    assert free.charged == 0 < free.router_scores and budget.pairs < free.pairs
+
+
+def test_a_charged_moba_router_that_leaves_no_choice_is_refused():
+    with pytest.raises(ValueError, match=r"at 8192 tokens no choice of blocks fits window=64 with the router charged"):
+        sa_patch.variant("moba", 64, router_cost="charged").sparse_budget(8192, 0)
+    with pytest.raises(ValueError, match="use budget='pairs' and decode='full'"):
+        sa_patch.variant("moba", 64, router_cost="charged", budget="nominal")
+    with pytest.raises(ValueError, match="leaves nothing to choose: drop one of them"):
+        sa_patch.variant("moba", 64, router_cost="charged", top_k=2, block_size=43)
+    assert "needs the prompt's length" in sa_patch.variant("moba", 96, router_cost="charged").whole_prompt_reason()

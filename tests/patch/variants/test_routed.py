@@ -56,6 +56,71 @@ def visible_by_hand(variant, query, key):
     return mask.tril()
 
 
+def pooled_by_hand(variant, query, key):
+    """Which blocks [heads, n, blocks] the heads take together, one query at a time, in float64."""
+    heads, length, head_dim = query.shape
+    group, shares = heads // key.shape[0], variant.shares(length)
+    total = (length - shares.sinks) // shares.block_size
+    taken = torch.zeros(heads, length, total, dtype=torch.bool)
+    for row in range(shares.keys, length):
+        count = (row + 1 - shares.local - shares.sinks) // shares.block_size
+        share = torch.zeros(heads, count, dtype=torch.float64)
+        for head in range(heads):
+            keys = key[head // group].double()
+            certain = [j for j in range(row + 1) if j < shares.sinks or row - j < shares.local]
+            seen = (head_dim**-0.5 * (keys[certain] @ query[head, row].double())).exp().sum()
+            for block in range(count):
+                begin = shares.sinks + block * shares.block_size
+                some = keys[begin : begin + shares.block_size]
+                score = scores_by_hand(query[head, row].double(), some, variant.router, head_dim**-0.5)
+                share[head, block] = shares.block_size * torch.tensor(score, dtype=torch.float64).exp()
+            share[head] /= share[head].sum() + seen
+        best = share.flatten().topk(min(heads * shares.count, share.numel())).indices
+        taken[best // count, row, best % count] = True
+    return taken
+
+
+@pytest.mark.parametrize("router", ["mean", "variance"])
+def test_pooled_heads_take_the_blocks_with_the_largest_shares(router):
+    query, key, value = random_heads(90, heads=4, kv_heads=2, batch=1)
+    variant = sa_patch.variant("routed", 24, block_size=4, sinks=2, local=6, router=router, pool="layer")
+    mask = make_pattern(variant, 90, 0, query * 3, key).visible()[0]
+    expected = pooled_by_hand(variant, query[0] * 3, key[0])
+    assert torch.equal(mask[:, 24:, 2:90].view(4, 66, 22, 4).all(-1), expected[:, 24:] | near_blocks(variant, 90)[24:])
+    counts = expected.sum(-1)[:, 24:]
+    assert counts.sum(0).tolist() == [4 * variant.shares(90).count] * 66, "the heads together see what they always do"
+    assert counts.min() < counts.max()
+    found = sa_patch.attention(query * 3, key, value, variant, kernel="torch")
+    exact = sa_patch.attention(query * 3, key, value, variant, kernel="reference")
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+
+
+def near_blocks(variant, length):
+    """Blocks that the local window shows whole: bool [n, blocks]."""
+    shares = variant.shares(length)
+    begin = shares.sinks + torch.arange((length - shares.sinks) // shares.block_size) * shares.block_size
+    row = torch.arange(length)[:, None]
+    return (begin > row - shares.local) & (begin + shares.block_size <= row + 1)
+
+
+def test_pooled_groups_and_tiles_see_as_many_pairs_and_their_own_choice_is_prefix_consistent():
+    query, key, _ = random_heads(96, heads=4, kv_heads=2, batch=2)
+    for options in ({"share": "group"}, {"query_block": 8}, {"share": "group", "query_block": 8}, {}):
+        variant = sa_patch.variant("routed", 40, block_size=4, sinks=2, pool="layer", **options)
+        visible = make_pattern(variant, 96, 0, query * 3, key).visible()
+        per_query = visible.float().mean(1).sum(-1)
+        assert torch.equal(per_query, torch.arange(1, 97).clamp(max=40).float().expand(2, 96)), options
+        piece = make_pattern(variant, 80, 0, query[:, :, 64:80] * 3, key[:, :, :80], query_len=16)
+        assert torch.equal(piece.visible(), visible[:, :, 64:80, :80])
+
+
+def test_pooling_needs_shares_and_a_kernel_that_pads(qwen3):
+    with pytest.raises(ValueError, match="shares of the attention's mass, which router='minmax' does not estimate"):
+        sa_patch.variant("routed", 40, pool="layer", router="minmax")
+    with pytest.raises(NotImplementedError, match="different numbers of blocks: use kernel='torch'"):
+        sa_patch.apply(qwen3, "routed", 40, pool="layer", kernel="triton")
+
+
 @pytest.mark.parametrize("router", ["mean", "variance", "minmax"])
 @pytest.mark.parametrize("options", [{}, {"share": "group"}, {"query_block": 4}, {"share": "group", "query_block": 5}])
 def test_the_best_blocks_are_seen(options, router):
