@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sa_patch import machine
-from sa_patch.patterns import Band, Blocks, Pattern, Scattered, Selected
+from sa_patch.patterns import Band, Blocks, Heads, Pattern, Scattered, Selected
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "measured"
@@ -102,6 +102,8 @@ class Choice:
 
 def layout_of(pattern: Pattern) -> str:
     """How the visible keys of a pattern lie in memory; variants declare theirs in the same words."""
+    if isinstance(pattern, Heads):
+        return layout_of(pattern.of_head[0])
     if isinstance(pattern, Selected):
         return "selected"
     if pattern.sinks or pattern.local:

@@ -56,7 +56,10 @@ def one_thread(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * ("calibrate" in path.stem)) for path in NOTEBOOKS],
+)
 def test_a_clean_kernel_shows_what_is_committed(path, request):
     committed = nbformat.read(path, as_version=4)
     found = executed(path)

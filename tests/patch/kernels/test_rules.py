@@ -182,7 +182,7 @@ def test_what_was_not_measured_on_a_gpu_is_told_once(gpu, monkeypatch):
     query, key, value = (tensor.to("meta") for tensor in random_heads(400))
 
     class OnGpu:
-        device, dtype, shape = place, torch.bfloat16, query.shape
+        device, dtype, shape, requires_grad = place, torch.bfloat16, query.shape, False
 
     with pytest.warns(
         UserWarning, match="nothing was measured for bfloat16 and head_dim 16 on NVIDIA Never-Seen"
@@ -197,7 +197,7 @@ def test_short_prompts_on_a_gpu_are_no_reason_to_tell(gpu, monkeypatch):
     place, short = gpu("NVIDIA Never-Seen"), random_heads(100)
 
     class OnGpu:
-        device, dtype, shape = place, torch.bfloat16, short[0].shape
+        device, dtype, shape, requires_grad = place, torch.bfloat16, short[0].shape, False
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")

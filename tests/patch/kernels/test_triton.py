@@ -44,7 +44,7 @@ def check(case, length, query_len, heads, head_dim, dtype, window=12):
 @pytest.mark.parametrize("case", RUN)
 def test_triton_equals_reference(case):
     if "moba" in case or "routed" in case:  # routes are the content's: in one dtype they are the same for both kernels
-        check(case, 70, 70, (4, 2), 16, torch.float32)
+        check(case, 44, 44, (4, 2), 16, torch.float32)
         return
     for dtype in DTYPES:
         check(case, 70, 70, (4, 2), 16, dtype)
@@ -142,7 +142,7 @@ def test_what_triton_can_not_do_is_refused(monkeypatch):
     head_dim=st.sampled_from([16, 48, 80]),
     window=st.integers(9, 30),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_triton_equals_reference_for_odd_shapes(case, length, query_len, heads, head_dim, window):
     first = max(0, length - query_len)
     first -= first % getattr(make_variant(case, window), "query_block", 1)  # queries begin at a whole tile of choosers
