@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sa_patch.patterns import Band, Blocks
@@ -43,7 +44,8 @@ class Kept:
             key: everything it depends on, the device aside.
             make: gives tensors of that device, or tuples and dataclasses of them.
         """
-        if is_in_torch_dispatch_mode():  # somebody watches or fakes tensors: theirs are not for others
+        # Somebody watches, fakes or transforms tensors: theirs are not for others.
+        if is_in_torch_dispatch_mode() or peek_interpreter_stack() is not None:
             return make()
         # A kernel on another stream would not wait for the one that makes it.
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
