@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sa_patch.patterns import Band, Blocks
@@ -44,8 +44,7 @@ class Kept:
             key: everything it depends on, the device aside.
             make: gives tensors of that device, or tuples and dataclasses of them.
         """
-        # Somebody watches, fakes or transforms tensors: theirs are not for others.
-        if is_in_torch_dispatch_mode() or peek_interpreter_stack() is not None:
+        if is_in_torch_dispatch_mode():  # somebody watches or fakes tensors: theirs are not for others
             return make()
         # A kernel on another stream would not wait for the one that makes it.
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
@@ -54,7 +53,8 @@ class Kept:
             if key in self._held:
                 self._held.move_to_end(key)
                 return self._held[key][0]
-        with torch.inference_mode(False):  # or autograd could not save it later
+        # Or autograd could not save it later; and outside transforms (torch.func), whose tensors end with them.
+        with torch.inference_mode(False), temporarily_clear_interpreter_stack():
             made = make()
         if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():  # a graph's memory is the graph's
             self._hold(key, made)
