@@ -133,6 +133,11 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> nn.Module:
     if config.get("mode") != Gated.name:
         load(model, folder)
         return model
+    if not integration.is_gated(folder):
+        raise ValueError(
+            f"{path} holds a plain model beside the {config_file(folder).name} of a gated one that was saved there "
+            "before: remove that file, or load the model with AutoModelForCausalLM.from_pretrained"
+        )
     options = {name: value for name, value in config.items() if name not in ("version", "mode", "kernel")}
     gate(model, **options, kernel=config.get("kernel", "auto"))
     integration.load_gates(model, folder)

@@ -78,7 +78,7 @@ def _attention(
     if gates is None:
         output = run(layer)
     else:
-        step = step_of(module, patch.gates.steps, attention_mask)
+        step = step_of(module, patch.gates.steps, attention_mask, kwargs)
         output = gated(gates, [run(branch, step) for branch in layer.branches])
     if patch.observer is not None and not hidden and isinstance(geometry, Geometry):
         patch.observer(layer.layer_idx, query, key, value, factor)

@@ -31,10 +31,20 @@ def save_pretrained(model: Any, save_directory: str | Path, is_main_process: boo
             "push_to_hub=True would upload the folder before it is marked as a gated model: save it, then upload it "
             "(huggingface_hub.upload_folder)"
         )
+    if kwargs.get("variant"):
+        raise NotImplementedError(f"variant={kwargs['variant']!r}: a gated model has one set of weights per folder")
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise NotImplementedError(
+            "this gated model holds adapters, and transformers would save these alone: wrap it with peft's "
+            "get_peft_model(..., modules_to_save=['gate_swa', 'gate_sa']), or save it without adapters"
+        )
     type(model).save_pretrained(model, save_directory, is_main_process=is_main_process, **kwargs)
     held = state(model)
     if held is None or not is_main_process:
         return
+    written = [file for file in (Path(save_directory, _WEIGHTS), Path(save_directory, _INDEX)) if file.exists()]
+    if len(written) == 2:  # one is of an earlier save in another form
+        min(written, key=lambda file: file.stat().st_mtime_ns).unlink()
     file = Path(save_directory, "config.json")
     config = json.loads(file.read_text(encoding="utf-8"))
     config = {"model_type": MODEL_TYPE, _BASE_TYPE: config.pop("model_type"), **config}
@@ -58,8 +68,15 @@ def local_folder(path: str | Path, **kwargs: Any) -> Path:
     Raises:
         ValueError: for a folder without a patch config.
     """
+    if not Path(path).is_dir() and (Path(path).is_file() or Path(path).is_absolute() or str(path).count("/") > 1):
+        raise ValueError(f"there is no folder {path}: give the folder of a checkpoint, or a repository of the hub")
     folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(str(path), **kwargs))
     if not config_file(folder).is_file():
+        if is_gated(folder):
+            raise ValueError(
+                f"{path} is a gated model without its {config_file(folder).name}, which says how it attends: copy it "
+                "from where the model was saved"
+            )
         raise ValueError(
             f"{path} has no {config_file(folder).name}: it is a plain model. Load it with "
             "AutoModelForCausalLM.from_pretrained, and patch it with sa_patch.apply"
@@ -79,7 +96,12 @@ def load_model(folder: Path, **kwargs: Any) -> nn.Module:
     if not is_gated(folder):
         return AutoModelForCausalLM.from_pretrained(folder, **kwargs)
     given = {name: value for name, value in read_config(folder / "config.json").items() if name != "model_type"}
+    for name in ("config", "output_loading_info", "variant"):
+        if name in kwargs:
+            raise ValueError(f"{name}= can't be given for a gated model: its config and its loading are its own")
     config = AutoConfig.for_model(given.pop(_BASE_TYPE), **given)
+    for name in [name for name in kwargs if name in given and name not in ("dtype", "torch_dtype")]:
+        setattr(config, name, kwargs.pop(name))
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it would report the gates as unexpected
     try:
@@ -123,8 +145,8 @@ def _is_of_gates(name: str) -> bool:
 
 def _gates_in(folder: Path) -> Iterator[tuple[str, Tensor]]:
     index = folder / _INDEX
-    files = [_WEIGHTS]
-    if index.is_file():
+    files = [_WEIGHTS]  # which transformers takes where both are there
+    if index.is_file() and not (folder / _WEIGHTS).is_file():
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted({file for name, file in places.items() if _is_of_gates(name)})
     for file in files:

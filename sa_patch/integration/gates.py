@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from transformers import PreTrainedModel
 
 from sa_patch.forward import Layer
@@ -20,6 +21,7 @@ from sa_patch.kept import KEPT
 NAMES = ("gate_swa", "gate_sa")  # of the modules, in the order of the variant's branches
 STEPS = "gate_steps"
 ARGUMENT = "sa_patch_gates"  # under which a layer's gates reach the attention function
+_STEP = "sa_patch_step"  # under which the model hands a training step to its layers
 _KEPT_BYTES = 64 << 20  # of orders, in training: those of earlier steps are of no more use
 
 
@@ -32,7 +34,8 @@ class TrainingSteps(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = torch.zeros((), dtype=torch.int64, device="cpu")
+        with torch.inference_mode(False):
+            self.count = torch.zeros((), dtype=torch.int64, device="cpu")
 
     def get_extra_state(self) -> Tensor:
         return self.count.clone()
@@ -76,9 +79,11 @@ def _gate(module: nn.Module, initial: float) -> nn.Linear:
     like = next(parameter for parameter in module.parameters() if parameter.dtype.is_floating_point)
     if like.is_meta and any(not parameter.is_meta for parameter in module.parameters()):
         raise ValueError("this layer's weights are offloaded: gate the model before it is dispatched")
-    gate = nn.Linear(config.hidden_size, config.num_attention_heads, device=like.device, dtype=like.dtype)
-    nn.init.zeros_(gate.weight)
-    nn.init.constant_(gate.bias, math.log(initial / (1 - initial)))
+    sizes = config.hidden_size, config.num_attention_heads
+    with torch.inference_mode(False):  # or they could not be trained
+        gate = skip_init(nn.Linear, *sizes, device=like.device, dtype=like.dtype)  # draws no random numbers
+        nn.init.zeros_(gate.weight)
+        nn.init.constant_(gate.bias, math.log(initial / (1 - initial)))
     return gate
 
 
@@ -87,14 +92,17 @@ def add(model: nn.Module, modules: list[nn.Module], gates: Gates) -> None:
     for module, pair in zip(modules, gates.layers, strict=True):
         if pair is None:
             continue
+        like = next((one for one in module.parameters() if one.dtype.is_floating_point), None)
         for name, gate in pair.items():
+            if like is not None and not like.is_meta:  # the model may have been moved while it had no gates
+                gate.to(device=like.device, dtype=like.dtype)
             module.add_module(name, gate.train(module.training))
         module.register_forward_pre_hook(_pass_gates, with_kwargs=True)
     if gates.steps is not None:
         # On the innermost model, as long as layers that are compiled one by one are to stay alike.
         backbone = [module for module in model.modules() if isinstance(module, PreTrainedModel)][-1]
         backbone.add_module(STEPS, gates.steps.train(backbone.training))
-        backbone.register_forward_pre_hook(_count_step)
+        backbone.register_forward_pre_hook(_count_step, with_kwargs=True)
 
 
 def remove(model: nn.Module) -> None:
@@ -114,23 +122,44 @@ def _pass_gates(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
     return args, {**kwargs, ARGUMENT: tuple(module.get_submodule(name)(hidden).sigmoid() for name in NAMES)}
 
 
-def _count_step(module: nn.Module, _: object) -> None:
-    if module.training:
-        steps = module.get_submodule(STEPS)
-        assert isinstance(steps, TrainingSteps)
-        steps.count = steps.count + 1
-        if not torch.compiler.is_compiling():
-            KEPT.shrink(_KEPT_BYTES)
+def _count_step(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    """The backbone's pre-hook: counts, and hands the step to the layers, with whose arguments it comes again.
+
+    Raises:
+        NotImplementedError: when the whole model is computed again in a backward pass: it could not tell which step.
+    """
+    if not module.training:
+        return None
+    steps = module.get_submodule(STEPS)
+    assert isinstance(steps, TrainingSteps)
+    if not torch.compiler.is_compiling():
+        if torch._C._current_graph_task_id() != -1:
+            raise NotImplementedError(
+                "a checkpoint around the whole model computes it again in the backward pass, with other permutations: "
+                "use model.gradient_checkpointing_enable(), which goes layer by layer, or gate with resample='never'"
+            )
+        KEPT.shrink(_KEPT_BYTES)
+    steps.count = steps.count + 1
+    takes = {parameter.kind for parameter in signature(type(module).forward).parameters.values()}
+    return (args, {**kwargs, _STEP: steps.count}) if Parameter.VAR_KEYWORD in takes else None
 
 
-def step_of(module: nn.Module, steps: TrainingSteps | None, mask: Geometry | Tensor) -> Tensor | None:
+def step_of(
+    module: nn.Module, steps: TrainingSteps | None, mask: Geometry | Tensor, given: dict[str, Any]
+) -> Tensor | None:
     """The training step whose permutations a call takes; None in evaluation.
 
-    A geometry belongs to one forward pass, and comes again when a checkpointed layer is computed again: it keeps the
-    step, whatever has been counted in between.
+    The step comes with the layer's arguments, so that a checkpointed layer is computed again with the one it was
+    computed with, whatever has been counted in between. In models that pass none on, the geometry keeps it, which
+    belongs to one forward pass too.
+
+    Args:
+        given: the arguments that reached the attention function by name.
     """
     if steps is None:
         return None
+    if _STEP in given:
+        return given[_STEP].to("cpu")
     if isinstance(mask, Tensor) or torch.compiler.is_compiling():
         return steps.count if module.training else None
     return mask.__dict__.setdefault("_step", steps.count if module.training else None)

@@ -23,8 +23,9 @@ from sa_patch.variants.stochastic import Stochastic
 class Gated(Stochastic):
     """output = sigmoid(g_swa) * swa(q, k, v) + sigmoid(g_sa) * sa(q, k, v), gates per token and head.
 
-    Each branch has half of the window (swa the larger half), so the pairs of both together are the budget. A key that
-    both branches show is computed, and counted, twice. Sinks are charged within each half.
+    Each branch has half of the window (swa the larger half); the budget is the sum of their pairs. A key that both
+    branches show is computed, and counted, twice, so the sum is a little above `swa` at the same window (by w^2/4 pairs
+    of w n, in early queries). Sinks are charged within each half.
 
     Attributes:
         resample: "step" draws other permutations in every training step and keeps those of `seed` for evaluation;
@@ -46,6 +47,11 @@ class Gated(Stochastic):
     def __post_init__(self) -> None:
         if self.window == 1:
             raise ValueError("window=1 has no two halves: gated needs a window of at least 2 keys, one per branch")
+        if isinstance(self.window, float):
+            raise ValueError(
+                f"window={self.window} is a fraction of the prompt, whose halves are not whole at every length: give a "
+                "number of tokens"
+            )
         super().__post_init__()
         if self.decode != "sparse":
             raise ValueError(
@@ -57,14 +63,18 @@ class Gated(Stochastic):
                     f"{name}={getattr(self, name)!r} is for variants that are not trained: leave it out (the sliding "
                     "branch is local already)"
                 )
-        _ = self.branches
+        try:
+            _ = self.branches
+        except ValueError as error:
+            raise ValueError(f"each branch has half of window={self.window}, and {error}") from error
 
     @cached_property
     def branches(self) -> tuple[Variant, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The sliding window and stochastic attention, each with its half of the window."""
         given = {name: value for name, value in self.options().items() if name not in ("window", "resample")}
         shared = {item.name for item in options_of(SlidingWindow)}
-        half = self.window / 2 if isinstance(self.window, float) else self.window // 2
+        assert isinstance(self.window, int)
+        half = self.window // 2
         local = SlidingWindow(
             **{name: value for name, value in given.items() if name in shared}, window=self.window - half
         )

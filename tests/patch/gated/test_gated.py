@@ -112,6 +112,14 @@ def test_the_gates_of_a_copy_are_its_own(qwen3):
     assert torch.equal(logits(qwen3, tokens), before)
 
 
+def test_a_model_that_moved_while_it_had_no_gates_has_them_again(qwen3):
+    patch = with_random_gates(qwen3)
+    patch.restore()
+    qwen3.double()
+    with patch:
+        assert logits(qwen3, text(1, 40)).dtype == torch.float64
+
+
 def test_mode_gated_is_gate(qwen3):
     other = copy.deepcopy(qwen3)
     sa_patch.gate(qwen3, WINDOW, seed=3)
@@ -174,6 +182,8 @@ def test_a_prompt_that_both_branches_show_whole_is_told(qwen3, recwarn):
     ("options", "message"),
     [
         ({"window": 1}, "window=1 has no two halves"),
+        ({"window": 0.5}, "window=0.5 is a fraction of the prompt"),
+        ({"window": 8, "sinks": 4}, "each branch has half of window=8, and sinks=4"),
         ({"decode": "full"}, "decode='full' shows both branches the whole cache"),
         ({"local": 4}, "local=4 is for variants that are not trained"),
         ({"dense_tail": 4}, "dense_tail=4 is for variants that are not trained"),

@@ -6,6 +6,7 @@ import gated_models
 import pytest
 import torch
 from gated_models import text
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 from transformers.utils import logging
 
@@ -90,3 +91,38 @@ def test_sa_eval_says_what_it_is(tmp_path):
     gated().save_pretrained(tmp_path)
     with pytest.raises(SettingsError, match=r"was trained with gates.*sa_patch.from_pretrained"):
         check_config("mine", json.loads((tmp_path / "config.json").read_text()))
+
+
+def test_a_folder_may_be_written_again_in_another_form(tmp_path):
+    model = gated()
+    for form in ({"max_shard_size": "20KB"}, {}, {"max_shard_size": "20KB"}):
+        model.model.layers[0].self_attn.q_proj.weight.data += 0.1
+        model.model.layers[0].self_attn.gate_sa.weight.data += 0.1
+        model.save_pretrained(tmp_path, **form)
+        assert torch.equal(logits(sa_patch.from_pretrained(tmp_path)), logits(model))
+
+
+def test_arguments_of_transformers_arrive_and_others_are_refused(tmp_path):
+    gated().save_pretrained(tmp_path)
+    assert sa_patch.from_pretrained(tmp_path, use_cache=False).config.use_cache is False
+    with pytest.raises(ValueError, match="output_loading_info= can't be given"):
+        sa_patch.from_pretrained(tmp_path, output_loading_info=True)
+    with pytest.raises(ValueError, match="there is no folder"):
+        sa_patch.from_pretrained(tmp_path / "nowhere")
+    (tmp_path / "sa_patch.json").unlink()
+    with pytest.raises(ValueError, match=r"a gated model without its sa_patch.json"):
+        sa_patch.from_pretrained(tmp_path)
+
+
+def test_what_would_lose_the_gates_is_refused(tmp_path):
+    model = gated()
+    model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(NotImplementedError, match="modules_to_save"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    model = gated()
+    model.save_pretrained(tmp_path)
+    sa_patch.restore(model)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a plain model beside the sa_patch.json of a gated one"):
+        sa_patch.from_pretrained(tmp_path)

@@ -6,7 +6,11 @@ import gated_models
 import pytest
 import torch
 from gated_models import text
+from models import make_model
 from torch.nn.functional import cross_entropy, rms_norm
+from torch.utils.checkpoint import checkpoint
+
+import sa_patch
 
 
 def gated(kind="qwen3", **options):
@@ -139,3 +143,37 @@ def test_memory_of_orders_does_not_grow_with_the_steps(monkeypatch):
             loss_of(model, text(1, 40))
     model(text(1, 8))
     assert KEPT.bytes <= 40_000
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks at it
+def test_compiled_attention_is_computed_again_with_its_step():
+    def found(compiled):
+        torch._dynamo.reset()
+        model = checkpointed(gated(), False)
+        for layer in model.model.layers if compiled else ():
+            layer.self_attn.compile(backend="aot_eager")
+        return gradients(model, text(2, 40), text(2, 33), together=True)
+
+    close(found(True), found(False))
+
+
+def test_a_whole_model_that_is_computed_again_is_refused():
+    model = gated()
+    embedded = model.get_input_embeddings()(text(1, 40)).detach().requires_grad_()
+
+    def run(some):
+        return model(inputs_embeds=some, use_cache=False).logits.square().mean()
+
+    with pytest.raises(NotImplementedError, match="a checkpoint around the whole model"):
+        checkpoint(run, embedded, use_reentrant=False).backward()
+
+
+def test_gates_draw_no_random_numbers_and_train_wherever_they_were_made():
+    before = torch.random.get_rng_state()
+    with torch.inference_mode():
+        model = make_model()
+    before = torch.random.get_rng_state()
+    with torch.inference_mode():
+        sa_patch.gate(model, 12)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not model.model.layers[0].self_attn.gate_sa.weight.is_inference()
