@@ -69,7 +69,7 @@ def check_parity(name, case, length, dtype):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name,length,dtype", parity_runs())
+@pytest.mark.parametrize("name,length,dtype", parity_runs(), ids=str)
 def test_kernel_equals_reference(name, case, length, dtype):
     check_parity(name, case, length, dtype)
 
