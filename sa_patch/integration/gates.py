@@ -82,6 +82,7 @@ def _gate(module: nn.Module, initial: float) -> nn.Linear:
     sizes = config.hidden_size, config.num_attention_heads
     with torch.inference_mode(False):  # or they could not be trained
         gate = skip_init(nn.Linear, *sizes, device=like.device, dtype=like.dtype)  # draws no random numbers
+        assert isinstance(gate, nn.Linear)
         nn.init.zeros_(gate.weight)
         nn.init.constant_(gate.bias, math.log(initial / (1 - initial)))
     return gate
