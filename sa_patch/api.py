@@ -54,8 +54,7 @@ def apply(
         plan: a `Plan`, another variant per layer, instead of mode, variant, window and options.
         kernel: "auto" or the name of one. An explicit one never falls back.
         **options: `sa_patch.signature.Options` says what each does. Every mode takes seed, budget, dense_tail, sinks,
-            local, dense_layers, dense_below and decode; sa and sa+swa also take horizon, form and circular; moba takes
-            top_k and block_size, routed block_size, share, query_block, router, stride and router_cost.
+            local, dense_layers, dense_below and decode; docs/variants.md lists those of single modes.
 
     Returns:
         the Patch: `.restore()`, `.describe()`, `.budget(length)`, `.mask(length)`, `.config`; also a context manager.
@@ -129,15 +128,16 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> nn.Module:
     hub = {name: kwargs[name] for name in ("revision", "cache_dir", "token", "local_files_only") if name in kwargs}
     folder = integration.local_folder(path, **hub)
     config = read_config(folder)
-    model = integration.load_model(folder, **kwargs)
-    if config.get("mode") != Gated.name:
-        load(model, folder)
-        return model
-    if not integration.is_gated(folder):
+    gated = config.get("mode") == Gated.name
+    if gated and not integration.is_gated(folder):
         raise ValueError(
             f"{path} holds a plain model beside the {config_file(folder).name} of a gated one that was saved there "
             "before: remove that file, or load the model with AutoModelForCausalLM.from_pretrained"
         )
+    model = integration.load_model(folder, **kwargs)
+    if not gated:
+        load(model, folder)
+        return model
     options = {name: value for name, value in config.items() if name not in ("version", "mode", "kernel")}
     gate(model, **options, kernel=config.get("kernel", "auto"))
     integration.load_gates(model, folder)

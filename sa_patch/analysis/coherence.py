@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 import torch
 
-from sa_patch.analysis import intervals, layers
-from sa_patch.analysis.intervals import Interval
+from sa_patch import intervals
+from sa_patch.analysis import layers
 from sa_patch.analysis.reach import sees
+from sa_patch.intervals import Interval
 from sa_patch.plan import Plan
 from sa_patch.variants.base import Variant
 
@@ -79,9 +81,7 @@ def local_coherence(
         within.append(held)
     shares, previous = [fmean(one) for one in by_seed], [one[0] for one in by_seed]
 
-    def interval(values: Sequence[float]) -> Interval:
-        return intervals.of_mean(values, high=1.0) if random else (values[0], values[0])
-
+    interval = partial(intervals.of_seeds, random=random)
     layerwise = [list(values) for values in zip(*within, strict=True)]
     return LocalCoherence(
         length=length,

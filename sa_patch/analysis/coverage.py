@@ -7,9 +7,10 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from sa_patch.analysis import intervals, layers, theory
-from sa_patch.analysis.intervals import Interval
+from sa_patch import intervals
+from sa_patch.analysis import layers, theory
 from sa_patch.analysis.reach import sees, step
+from sa_patch.intervals import Interval
 from sa_patch.patterns import Pattern
 from sa_patch.plan import Plan
 from sa_patch.randomness import mixed, steps, stream
@@ -269,7 +270,7 @@ def summarise(
         exact=exact,
         sources=sources,
         covered=tuple(fmean(values) for values in by_layer),
-        intervals=tuple((v[0], v[0]) if single else intervals.of_mean(v, high=1.0) for v in by_layer),
+        intervals=tuple(intervals.of_seeds(v, random=not single) for v in by_layer),
         per_seed=tuple(tuple(one.shares) for one in found),
         everything=tuple(count / len(found) for count in whole),
         everything_intervals=tuple(

@@ -6,13 +6,15 @@ A layer is then a matrix A whose row i is 1 over the number of visible keys at t
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from sa_patch.analysis import intervals, layers
-from sa_patch.analysis.intervals import Interval
+from sa_patch import intervals
+from sa_patch.analysis import layers
+from sa_patch.intervals import Interval
 from sa_patch.plan import Plan
 from sa_patch.randomness import mixed, steps, stream
 from sa_patch.variants.base import Variant
@@ -106,9 +108,7 @@ def mixing(
             averaged.append(gaps[-1])
         distances.append(found)
 
-    def interval(values: Sequence[float]) -> Interval:
-        return intervals.of_mean(values, high=1.0) if random else (values[0], values[0])
-
+    interval = partial(intervals.of_seeds, random=random)
     by_layer = [list(values) for values in zip(*distances, strict=True)]
     return Mixing(
         length=length,

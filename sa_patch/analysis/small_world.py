@@ -8,10 +8,11 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from sa_patch.analysis import intervals, layers
+from sa_patch import intervals
+from sa_patch.analysis import layers
 from sa_patch.analysis.coverage import draw_sources
-from sa_patch.analysis.intervals import Interval
 from sa_patch.analysis.reach import sees, step
+from sa_patch.intervals import Interval
 from sa_patch.patterns import Pattern
 from sa_patch.plan import Plan
 from sa_patch.randomness import mixed, steps, stream

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sa_patch import integration, shown
+from sa_patch import integration, intervals, shown
 from sa_patch.calibration import search, target
 from sa_patch.calibration.candidates import LEAST, RECIPES, SHARES, SMALLER, Candidate, candidate, candidates
 from sa_patch.calibration.errors import output_errors
@@ -488,13 +488,5 @@ def _key(plan: Plan) -> str:
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95 % interval of independent values (Student's t); one value has none."""
-    mean, count = sum(values) / len(values), len(values)
-    if count < 2:
-        return mean, -math.inf, math.inf
-    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
-    reach = error * (_T[count - 2] if count - 2 < len(_T) else 1.96 + 2.5 / (count - 1))
-    return mean, mean - reach, mean + reach
-
-
-# The 97.5 % quantile of Student's t with 1, 2, ... degrees of freedom.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+    ends = intervals.of_mean(values, low=-math.inf) if len(values) > 1 else (-math.inf, math.inf)
+    return sum(values) / len(values), *ends

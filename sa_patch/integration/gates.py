@@ -30,12 +30,17 @@ class TrainingSteps(nn.Module):
 
     The count is part of the state_dict. It is no buffer, because it must stay in CPU memory, and a new tensor at every
     step, because a layer that is computed again in the backward pass needs the number it was computed with.
+
+    Attributes:
+        count: forward passes so far, int64 [].
+        handed_on: whether the model takes arguments by name and hands them to its layers.
     """
 
     def __init__(self) -> None:
         super().__init__()
         with torch.inference_mode(False):
             self.count = torch.zeros((), dtype=torch.int64, device="cpu")
+        self.handed_on = False
 
     def get_extra_state(self) -> Tensor:
         return self.count.clone()
@@ -103,6 +108,8 @@ def add(model: nn.Module, modules: list[nn.Module], gates: Gates) -> None:
         # On the innermost model, as long as layers that are compiled one by one are to stay alike.
         backbone = [module for module in model.modules() if isinstance(module, PreTrainedModel)][-1]
         backbone.add_module(STEPS, gates.steps.train(backbone.training))
+        kinds = {parameter.kind for parameter in signature(type(backbone).forward).parameters.values()}
+        gates.steps.handed_on = Parameter.VAR_KEYWORD in kinds
         backbone.register_forward_pre_hook(_count_step, with_kwargs=True)
 
 
@@ -141,8 +148,7 @@ def _count_step(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
             )
         KEPT.shrink(_KEPT_BYTES)
     steps.count = steps.count + 1
-    takes = {parameter.kind for parameter in signature(type(module).forward).parameters.values()}
-    return (args, {**kwargs, _STEP: steps.count}) if Parameter.VAR_KEYWORD in takes else None
+    return (args, {**kwargs, _STEP: steps.count}) if steps.handed_on else None
 
 
 def step_of(
@@ -178,7 +184,5 @@ def gated(gates: tuple[Tensor, ...], outputs: list[Tensor]) -> Tensor:
             f"the gates are for {gates[0].shape[-1]} heads, this process has {heads} (tensor parallelism): run a gated "
             "model without it"
         )
-    total = torch.zeros_like(outputs[0])
-    for gate, output in zip(gates, outputs, strict=True):
-        total = total + gate.transpose(1, 2)[..., None].to(output.dtype) * output
-    return total
+    local, random = (gate.transpose(1, 2)[..., None].to(outputs[0].dtype) for gate in gates)
+    return torch.addcmul(local * outputs[0], random, outputs[1])

@@ -36,8 +36,8 @@ def patched(model, run: Run, resample: str) -> sa_patch.Patch | None:
 
     The permutations of the runs with one seed are alike, those of different seeds are not.
     """
-    name, _, sink = run.attention.partition("-sink")
-    sinks = 1 if sink or run.attention.endswith("-sink") else 0
+    name = run.attention.removesuffix("-sink")
+    sinks = int(name != run.attention)
     if name == "full":
         return None
     assert run.window is not None

@@ -11,8 +11,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from safetensors import safe_open
+from scipy.stats import bootstrap
 
-from sa_eval.results.significance import holm
+from sa_eval.results.significance import holm, paired_test
+from sa_eval.results.stats import Stratum
 from sa_eval.tasks import TASKS
 
 from .measuring import MEASURED, UNTRAINED, evidence_distance
@@ -22,7 +24,6 @@ from .training import DONE
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-_DRAWS = 10_000
 _POSITIONS = (1, 16, 64, 128, 256, 512, 1024)
 _COLOURS = ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#66C2A5", "#CC79A7", "#E69F00", "#999999")
 
@@ -120,7 +121,7 @@ def _losses(arms: list[Arm]) -> list[str]:
     """Every arm's loss, and its difference to the first swa of the same kind, paired by held-out document."""
     base = next((arm for arm in arms if arm.title.startswith("swa w=")), arms[0])
     others = [arm for arm in arms if arm is not base]
-    tests = [_paired(arm.by_page - base.by_page) for arm in others]
+    tests = [_paired(arm, base) for arm in others]
     corrected = dict(zip([arm.title for arm in others], holm([test[2] for test in tests]), strict=True))
     rows = [
         f"| attention | seeds | loss | lowest to highest seed | against {base.title} (95 %) | p (Holm) |",
@@ -139,15 +140,12 @@ def _losses(arms: list[Arm]) -> list[str]:
     return rows
 
 
-def _paired(difference: np.ndarray) -> tuple[float, float, float]:
-    """(low, high of the mean by a percentile bootstrap over documents, p by random signs)."""
-    draw = np.random.default_rng(0)
-    count = len(difference)
-    means = difference[draw.integers(0, count, (_DRAWS, count))].mean(axis=1)
-    signs = draw.choice((-1.0, 1.0), (_DRAWS, count))
-    extreme = np.abs((signs * difference).mean(axis=1)) >= abs(difference.mean()) - 1e-12
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high), float((extreme.sum() + 1) / (_DRAWS + 1))
+def _paired(arm: Arm, base: Arm) -> tuple[float, float, float]:
+    """(low, high of the mean difference by a percentile bootstrap over documents, p by random signs)."""
+    pages = Stratum("pages", (arm.title, base.title), np.column_stack([arm.by_page, base.by_page]))
+    difference = arm.by_page - base.by_page
+    found = bootstrap((difference,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return float(found.low), float(found.high), paired_test([pages], arm.title, base.title).p_value
 
 
 _DISTANCES = ((1, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 1 << 30))

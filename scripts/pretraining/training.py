@@ -61,8 +61,9 @@ def train(settings: Settings, run: Run, out: Path) -> None:
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    random = patch is not None and patch.variant.seeded and run.attention not in ("gated", "gated-sink")
-    callbacks = [Resample(model, patch)] if random and settings.resample == "step" else []
+    callbacks = []
+    if settings.resample == "step" and patch is not None and patch.variant.seeded and patch.variant.name != "gated":
+        callbacks.append(Resample(model, patch))  # gated attention draws anew by itself
     trainer = InOrder(model, arguments, train_dataset=load_rows(out), callbacks=callbacks)
     began = time.time()
     trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if folder.is_dir() else None)

@@ -8,8 +8,8 @@ import torch
 
 import sa_patch
 from sa_patch.analysis import coverage, layers, local_coherence, theory
-from sa_patch.analysis.intervals import of_share, quantile
 from sa_patch.counting import triangle
+from sa_patch.intervals import of_share, quantile
 
 MEAN_FIELD = 0.02  # how far the mean field may be from the mean over orders, windows from 8 on
 

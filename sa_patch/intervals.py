@@ -1,4 +1,4 @@
-"""Intervals over seeds: Student's for means, Wilson's for shares of seeds. Standard library only."""
+"""Intervals over seeds or passages: Student's for means, Wilson's for shares. Standard library only."""
 
 import math
 from collections.abc import Sequence
@@ -20,6 +20,11 @@ def of_mean(values: Sequence[float], *, low: float = 0.0, high: float = math.inf
     mean = fmean(values)
     half = quantile((1 + LEVEL) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return max(low, mean - half), min(high, mean + half)
+
+
+def of_seeds(values: Sequence[float], *, random: bool, high: float = 1.0) -> Interval:
+    """`of_mean` over seeds of a figure between 0 and `high`; the figure itself where nothing is random."""
+    return of_mean(values, high=high) if random else (values[0], values[0])
 
 
 def of_share(count: int, total: int) -> Interval:
