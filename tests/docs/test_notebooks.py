@@ -7,10 +7,12 @@ say on stderr (progress, warnings of other packages) is not kept.
 import math
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -23,8 +25,15 @@ def executed(path):
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-    where = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, timeout=600, startup_timeout=300, record_timing=False, resources=where).execute()
+    with TemporaryDirectory() as sockets:  # files: a TCP port that was free may be taken by the time it is bound
+        NotebookClient(
+            notebook,
+            timeout=600,
+            startup_timeout=300,
+            record_timing=False,
+            resources={"metadata": {"path": str(FOLDER)}},
+            config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
+        ).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
