@@ -50,22 +50,11 @@ def run_task(
     task: str, loaded: models.Loaded, settings: Settings, options: argparse.Namespace, progress: Progress
 ) -> dict[str, Any]:
     """Accuracy of every arm by sa-eval's own run, and keys per query counted on the first prompts."""
-    path = options.out / task
-    (path / "records").mkdir(parents=True, exist_ok=True)
-    (path / "task.yaml").write_text(TASKS[task].format(file=(options.data / FILES[task]).absolute()), encoding="utf-8")
-    asked = settings_from(
-        {
-            **{name: getattr(settings, name) for name in ("model", "dtype", "threads", "batch_size")},
-            **{"modes": ["full"], "tasks": [str(path / "task.yaml")], "num_samples": options.documents},
-            "speed": False,
-        }
-    )
-    directory, listed = RunDirectory(path), list(arms(task))
-    full = Arm("full", "full", "full", None)
-    runner.run_loaded(asked, loaded, [full, *(arm for _, arm in listed)], directory, progress)
+    listed = list(arms(task))
+    directory = run_arms(task, [arm for _, arm in listed], loaded, settings, options, progress)
     with progress.step("statistics"):
         summarise(directory)
-    results = json.loads((path / "results.json").read_text("utf-8"))
+    results = json.loads((directory.path / "results.json").read_text("utf-8"))
     cells = {cell["arm"]: cell for cell in results["cells"] if cell["scope"] == "overall"}
     prompts = _prompts(task, options)
     lengths = [len(loaded.tokenizer(prompt)["input_ids"]) for prompt in prompts]
@@ -80,6 +69,30 @@ def run_task(
             rows.append({"variant": name, "window": arm.window, **cells[arm.name], **keys})
             bar.advance(1)
     return {"tokens": {"mean": float(np.mean(lengths)), "most": max(lengths)}, "full": cells["full"], "arms": rows}
+
+
+def run_arms(
+    task: str,
+    arms: list[Arm],
+    loaded: models.Loaded,
+    settings: Settings,
+    options: argparse.Namespace,
+    progress: Progress,
+) -> RunDirectory:
+    """Records of full attention and the arms on a task, by sa-eval's own run, continued where it was stopped."""
+    path = options.out / task
+    (path / "records").mkdir(parents=True, exist_ok=True)
+    (path / "task.yaml").write_text(TASKS[task].format(file=(options.data / FILES[task]).absolute()), encoding="utf-8")
+    asked = settings_from(
+        {
+            **{name: getattr(settings, name) for name in ("model", "dtype", "threads", "batch_size")},
+            **{"modes": ["full"], "tasks": [str(path / "task.yaml")], "num_samples": options.documents},
+            "speed": False,
+        }
+    )
+    directory = RunDirectory(path)
+    runner.run_loaded(asked, loaded, [Arm("full", "full", "full", None), *arms], directory, progress)
+    return directory
 
 
 def _prompts(task: str, options: argparse.Namespace) -> list[str]:
