@@ -54,8 +54,8 @@ EXCESS = ((0, 0), (1, 16), (17, 32), (33, None))  # tokens of the prompt beyond 
 class WithoutFirst(Stochastic):
     """sa over the tokens after the first, which nobody but itself sees.
 
-    The band is as wide as it has to be to show at least as many pairs as sa, as long as the prompt has them. The first token lies `width` ranks away
-    from all others: the ranks between are those of tokens that never come.
+    The band is as wide as it has to be to show at least as many pairs as sa, as long as the prompt has them. The first
+    token lies `width` ranks away from all others: the ranks between are those of tokens that never come.
     """
 
     name: ClassVar[str] = WITHOUT
@@ -186,7 +186,12 @@ def main() -> None:
     sa_patch.VARIANTS[WITHOUT] = WithoutFirst
     progress = Progress()
     settings = settings_from(
-        {"model": str(options.model), "dtype": "float32", "threads": options.threads, "batch_size": options.batch_size}
+        {
+            "model": str(options.model),
+            "dtype": options.dtype,
+            "threads": options.threads,
+            "batch_size": options.batch_size,
+        }
     )
     with progress.step(f"loading {options.model}"):
         loaded = models.load(sources.find(settings.model), settings)
@@ -234,7 +239,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/first-token"), help="folder of the results")
     parser.add_argument("--documents", type=int, default=200, help="of each task, its first ones")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--dtype", default="float32", help="bfloat16 is twice as fast on a CPU that has it")
     options = parser.parse_args()
     for name in FILES.values():
         if not (options.data / name).is_file():
