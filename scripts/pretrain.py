@@ -45,6 +45,7 @@ WORDS = {
     "synthetic": "share of rows that are scenes of the offline suite with questions",
     "resample": "step: sa, gated and random-keys draw anew in every step; never: always those of the seed",
     "vocab": "tokens of the tokenizer that is learned from the text",
+    "optimizer": "muon: Muon for the layers' matrices, AdamW for the rest; adamw: AdamW for all",
     "rate": "learning rate, reached after the warm-up and falling by a cosine to a tenth",
     "warmup": "share of the steps",
     "precision": "bf16 (autocast) or fp32",

@@ -40,9 +40,9 @@ class Settings:
     window: tuple[int, ...] = (64,)
     seeds: tuple[int, ...] = (0, 1, 2)
     length: int = 1024
-    tokens: int = 3_000_000
-    batch_tokens: int = 16_384
-    rows: int = 4
+    tokens: int = 1_000_000
+    batch_tokens: int = 2048
+    rows: int = 2
     synthetic: float = 0.25
     resample: str = "step"
     vocab: int = 4096
@@ -52,7 +52,8 @@ class Settings:
     kv_heads: int = 3
     head_dim: int = 32
     inner: int = 512
-    rate: float = 2e-3
+    optimizer: str = "muon"
+    rate: float = 4e-3
     warmup: float = 0.1
     weight_decay: float = 0.1
     precision: str = "bf16"
@@ -126,6 +127,8 @@ def check(settings: dict[str, Any]) -> Settings:
         raise ValueError(
             f"batch_tokens={made.batch_tokens} is no multiple of rows={made.rows} x length={made.length}: change one"
         )
+    if made.optimizer not in ("muon", "adamw"):
+        raise ValueError(f"optimizer={made.optimizer!r} is none: use muon or adamw")
     if made.resample not in ("step", "never") or made.precision not in ("bf16", "fp32"):
         raise ValueError("resample is step or never, precision bf16 or fp32")
     return made

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from .arms import Resample, new_model, patched
+from .optimizers import make_optimizer
 from .settings import Run, Settings
 from .texts import load_rows, load_tokenizer
 
@@ -19,10 +20,18 @@ DONE = "trained.json"
 
 
 class InOrder(Trainer):
-    """Every run sees the rows in the order in which they lie."""
+    """Every run sees the rows in the order in which they lie; the optimizer is the settings'."""
+
+    optimizer_name = "adamw"
 
     def _get_train_sampler(self, train_dataset=None):
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            name, rate, decay = self.optimizer_name, self.args.learning_rate, self.args.weight_decay
+            self.optimizer = make_optimizer(name, model or self.model, rate, decay)
+        return self.optimizer
 
 
 def train(settings: Settings, run: Run, out: Path) -> None:
@@ -49,7 +58,6 @@ def train(settings: Settings, run: Run, out: Path) -> None:
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
         warmup_steps=round(settings.warmup * settings.steps),
         weight_decay=settings.weight_decay,
-        adam_beta2=0.95,
         max_grad_norm=1.0,
         bf16=settings.precision == "bf16",
         use_cpu=not torch.cuda.is_available(),
@@ -65,6 +73,7 @@ def train(settings: Settings, run: Run, out: Path) -> None:
     if settings.resample == "step" and patch is not None and patch.variant.seeded and patch.variant.name != "gated":
         callbacks.append(Resample(model, patch))  # gated attention draws anew by itself
     trainer = InOrder(model, arguments, train_dataset=load_rows(out), callbacks=callbacks)
+    trainer.optimizer_name = settings.optimizer
     began = time.time()
     trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if folder.is_dir() else None)
     if trainer.is_world_process_zero():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 CONFIGS = SCRIPTS.parent / "configs" / "pretrain"
@@ -103,5 +104,31 @@ def test_what_can_not_be_trained_is_refused_before_anything_is_written(pretrain,
 def test_the_shipped_comparison_is_readable(pretrain, book, tmp_path):
     config = str(CONFIGS / "small.yaml")
     settings, _, _ = pretrain.parse(["--text", str(book), "--out", str(tmp_path), "--config", config])
-    assert len(list(settings.runs())) == 27 and settings.steps == 244
+    assert len(list(settings.runs())) == 27 and settings.steps == 488
     assert json.loads(json.dumps(settings.as_dict()))["seeds"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_every_weight_is_in_one_optimizer_and_moves_as_it_says(pretrain, name):
+    from pretraining.arms import new_model, patched
+    from pretraining.optimizers import make_optimizer
+    from pretraining.settings import Run, Settings
+
+    settings = Settings(hidden=32, layers=1, heads=2, kv_heads=1, head_dim=16, inner=48)
+    model = new_model(settings, 0, 0, 50)
+    patched(model, Run("gated", 8, 0), "never")
+    optimizer = make_optimizer(name, model, 0.01, 0.0)
+    listed = [id(one) for group in optimizer.param_groups for one in group["params"]]
+    assert sorted(listed) == sorted(id(one) for one in model.parameters())
+    before = {path: one.detach().clone() for path, one in model.named_parameters()}
+    ids = torch.arange(16)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    for path, one in model.named_parameters():
+        moved = (one.detach() - before[path])[one.grad.abs() > 1e-6]
+        if name == "muon" and path.endswith("_proj.weight"):  # orthogonal, as long as AdamW's
+            rows = (one.detach() - before[path]) / (0.01 * 0.2 * max(one.shape) ** 0.5)
+            values = torch.linalg.svdvals(rows.float())
+            assert 0.5 < values.max() < 1.3, path
+        else:  # Adam's first step moves every weight by the rate
+            torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.01), rtol=0.05, atol=0.0)
