@@ -6,6 +6,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 
 import sa_patch
+from sa_patch.integration.gates import TrainingSteps
 from sa_patch.variants.gated import at_step
 
 from .settings import Run, Settings
@@ -46,8 +47,21 @@ def patched(model, run: Run, resample: str) -> sa_patch.Patch | None:
     return sa_patch.apply(model, name, run.window, seed=run.seed, sinks=sinks)
 
 
+class SameDraw(TrainerCallback):
+    """Gated attention draws anew in every forward pass; here all passes of a step draw the same."""
+
+    def __init__(self, model) -> None:
+        self.steps = [module for module in model.modules() if isinstance(module, TrainingSteps)]
+
+    def on_step_begin(self, args, state, control, **_) -> None:
+        for steps in self.steps:
+            steps.set_extra_state(torch.tensor(state.global_step))
+
+    on_substep_end = on_step_begin
+
+
 class Resample(TrainerCallback):
-    """Gives a variant other random keys in every step, as gated attention does by itself."""
+    """Gives a variant other random keys in every step."""
 
     def __init__(self, model, patch: sa_patch.Patch) -> None:
         self.model, self.variant = model, patch.variant

@@ -6,12 +6,13 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from .arms import Resample, new_model, patched
+from .arms import Resample, SameDraw, new_model, patched
 from .optimizers import make_optimizer
 from .settings import Run, Settings
 from .texts import load_rows, load_tokenizer
@@ -69,9 +70,9 @@ def train(settings: Settings, run: Run, out: Path) -> None:
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    callbacks = []
+    callbacks: list[Any] = [SameDraw(model)]
     if settings.resample == "step" and patch is not None and patch.variant.seeded and patch.variant.name != "gated":
-        callbacks.append(Resample(model, patch))  # gated attention draws anew by itself
+        callbacks.append(Resample(model, patch))
     trainer = InOrder(model, arguments, train_dataset=load_rows(out), callbacks=callbacks)
     trainer.optimizer_name = settings.optimizer
     began = time.time()

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,18 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(pretrain, book, tmp_p
     pretrain.main(flags(book, tmp_path / "stopped", *more))
     found = [np.load(next((tmp_path / name).rglob("measured.npz")))["losses"] for name in ("whole", "stopped")]
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(pretrain, book, tmp_path):
+    more = "--attention", "gated,sa", "--seeds", "0"
+    pretrain.main(flags(book, tmp_path / "one", *more))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    given = flags(book, tmp_path / "two", *more, "--threads", "1")
+    subprocess.run([*launcher, SCRIPTS / "pretrain.py", *given], check=True, capture_output=True, timeout=300)
+    for name in ("gated-w16-seed0", "sa-w16-seed0"):
+        losses = [np.load(tmp_path / out / name / "measured.npz")["losses"] for out in ("one", "two")]
+        np.testing.assert_allclose(*losses, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
