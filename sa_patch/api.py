@@ -117,10 +117,11 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> nn.Module:
     Args:
         path: a folder that a gated model's `save_pretrained` wrote, a checkpoint with `Patch.save` beside it, or such
             a repository on the hub.
-        **kwargs: for transformers' `AutoModelForCausalLM.from_pretrained`: dtype, device_map, ...
+        **kwargs: for transformers' own `from_pretrained`: dtype, device_map, ...
 
     Returns:
-        the model, patched, in eval mode.
+        the model, patched, in eval mode: a gated one of the class it was saved from, others for causal language
+        modelling.
 
     Raises:
         ValueError: for a checkpoint without patch config, or whose weights don't fit.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ def load_model(folder: Path, **kwargs: Any) -> nn.Module:
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it would report the gates as unexpected
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **kwargs)
+        loaded: Any = _class_of(config).from_pretrained(folder, config=config, output_loading_info=True, **kwargs)
     finally:
         logging.set_verbosity(level)
     model, report = loaded
@@ -114,6 +115,12 @@ def load_model(folder: Path, **kwargs: Any) -> nn.Module:
     if wrong:
         raise ValueError(f"{folder} does not fit {type(model).__name__}: missing, unknown or of another size: {wrong}")
     return model
+
+
+def _class_of(config: Any) -> Any:
+    """The class a checkpoint was saved from, where transformers has it, so that classifiers load as classifiers."""
+    saved = config.architectures or ()
+    return next((getattr(transformers, name) for name in saved if hasattr(transformers, name)), AutoModelForCausalLM)
 
 
 def load_gates(model: nn.Module, folder: Path) -> None:

@@ -5,9 +5,10 @@ import json
 import gated_models
 import pytest
 import torch
-from gated_models import text
+from gated_models import text, with_random_gates
+from models import make_model
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3ForCausalLM, Qwen3ForSequenceClassification, Qwen3Model
 from transformers.utils import logging
 
 import sa_patch
@@ -39,6 +40,19 @@ def test_a_checkpoint_gives_the_same_logits_again(tmp_path, kind, shards):
     assert torch.equal(logits(sa_patch.from_pretrained(tmp_path / "second")), logits(model))
     half = sa_patch.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("kind", [Qwen3ForSequenceClassification, Qwen3Model])
+def test_a_model_for_something_else_than_text_loads_as_what_it_was(tmp_path, kind):
+    torch.manual_seed(0)
+    model = kind(make_model("qwen3").config)
+    with_random_gates(model)
+    model.eval().save_pretrained(tmp_path)
+    again = sa_patch.from_pretrained(tmp_path)
+    assert type(again) is kind
+    with torch.no_grad():
+        found, expected = again(text(2, 40)), model(text(2, 40))
+    assert torch.equal(found[0], expected[0])
 
 
 @pytest.fixture
