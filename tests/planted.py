@@ -125,6 +125,7 @@ def _record(arm, seed, task, index, score, said):
         metrics={"score": score},
         output=f"{arm.name} seed {seed}: {said}",
         key="key",
+        cut=False,
     )
 
 

@@ -20,7 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import StoppingCriteriaList
 
 from sa_eval.lm import special_tokens
-from sa_eval.lm.generation import StopStrings, Thinking, cut_at, generation_options
+from sa_eval.lm.generation import StopStrings, Thinking, cut_at, cut_off, generation_options
 from sa_eval.lm.stock import HFLM, Instance
 from sa_eval.loading import models
 
@@ -36,12 +36,17 @@ class TruncationError(RequestError):
 
 
 class ExactRequests(HFLM):
-    """HFLM, however its model came to be, for patches that must know every row's true length."""
+    """HFLM, however its model came to be, for patches that must know every row's true length.
+
+    Attributes:
+        cut_answers: (task, document) -> whether the limit of new tokens cut an answer to it, of those generated so far.
+    """
 
     def __init__(self, *arguments: Any, progress: Callable[[int], object] | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._progress = progress or (lambda count: None)
         self._tokens: dict[Any, Any] = {}
+        self.cut_answers: dict[tuple[str, int], bool] = {}
         self._end = special_tokens.around(self.tokenizer)[1]
         self._thinking = None if self.think_end_token is None else Thinking(self.tokenizer, self.think_end_token)
 
@@ -199,14 +204,16 @@ class ExactRequests(HFLM):
             members = sorted(members, key=lambda idx: (-len(self.encoded_prompt(requests[idx])), idx))
             for start in range(0, len(members), self.batch_size):
                 batch = members[start : start + self.batch_size]
-                texts = self._generate_batch([self.encoded_prompt(requests[idx]) for idx in batch], dict(options))
-                for idx, text in zip(batch, texts, strict=True):
-                    answers[idx] = text
+                found = self._generate_batch([self.encoded_prompt(requests[idx]) for idx in batch], dict(options))
+                for idx, (text, cut) in zip(batch, found, strict=True):
+                    answers[idx], place = text, (requests[idx].task_name, requests[idx].doc_id)
+                    self.cut_answers[place] = cut or self.cut_answers.get(place, False)
                 self._progress(len(batch))
         return answers
 
     @torch.inference_mode()
-    def _generate_batch(self, prompts: list[array], options: dict[str, Any]) -> list[str]:
+    def _generate_batch(self, prompts: list[array], options: dict[str, Any]) -> list[tuple[str, bool]]:
+        """The answers, and whether the limit of new tokens cut them."""
         ids, real = self._padded(prompts)
         width = ids.shape[1]
         stops = [stop for stop in options.pop("until") if stop]
@@ -217,7 +224,8 @@ class ExactRequests(HFLM):
             texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         else:
             texts = [self._thinking.answer(row, skip_special_tokens=True) for row in new.tolist()]
-        return [cut_at(text, stops) for text in texts]
+        cut = cut_off(new, options["max_new_tokens"], self._end_ids(), criteria[0].done if criteria else None)
+        return list(zip([cut_at(text, stops) for text in texts], cut, strict=True))
 
     @torch.inference_mode()
     def first_token_log_probs(self, prompts: list[array]) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""What belongs to generating text: the options of a task, where an answer begins after thinking, where it stops."""
+"""What belongs to generating text: the options of a task, where an answer begins after thinking, where and why it
+stops."""
 
 from __future__ import annotations
 
@@ -97,6 +98,20 @@ class StopStrings(StoppingCriteria):
                 return ""
             self.answer_from[row] = start
         return thinking.answer(ids[start:], skip_special_tokens=False)
+
+
+def cut_off(new: torch.Tensor, limit: int, ends: Sequence[int] | None, stopped: torch.Tensor | None) -> list[bool]:
+    """Whether the limit of new tokens ended each row, and neither an end of text nor a stop string did.
+
+    Args:
+        new: [rows, tokens], the generated ones; what `generate` fills up a finished row with lies behind its end.
+        ends: the tokens that end a text.
+        stopped: [rows], where a stop string was found.
+    """
+    if new.shape[1] < limit:
+        return [False] * len(new)
+    ended = torch.isin(new, torch.tensor(ends or [], dtype=new.dtype, device=new.device)).any(dim=1)
+    return (~(ended if stopped is None else ended | stopped)).tolist()
 
 
 def cut_at(text: str, stops: Sequence[str]) -> str:

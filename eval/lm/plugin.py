@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -35,6 +37,11 @@ IGNORED = {
     "softmax_dtype": "log-probabilities are always computed in float32",
     "mixed_precision_dtype": "there is no autocast here: give dtype",
 }
+LOG = logging.getLogger(__name__)
+CUT = (
+    "{task}: {cut} of {answered} documents have an answer that the limit of new tokens cut; where another mode or "
+    "window has another share of them, a comparison of scores compares lengths (cut_answers in the results names them)"
+)
 LIKE = 0.8  # names that are this much like one of ours are typing errors, not transformers' arguments
 
 
@@ -100,7 +107,13 @@ class SparseLM(ExactRequests):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         with self._bar("generate_until", requests, disable_tqdm):
-            return super().generate_until(requests)
+            answers = super().generate_until(requests)
+        if self.world_size > 1:  # lm-eval calls this in every process, as often in each
+            self.cut_answers = _joined(gather_object(list(self.cut_answers.items())))
+        for task, said in self._cut_by_task().items():
+            if said["cut"] and self.rank == 0:
+                LOG.warning(CUT.format(task=task, cut=len(said["cut"]), answered=said["answered"]))
+        return answers
 
     def _bar(self, what: str, requests: list[Any], hidden: bool) -> tqdm:
         bar = tqdm(total=len(requests), disable=hidden or self.rank != 0, desc=f"Running {what} requests")
@@ -108,8 +121,30 @@ class SparseLM(ExactRequests):
         return bar
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes into its results: the model, and the variant it was asked with."""
-        return {**super().get_model_info(), "sa_patch": self.patch.config if self.patch else {"mode": "full"}}
+        """What lm-eval writes into its results: the model, the variant it was asked with, which answers were cut."""
+        cut = self._cut_by_task()
+        return {
+            **super().get_model_info(),
+            "sa_patch": self.patch.config if self.patch else {"mode": "full"},
+            **({"cut_answers": cut} if cut else {}),
+        }
+
+    def _cut_by_task(self) -> dict[str, dict[str, Any]]:
+        """By task: documents with a generated answer, and the numbers of those that the limit of new tokens cut."""
+        found: dict[str, dict[str, Any]] = {}
+        for (task, document), cut in sorted(self.cut_answers.items()):
+            said = found.setdefault(task, {"answered": 0, "cut": []})
+            said["answered"] += 1
+            said["cut"] += [document] if cut else []
+        return found
+
+
+def _joined(items: list[tuple[tuple[str, int], bool]]) -> dict[tuple[str, int], bool]:
+    """What several processes found; they share documents where those do not come out even."""
+    found: dict[tuple[str, int], bool] = {}
+    for place, cut in items:
+        found[place] = cut or found.get(place, False)
+    return found
 
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -172,7 +172,7 @@ def _said(record: Record) -> str:
     if isinstance(output, list):
         numbers = ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in output)
         output = f"log-likelihoods {numbers}"
-    return _short(str(output))
+    return _short(str(output)) + (" \u2026 (cut at the limit of new tokens)" if record.cut else "")
 
 
 def _short(text: str) -> str:

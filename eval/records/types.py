@@ -33,6 +33,8 @@ class Record:
         expected: the right answer as text.
         depth: where the asked fact lies in the prompt, 0 (start) to 1.
         key: hash of everything that decides the score (keys.py); None in files of before version 1's keys.
+        cut: whether the limit of new tokens ended the answer (of several: one of them), and neither an end of text nor
+            a stop string did; None where nothing was generated, and in files that do not say it.
         error: why there is no answer.
     """
 
@@ -52,6 +54,7 @@ class Record:
     prompt_tokens: int | None = None
     key: str | None = None
     error: str | None = None
+    cut: bool | None = None
 
     @property
     def place(self) -> Place:

@@ -18,6 +18,7 @@ MATCHED_TO = "swa"  # the mode whose measured budget the others are held against
 TOLERANCE = 0.05  # measured budgets further apart than this are not matched
 FLOOR = 0.5  # below this, full attention itself cannot do the task
 EMPTY = 0.05  # so many more empty answers than full attention's are not chance
+CUT = 0.02  # a difference in answers cut at the limit of new tokens that can be taken for one in accuracy
 SEVERITY: tuple[Status, ...] = ("failed", "warning", "passed")
 
 
@@ -150,6 +151,34 @@ def _empty_answers(results: Results) -> Gate:
     return _gate("empty answers", where, bad, "Generated answers are not empty more often than full attention's.")
 
 
+def _cut_answers(results: Results) -> Gate:
+    """Against the arm with the fewest, so that any two arms that differ are seen."""
+    name, shares = "answers cut", cut_shares(results)
+    unsaid = [row.arm for row in results.answered if row.ended < row.generated]
+    fewest = min(shares, key=lambda arm: (shares[arm], arm != FULL), default=FULL)
+    where = [
+        f"{arm}: {share:.0%} cut ({fewest}: {shares[fewest]:.0%})"
+        for arm, share in shares.items()
+        if share - shares[fewest] >= CUT
+    ]
+    bad = (
+        "The limit of new tokens cut the answers of some arms more often than those of others, so differences of "
+        "accuracy here are differences of length, too: give the task more new tokens."
+    )
+    if unsaid and not where:
+        where, bad = unsaid, "Not recorded by the version that ran them: whether the limit of new tokens cut answers."
+    return _gate(name, where, bad, "The limit of new tokens cut no arm's answers more often than another's.")
+
+
+def cut_shares(results: Results) -> dict[str, float]:
+    """By arm: the share of its generated answers that the limit of new tokens cut, where that is recorded."""
+    ended, cut = ({arm.name: 0 for arm in results.arms} for _ in range(2))
+    for row in results.answered:
+        ended[row.arm] += row.ended
+        cut[row.arm] += row.cut
+    return {arm: cut[arm] / count for arm, count in ended.items() if count}
+
+
 def _truncation(results: Results) -> Gate:
     where = [
         f"{failure.arm or 'run'} · {failure.task or 'everything'}"
@@ -227,6 +256,7 @@ GATES = (
     _density,
     _budgets,
     _empty_answers,
+    _cut_answers,
     _truncation,
     _merged,
     _one_set_of_documents,

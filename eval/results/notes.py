@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sa_eval.results.answer import joined, points, pooled
+from sa_eval.results.gates import cut_shares
 from sa_eval.results.types import Results
 from sa_eval.settings import roles
 
@@ -23,6 +24,9 @@ def _what_ran(results: Results) -> list[str]:
         decode = joined(sorted({arm.options.get("decode", "full") for arm in sparse}) or ["full"])
         read = " (new tokens read the whole cache)" if decode == "full" else ""
         found.append(f"Generated answers: prefill is sparse, decode is {decode}{read}.")
+    cut = [f"{arm} {share:.0%}" for arm, share in cut_shares(results).items()]
+    if any(cut_shares(results).values()):
+        found.append(f"The limit of new tokens cut a share of the answers: {', '.join(cut)}.")
     for mode in dict.fromkeys(arm.mode for arm in results.arms):
         if roles.caveat(mode):
             found.append(f"{mode} is {roles.caveat(mode)}.")

@@ -203,6 +203,8 @@ def _counted(record: Record, task: TaskRow) -> dict[str, int]:
         "failed": int(record.error is not None),
         "generated": int(generated and record.output is not None),
         "empty": int(generated and isinstance(record.output, str) and not record.output.strip()),
+        "ended": int(generated and record.cut is not None),
+        "cut": int(generated and record.cut is True),
         "overlong": int(length is not None and tokens is not None and tokens > length),
     }
 

@@ -117,6 +117,8 @@ class Answered:
 
     Attributes:
         generated: answers that are text; `empty` those of them that hold nothing but spaces.
+        ended: those of which it is recorded what ended them (earlier versions did not); `cut` those of these that the
+            limit of new tokens ended.
         overlong: prompts longer than the length they stand for.
     """
 
@@ -127,6 +129,8 @@ class Answered:
     failed: int = 0
     generated: int = 0
     empty: int = 0
+    ended: int = 0
+    cut: int = 0
     overlong: int = 0
 
 

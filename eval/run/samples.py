@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sa_eval.documents.prepared import requests_by_document
@@ -13,8 +13,12 @@ from sa_eval.run.chunks import Chunk
 HEAD_CHARACTERS, TAIL_CHARACTERS = 240, 480
 
 
-def scored(chunk: Chunk, samples: list[dict[str, Any]]) -> list[Record]:
-    """Per-document records; the first filter's metrics give the score, other filters' are kept beside them."""
+def scored(chunk: Chunk, samples: list[dict[str, Any]], cut: Mapping[tuple[str, int], bool]) -> list[Record]:
+    """Per-document records; the first filter's metrics give the score, other filters' are kept beside them.
+
+    Args:
+        cut: (task, document) -> whether the limit of new tokens cut an answer, of those that were generated.
+    """
     from sa_eval.documents.harness import score_of
 
     by_document: dict[int, list[dict[str, Any]]] = {}
@@ -36,6 +40,7 @@ def scored(chunk: Chunk, samples: list[dict[str, Any]]) -> list[Record]:
                 metrics={name: value for name, value in metrics.items() if value != -1 and math.isfinite(value)},
                 output=_output(first),
                 expected=str(first["target"]),
+                cut=cut.get((task.key, index)),
             )
         )
     return rows

@@ -94,6 +94,7 @@ class Scorer:
         self._requests[task.key] = requests
         subset = TaskSubset(task.task, task.key, [requests[index] for index in indices])
         _seed(task, indices[0])
+        self._lm.cut_answers.clear()
         with self._counted(subset.num_answers, len(indices)):
             asked: Any = {task.key: subset}  # a part of a task, which lm-eval's types do not know
             result: Any = evaluate(
@@ -103,7 +104,7 @@ class Scorer:
                 log_samples=True,
                 confirm_run_unsafe_code=self._unsafe_code,
             )
-        return samples.scored(chunk, result["samples"][task.key])
+        return samples.scored(chunk, result["samples"][task.key], self._lm.cut_answers)
 
     @contextlib.contextmanager
     def _counted(self, answers: int, documents: int) -> Iterator[None]:

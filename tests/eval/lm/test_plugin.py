@@ -251,7 +251,7 @@ def _one_of_two(rank, folder, arguments, port, results):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, HF_DATASETS_CACHE=f"{folder}/cache{rank}")
     os.environ.update(ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="")
     lm = sparse(**arguments)
-    results.put((rank, lm.rank, lm.world_size, answers(lm, folder)))
+    results.put((rank, lm.rank, lm.world_size, answers(lm, folder), lm.cut_answers))
     torch.distributed.destroy_process_group()
 
 
@@ -259,7 +259,8 @@ def _one_of_two(rank, folder, arguments, port, results):
 @pytest.mark.parametrize("arguments", [{}, {"tp_plan": "auto"}], ids=["documents shared out", "tensor parallel"])
 def test_two_processes_give_the_answers_of_one(tasks, arguments, free_port):
     asked = {"mode": "sa", "window": 12, "dtype": "float32", "batch_size": 2}
-    expected = answers(sparse(**asked), tasks)
+    lm = sparse(**asked)
+    expected = answers(lm, tasks)
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     processes = [
@@ -272,9 +273,10 @@ def test_two_processes_give_the_answers_of_one(tasks, arguments, free_port):
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    places = [(rank, world) for _, rank, world, _ in seen]
+    places = [(rank, world) for _, rank, world, *_ in seen]
     assert places == ([(0, 1), (0, 1)] if arguments else [(0, 2), (1, 2)])
     assert_same(seen[0][3], expected)
+    assert all(cut == lm.cut_answers and len(cut) == len(ROWS) for *_, cut in seen)
 
 
 @pytest.fixture

@@ -50,6 +50,8 @@ def test_it_is_reported_and_compared(run, capsys):
         scores = [row["score"] for row in _records() if row["arm"] == arm]
         cell = next(one for one in results["cells"] if one["arm"] == arm and one["scope"] == "overall")
         assert cell["accuracy"] == pytest.approx(sum(scores) / len(scores))
+    (cut,) = [gate for gate in results["gates"] if gate["gate"] == "answers cut"]
+    assert cut["status"] == "warning" and "Not recorded" in cut["text"]  # and not that none was
     assert main(["compare", str(FILES), str(run)]) == 0
     assert "same versions, code, machine" in capsys.readouterr().out
 

@@ -12,7 +12,7 @@ from sa_eval.results import gates, summary, table
 NAMES = {
     *("sparse above full", "truncation", "empty answers", "density near 1", "full below floor", "budget unmatched"),
     *("failed documents", "batch invariance", "seeds missing", "arms unfinished", "sparse phase", "merged runs"),
-    "same documents",
+    *("same documents", "answers cut"),
 }
 
 
@@ -41,7 +41,7 @@ def test_a_sound_run_passes_every_gate_and_lists_them_all(directory):
     assert {row["gate"] for row in results["gates"]} == NAMES
     assert {row["status"] for row in results["gates"]} == {"passed"}
     assert all(row["text"] and row["where"] == [] for row in results["gates"])
-    assert "13 of 13 gates passed" in table.render(summary.read(directory))
+    assert "14 of 14 gates passed" in table.render(summary.read(directory))
 
 
 def test_a_sparse_arm_significantly_above_full_is_suspicious(tmp_path):
@@ -119,6 +119,41 @@ def test_empty_answers_are_held_against_fulls(directory):
     assert gate(directory, "empty answers")["status"] == "passed"
 
 
+def test_arms_whose_answers_are_cut_at_the_limit_unlike_often_are_named(directory):
+    def cut_one_in(share):
+        return lambda row: {"cut": row.index % share == 0}
+
+    edit(directory, "swa-w64", cut_one_in(4))
+    warns(directory, "answers cut", "swa-w64: 25% cut (full: 0%)")
+    edit(directory, "full", cut_one_in(4))
+    for seed in (0, 1):
+        edit(directory, "sa-w64", cut_one_in(4), seed)
+    found = summarised(directory)
+    assert gate(directory, "answers cut")["status"] == "passed"
+    shares = "The limit of new tokens cut a share of the answers: full 25%, swa-w64 25%, sa-w64 25%."
+    assert shares in found["notes"] and shares in table.render(summary.read(directory)).replace("\n    ", " ")
+    assert [(row["ended"], row["cut"]) for row in found["answered"]] == [(120, 30)] * 4
+    edit(directory, "sa-w64", cut_one_in(2), seed=1)  # by arm, all seeds together
+    warns(directory, "answers cut", "sa-w64: 38% cut (full: 25%)")
+    edit(directory, "full", cut_one_in(1))
+    warns(directory, "answers cut", "full: 100% cut (swa-w64: 25%)", "sa-w64: 38% cut (swa-w64: 25%)")
+
+
+def test_nothing_is_said_of_cut_answers_where_none_is(directory):
+    assert not any("new tokens cut" in note for note in summarised(directory)["notes"])
+    for arm in ("full", "swa-w64"):
+        edit(directory, arm, lambda row: {"output": [-1.0, -2.0], "cut": None})
+    for seed in (0, 1):
+        edit(directory, "sa-w64", lambda row: {"error": "no answer", "cut": True}, seed)
+    assert not any("new tokens cut" in note for note in summarised(directory)["notes"])
+
+
+def test_files_that_do_not_say_what_ended_an_answer_are_not_taken_for_uncut(directory):
+    edit(directory, "swa-w64", lambda row: {"cut": None})
+    warns(directory, "answers cut", "swa-w64")
+    assert "Not recorded" in gate(directory, "answers cut")["text"]
+
+
 def test_truncation_and_prompts_beyond_their_length_are_said(directory):
     edit(directory, "sa-w64", lambda row: {"prompt_tokens": 513 if row.index == 0 else 512})
     directory.append(Failure("swa-w64", None, "cloze@512", "TruncationError: too long"))
@@ -156,4 +191,4 @@ def test_the_worst_gates_come_first(directory):
     directory.append(Failure(None, None, "x", "OSError: no"))
     set_budget(directory, "sa-w64", density=0.97)
     statuses = [row["status"] for row in summarised(directory)["gates"]]
-    assert statuses == ["failed", "warning", *["passed"] * 11]
+    assert statuses == ["failed", "warning", *["passed"] * 12]

@@ -74,6 +74,28 @@ def test_prompts_fill_their_length_and_never_exceed_it(finished):
         assert 0.9 * record.length - 48 <= record.prompt_tokens <= record.length
 
 
+def test_every_generated_answer_says_whether_the_limit_of_new_tokens_cut_it(finished, monkeypatch, tmp_path):
+    directory, results = finished
+    generated = {task_key(row["name"], row["length"]) for row in results["tasks"] if row["output"] == "generate_until"}
+    said = {record.task: set() for record in directory.records()}
+    for record in directory.records():
+        said[record.task].add(record.cut)
+    assert all((None in found) == (task not in generated) for task, found in said.items())
+    assert all(row["ended"] == row["generated"] > 0 for row in results["answered"])
+
+    honest, tokenizer = ExactLM._generate, tiny_tokenizer()
+    ends = [token for token in range(len(tokenizer)) if "\n" in tokenizer.decode([token])] + [tokenizer.eos_token_id]
+
+    def never_ends(lm, ids, real, **options):
+        return honest(lm, ids, real, suppress_tokens=ends, **options)
+
+    monkeypatch.setattr(ExactLM, "_generate", never_ends)
+    endless = run(tmp_path / "endless", modes="swa", tasks="needle_single,cloze", lengths=320)
+    assert {record.cut for record in endless.records() if record.name == "needle_single"} == {True}
+    assert {record.cut for record in endless.records() if record.name == "cloze"} == {None}
+    assert "cut a share of the answers: full 100%, swa-w32 100%." in " ".join(summarised(endless)["notes"])
+
+
 def test_every_sparse_arm_ran_sparse_and_full_was_not_patched(finished):
     directory, results = finished
     calls = {row.arm: row.calls for row in directory.arm_runs()}
