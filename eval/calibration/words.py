@@ -7,7 +7,7 @@ import textwrap
 from sa_eval.calibration.types import CalibrationResult, Findings, OutcomeRow, StratumRow
 from sa_eval.fidelity.loss_headline import number
 from sa_eval.results.result_gates import Gate, complete, lines
-from sa_eval.results.table import aligned, columns
+from sa_eval.results.text_tables import aligned, columns
 
 FEW_PASSAGES = 6  # an interval from fewer says little
 UNFINISHED = "No plan yet: the calibration was stopped; `sa-eval resume DIR` goes on."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sa_eval.commands import load
 from sa_eval.commands.parser import Parser
 from sa_eval.messages import one_line
+from sa_eval.results.text_tables import aligned, columns
 from sa_eval.settings.values import SettingsError
 
 if TYPE_CHECKING:
@@ -67,10 +68,8 @@ def _results(kind: str, namespace: argparse.Namespace, arms: tuple[str, str] | N
     """Two results of fidelity or speed, as text and as plain values."""
     if namespace.documents:
         raise SettingsError(f"--documents names documents of runs; results of `sa-eval {kind}` have none")
-    from sa_eval.results import table
-
     text, rows, different = load(kind).compare((namespace.a, namespace.b), arms)
-    head = "\n".join([f"A  {namespace.a}", f"B  {namespace.b}", *_different(different, table.columns())])
+    head = "\n".join([f"A  {namespace.a}", f"B  {namespace.b}", *_different(different, columns())])
     return f"{head}\n\n{text}", {"a": namespace.a, "b": namespace.b, "different": different, "rows": rows}
 
 
@@ -94,7 +93,7 @@ def render(found: Comparison, documents: int = 0) -> str:
         return (
             f"{found.b} is as {found.a}: {arms} arms, {answers:,} answers scored alike; same versions, code, machine."
         )
-    width = table.columns()
+    width = columns()
     blocks = ["\n".join([f"A  {found.a}", f"B  {found.b}", *_different(found.different, width)])]
     for pair in found.documents:
         rows = found.rows_of(pair)
@@ -115,11 +114,9 @@ def render(found: Comparison, documents: int = 0) -> str:
 
 
 def _block(title: str, rows: list[Row], differing: list[ScoredDocument], documents: int) -> str:
-    from sa_eval.results import table
-
     if not differing:
         return f"{title}: {rows[0].documents:,} documents, all scored alike"
-    return "\n".join([title, table.aligned([_HEADER, *map(_row, rows)]), *_named(differing, documents)])
+    return "\n".join([title, aligned([_HEADER, *map(_row, rows)]), *_named(differing, documents)])
 
 
 _HEADER = ["", "documents", "A", "B", "B - A", "p", "p Holm", "lost", "won", "det."]

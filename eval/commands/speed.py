@@ -31,6 +31,7 @@ EXAMPLES = """\
 examples
   sa-eval speed                                     the bundled model at 512, 1024 and 2048 tokens: under a minute
   sa-eval speed --modes swa,sa,moba --window 128,512 --lengths 1024,2048,4000
+  sa-eval speed --lengths 2048 --kernels all        every kernel that can run here, the best and the worst beside each
   sa-eval speed --modes sa-dyadic --decode full,sparse --new-tokens 128        decoding from few keys, too
   sa-eval speed --model Qwen/Qwen3-8B --device cuda --dtype bfloat16 --lengths 8192,32768 --window 512 --batch-size 4
   sa-eval speed --shape qwen3-8b --device cuda --dtype bfloat16 --lengths 32768,65536,131072 \\

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sa_eval.coverage.types import CoverageResult, CoverageRow
-from sa_eval.results.table import aligned, columns
+from sa_eval.results.text_tables import aligned, columns
 
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SHARES = (0.5, 0.9, 0.99)

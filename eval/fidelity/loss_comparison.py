@@ -8,7 +8,7 @@ from sa_eval.fidelity.loss_headline import LEAST_PASSAGES, difference, number
 from sa_eval.fidelity.types import Cell, Fidelity, Interval, PassageRow
 from sa_eval.records.result_folder import check_arms
 from sa_eval.records.types import plain
-from sa_eval.results.table import aligned, identical
+from sa_eval.results.text_tables import aligned, identical
 from sa_eval.settings.values import SettingsError
 
 

@@ -9,7 +9,7 @@ from sa_eval.fidelity.loss_headline import LEAST_PASSAGES, number, sentences
 from sa_eval.fidelity.types import Cell, Fidelity
 from sa_eval.records.types import FULL
 from sa_eval.results.result_gates import NEARLY_FULL, Gate, complete, lines
-from sa_eval.results.table import aligned
+from sa_eval.results.text_tables import aligned
 
 WIDTH = 118
 SENTENCES = 4  # the page has all of them

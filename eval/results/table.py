@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
 
 from sa_eval.records.types import Failure
 from sa_eval.results.answer import points, span
 from sa_eval.results.significance import fewest_documents
 from sa_eval.results.summary import by_arm_and_length
+from sa_eval.results.text_tables import aligned, columns
 from sa_eval.results.types import Cell, Difference, Family, Gate, Length, Results
 
-WIDTH = 118  # where the terminal does not say how wide it is
-NARROWEST = 30
 SENTENCES = 4  # the report has all of them
 PLACES = 4  # of a gate; the report has all of them
 MARK = "\u2020"
-DASH = "\u2013"
 LEGEND = (
     "Accuracy in %, 95\u00a0% interval in brackets. vs full: points, paired by document, interval at the level of "
     f"Holm's correction; {MARK} significant. ms: prefill of one prompt; x full: times as fast as full, above 1 "
     "is faster."
 )
-
-
-def columns() -> int:
-    """How wide text may be here: $COLUMNS, or the terminal's width, at most WIDTH."""
-    return max(NARROWEST, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
 def render(results: Results) -> str:
@@ -120,55 +111,6 @@ def _detectable(cells: Sequence[Cell], family: Family) -> str:
     low, high = (points(value, sign=False) for value in (min(found), max(found)))
     size = f"{low} points" if low == high else f"{low} to {high} points, depending on the arm"
     return f"Detectable overall with power 0.8: a true difference to full of {size}."
-
-
-class Compared(Protocol):
-    """An arm at a length in two results, which may be the same in both."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def identical(self) -> bool: ...
-
-
-Pair = TypeVar("Pair", bound=Compared)
-
-
-def identical(pairs: Sequence[Pair]) -> tuple[list[str], list[Pair]]:
-    """What is identical in both results, in one line (none where nothing is), and the other pairs."""
-    same, rest = [pair for pair in pairs if pair.identical], [pair for pair in pairs if not pair.identical]
-    names = "all" if not rest else "; ".join(pair.name for pair in same)
-    return [f"identical: {len(same)} of {len(pairs)} arms and lengths ({names})"] if same else [], rest
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns under a header, the first to the left; a table wider than the terminal goes on below, with its first."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = columns() - widths[0]
-    packed = _packed(widths, room)
-    while len(_packed(widths, room - 1)) == len(packed) > 1:  # no lone last column where it can be helped
-        room -= 1
-        packed = _packed(widths, room)
-    return "\n\n".join(_lines(rows, widths, numbers) for numbers in packed)
-
-
-def _packed(widths: Sequence[int], room: int) -> list[list[int]]:
-    """Columns from the second on, as many beside each other as there is room for."""
-    packed: list[list[int]] = [[]]
-    for number in range(1, len(widths)):
-        if packed[-1] and sum(2 + widths[other] for other in (*packed[-1], number)) > room:
-            packed.append([])
-        packed[-1].append(number)
-    return packed
-
-
-def _lines(rows: Sequence[Sequence[str]], widths: Sequence[int], numbers: Sequence[int]) -> str:
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(row[number].rjust(widths[number]) for number in numbers)]).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], DASH * max(map(len, lines)), *lines[1:]])
 
 
 def difference(found: Difference | None) -> str:

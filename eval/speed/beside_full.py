@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from sa_eval.records.result_folder import read_result
 from sa_eval.records.types import FULL, Speed
-from sa_eval.speed.types import Row, SpeedResult
+from sa_eval.speed.types import KernelTime, Row, SpeedResult
 
 FLOOR = "none"
 LEAST_REPEATS = 4  # ranges of 4 and 4 repeats lie apart by chance once in 35 times, of 3 and 3 once in 10
 
 
-def beside_full(rows: Sequence[Speed]) -> list[Row]:
-    """The rows with how they stand to full and to the floor of their length."""
+def beside_full(rows: Sequence[Speed], by_kernel: Mapping[str, list[KernelTime]] | None = None) -> list[Row]:
+    """The rows with how they stand to full and to the floor of their length.
+
+    Args:
+        by_kernel: what the kernels of each arm took, for rows of one length; None: what rows that are read hold.
+    """
     at = {(row.arm, row.length): row for row in rows}
     found = []
     for row in rows:
@@ -27,6 +31,7 @@ def beside_full(rows: Sequence[Speed]) -> list[Row]:
                 times_as_fast=quotient(full.prefill_ms if full else None, row.prefill_ms),
                 decode_times_as_fast=quotient(row.decode_tokens_per_s, full.decode_tokens_per_s if full else None),
                 over_floor=None if over is None else over - 1,
+                by_kernel=getattr(row, "by_kernel", []) if by_kernel is None else by_kernel.get(row.arm, []),
             )
         )
     return found

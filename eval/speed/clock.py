@@ -85,6 +85,7 @@ def measure_prefill(
     clock: Clock = time.perf_counter,
     progress: Callable[[str], None] = lambda text: None,
     refused: Callable[[Any, Exception], None] = lambda arm, error: None,
+    needless: Callable[[Any, Mapping[str, Taken]], bool] = lambda arm, taken: False,
 ) -> list[Speed]:
     """Time to first token, decoding rate and memory per arm and length.
 
@@ -94,6 +95,7 @@ def measure_prefill(
         batch_size: rows that hold the same prompt.
         progress: called once per arm and turn, `repeats` times per arm and length.
         refused: gets an arm that failed, and why; it has no row then, and the others go on.
+        needless: whether an arm, by what was taken of others so far at the length, is not worth a turn: it has no row.
 
     Returns:
         a row per arm and length, in that order within a length.
@@ -104,7 +106,7 @@ def measure_prefill(
         taken = {arm.name: Taken() for arm in arms}
         for turn in range(repeats):
             for arm in arms:
-                if arm.name not in taken:
+                if arm.name not in taken or needless(arm, taken):
                     continue
                 progress(arm.name)
                 try:
@@ -114,7 +116,7 @@ def measure_prefill(
                     refused(arm, error)
                 if arm.name not in taken:  # by now the error, and what its frames held, is gone
                     memory.release(models.input_device(model))
-        rows += [_row(name, length, work, found) for name, found in taken.items()]
+        rows += [_row(name, length, work, found) for name, found in taken.items() if found.timed]
     return rows
 
 

@@ -7,7 +7,7 @@ length is measured for all arms in turns, so that a drifting machine hits all of
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from sa_eval.records.types import plain
 from sa_eval.settings.arm import Arm, check_kernels
 from sa_eval.settings.arms import arms_from
 from sa_eval.settings.config import SettingsError
-from sa_eval.speed import clock, measured_model
+from sa_eval.speed import by_kernel, clock, measured_model
 from sa_eval.speed.beside_full import beside_full, read
+from sa_eval.speed.by_kernel import Candidate
 from sa_eval.speed.floor import Floor
 from sa_eval.speed.settings import SpeedSettings, speed_settings
-from sa_eval.speed.types import Missing, SpeedResult, TimedArm
+from sa_eval.speed.types import Missing, Row, SpeedResult, TimedArm
 
 KIND = "speed"
 RANDOM_WEIGHTS = "random weights: speed does not depend on them, except where content chooses the keys (moba's blocks)"
@@ -139,10 +140,11 @@ def _fill(
     result_folder.write_result(directory, KIND, result)
     done = {row.length for row in result.rows}
     left = [length for length in asked.of.lengths if length not in done]
-    about = estimate.duration(seconds(asked, subject, len(arms), left))
+    timed = by_kernel.with_candidates(arms, subject.model) if asked.kernels == "all" else arms
+    about = estimate.duration(seconds(asked, subject, len(timed), left))
     progress.say(f"result: {directory.path}; about {about} on this machine, {estimate.ROUGH}")
     try:
-        _measure(asked, subject, arms, left, result, directory, progress)
+        _measure(asked, subject, timed, left, result, directory, progress)
     except KeyboardInterrupt as stop:
         result.interrupted = True
         result_folder.write_result(directory, KIND, result)
@@ -156,39 +158,59 @@ def _fill(
 def _measure(
     asked: SpeedSettings,
     subject: measured_model.Subject,
-    arms: Sequence[Arm | Floor],
+    timed: Sequence[Arm | Floor | Candidate],
     left: Sequence[int],
     result: SpeedResult,
     directory: RunDirectory,
     progress: Progress,
 ) -> None:
-    per_length = len(arms) * asked.repeats
-    total = len(asked.of.lengths) * per_length
-    ahead = len(left) * per_length
-    with progress.bar(total, KIND, unit="turn", done=total - ahead) as bar, progress.quiet():
+    per_length, lengths = len(timed) * asked.repeats, asked.of.lengths
+    done = (len(lengths) - len(left)) * per_length
+    with progress.bar(len(lengths) * per_length, KIND, unit="turn", done=done) as bar, progress.quiet():
         for length in left:
-            turns = count()
-
-            def advance(name: str, length: int = length, turns: Iterator[int] = turns) -> None:
-                bar.describe(f"{length:,} tokens · {name}")
-                bar.advance(1)
-                next(turns)
-
-            def failed(arm: Any, error: Exception, length: int = length) -> None:
-                result.failures.append(Missing(arm.name, length, one_line(error)))
-                progress.say(f"failed: {arm.name} at {length:,}: {one_line(error)}")
-
-            rows = clock.measure_prefill(
-                subject.model,
-                arms,
-                {length: subject.prompt[:length]},
-                repeats=asked.repeats,
-                new_tokens=asked.new_tokens,
-                batch_size=asked.of.batch_size or 1,
-                clock=time.process_time if asked.cpu_time else time.perf_counter,
-                progress=advance,
-                refused=failed,
-            )
-            bar.advance(per_length - next(turns))  # what failed arms left out
-            result.rows = sorted([*result.rows, *beside_full(rows)], key=lambda row: asked.of.lengths.index(row.tokens))
+            rows = _at_length(asked, subject, timed, length, result, progress, bar)
+            result.rows = sorted([*result.rows, *rows], key=lambda row: lengths.index(row.tokens))
             result_folder.write_result(directory, KIND, result)
+
+
+def _at_length(
+    asked: SpeedSettings,
+    subject: measured_model.Subject,
+    timed: Sequence[Arm | Floor | Candidate],
+    length: int,
+    result: SpeedResult,
+    progress: Progress,
+    bar: Any,
+) -> list[Row]:
+    """The rows of a length, with what each kernel took where that is timed; arms that fail are told in the result."""
+    turns, not_run = count(), dict[str, str]()
+
+    def advance(name: str) -> None:
+        bar.describe(f"{length:,} tokens · {name}")
+        bar.advance(1)
+        next(turns)
+
+    def failed(arm: Any, error: Exception) -> None:
+        if isinstance(arm, Candidate):
+            not_run[arm.name] = one_line(error)
+            return
+        result.failures.append(Missing(arm.name, length, one_line(error)))
+        progress.say(f"failed: {arm.name} at {length:,}: {one_line(error)}")
+
+    found = clock.measure_prefill(
+        subject.model,
+        timed,
+        {length: subject.prompt[:length]},
+        repeats=asked.repeats,
+        new_tokens=asked.new_tokens,
+        batch_size=asked.of.batch_size or 1,
+        clock=time.process_time if asked.cpu_time else time.perf_counter,
+        progress=advance,
+        refused=failed,
+        needless=by_kernel.runs_already,
+    )
+    bar.advance(len(timed) * asked.repeats - next(turns))  # what failed arms left out
+    arms = [arm for arm in timed if not isinstance(arm, Candidate)]
+    rows = [row for row in found if row.arm in {arm.name for arm in arms}]
+    times = by_kernel.kernel_times(arms, subject.model, found, not_run) if asked.kernels == "all" else {}
+    return beside_full(rows, times)

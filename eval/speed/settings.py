@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sa_eval.settings import presets
 from sa_eval.settings.config import Settings, option_settings, settings_from
@@ -31,6 +31,11 @@ class SpeedSettings:
     of: Settings
     new_tokens: int = setting(32, "tokens to time after the first one, for the decoding rate; 0: none", maximum=100_000)
     repeats: int = setting(5, "timed calls per arm and length; the median counts", minimum=1, maximum=1000)
+    kernels: Literal["ran", "all"] = setting(
+        "ran",
+        "time each arm with the kernel that runs (ran), or beside it with every kernel that can run it on this device "
+        "(all), for the best and the worst one; that takes as many times as long as there are kernels",
+    )
     random_weights: bool = setting(
         False, "the model's shape with random weights, made on the device; no weights are fetched"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sa_eval.records.result_folder import check_arms
 from sa_eval.records.types import plain
-from sa_eval.results.table import aligned, identical
+from sa_eval.results.text_tables import aligned, identical
 from sa_eval.settings.values import SettingsError
 from sa_eval.speed.beside_full import LEAST_REPEATS, quotient, told_apart
 from sa_eval.speed.types import Row, SpeedResult

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sa_eval.page import result_page
-from sa_eval.page.content import Field, Heading, Section, Table, Text, amount, columns, extra, rows_of, text, words
+from sa_eval.page.content import (
+    Field,
+    Folded,
+    Heading,
+    Section,
+    Table,
+    Text,
+    amount,
+    columns,
+    extra,
+    rows_of,
+    text,
+    words,
+)
 from sa_eval.page.drawing import looks
 from sa_eval.page.result_plots import Dots, Lines, Picture, Series, styles
 from sa_eval.page.result_plots import Row as DotRow
@@ -13,7 +26,7 @@ from sa_eval.records.directory import RunDirectory
 from sa_eval.records.types import FULL
 from sa_eval.speed.beside_full import FLOOR, LEAST_REPEATS, told_apart
 from sa_eval.speed.time_headline import sentences
-from sa_eval.speed.time_table import NOTES, gates, notes, title
+from sa_eval.speed.time_table import ALL, NOTES, RAN, gates, notes, title
 from sa_eval.speed.types import Row, SpeedResult
 
 PANELS = (
@@ -36,7 +49,7 @@ def write(directory: RunDirectory, result: SpeedResult) -> None:
         question=f"What time does sparse attention save {result.model['name']}?",
         answer=sentences(result),
         gates=gates(result),
-        notes=[*notes(result.rows), *NOTES[1:], *result.notes],
+        notes=[*notes(result.rows), *NOTES[1:], ALL if result.all_kernels else RAN, *result.notes],
         facts={**result_page.about(result), "Measured as": title(result)},
         sections=sections,
         pictures=pictures,
@@ -97,7 +110,7 @@ def _point(row: Row, name: str, repeats: str) -> tuple[float, float, float, floa
     return float(row.tokens), value, min(found), max(found)
 
 
-def _length(result: SpeedResult, length: int) -> Sequence[Heading | Table]:
+def _length(result: SpeedResult, length: int) -> Sequence[Heading | Table | Folded]:
     rows = result.at(length)
     full = rows.get(FULL)
     found = [_fields(rows[arm.name], full) for arm in result.arms if arm.name in rows]
@@ -109,11 +122,38 @@ def _length(result: SpeedResult, length: int) -> Sequence[Heading | Table]:
     names = ("first call, ms", "over none", "peak, GiB", "tokens per s", "tokens: times as fast")
     caption = f"Time to the first token, memory and rate at {length:,} tokens"
     heads = columns("arm", "times as fast", "first token, ms", *map(extra, names), text("kernel"))
-    return Heading(f"{length:,} tokens"), Table(caption, heads, rows_of(found))
+    parts = Heading(f"{length:,} tokens"), Table(caption, heads, rows_of(found))
+    return (*parts, *([Folded("Every kernel", (_every_kernel(result, length),))] if result.all_kernels else []))
+
+
+def _every_kernel(result: SpeedResult, length: int) -> Table:
+    """What each kernel took for each arm, or why it did not run."""
+    rows = [
+        [
+            words(row.arm),
+            words(one.kernel),
+            amount(one.prefill_ms, ",.1f", _span(one.repeats_ms)),
+            words(one.error or ""),
+        ]
+        for row in result.at(length).values()
+        for one in row.by_kernel
+    ]
+    heads = columns("arm", text("kernel"), "first token, ms", text("why it did not run"))
+    return Table(f"Every kernel at {length:,} tokens", heads, rows_of(rows))
+
+
+def _span(repeats: Sequence[float]) -> str:
+    return f"{min(repeats):,.1f}\u2013{max(repeats):,.1f}" if repeats else ""
+
+
+def _kernels(row: Row) -> Field:
+    """What ran, over the best and the worst kernel where all were timed."""
+    ranked = [("best", row.best_kernel), ("worst", row.worst_kernel)]
+    told = [f"{word} {one.kernel} {one.prefill_ms:,.1f}\u00a0ms" for word, one in ranked if one]
+    return Field("+".join(row.kernels), ", ".join(told))
 
 
 def _fields(row: Row, full: Row | None) -> list[Field]:
-    repeats = f"{min(row.repeats_ms):,.1f}\u2013{max(row.repeats_ms):,.1f}"
     other = row.arm not in (FULL, FLOOR) and full is not None
     first = _style(row.times_as_fast, other and full is not None and told_apart(row.repeats_ms, full.repeats_ms))
     later = _style(
@@ -122,13 +162,13 @@ def _fields(row: Row, full: Row | None) -> list[Field]:
     return [
         words(row.arm),
         _styled(amount(row.times_as_fast, ".2f"), first),
-        amount(row.prefill_ms, ",.1f", repeats),
+        amount(row.prefill_ms, ",.1f", _span(row.repeats_ms)),
         amount(row.first_ms[0] if row.first_ms else None, ",.1f"),
         amount(row.over_floor, "+.0%"),
         amount(row.peak_gib, ",.3g"),
         amount(row.decode_tokens_per_s, ",.1f"),
         _styled(amount(row.decode_times_as_fast, ".2f"), later),
-        Field("+".join(row.kernels)),
+        _kernels(row),
     ]
 
 

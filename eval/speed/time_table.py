@@ -9,42 +9,48 @@ from collections.abc import Sequence
 
 from sa_eval.records.types import FULL, plain
 from sa_eval.results.result_gates import Gate, complete, lines
-from sa_eval.speed.beside_full import FLOOR, LEAST_REPEATS, apart
+from sa_eval.results.text_tables import DASH, aligned, columns
+from sa_eval.speed.beside_full import FLOOR, LEAST_REPEATS, apart, told_apart
 from sa_eval.speed.time_headline import sentences
 from sa_eval.speed.types import Row, SpeedResult
 
-WIDTH = 118
 SENTENCES = 5  # the page has all of them
-DASH = "\u2013"
 WIDE = 0.25  # repeats that scatter by more than this share of their median
 COLUMNS = (
     *("arm", "label", "mode", "window", "decode", "length", "prompt_tokens", "batch_size"),
     *("prefill_ms", "spread", "times_as_fast", "over_floor", "first_ms", "peak_gib"),
-    *("decode_tokens_per_s", "decode_times_as_fast", "kernels", "error"),
+    *("decode_tokens_per_s", "decode_times_as_fast", "kernels"),
+    *("best_kernel", "best_kernel_ms", "worst_kernel", "worst_kernel_ms", "error"),
 )
 HEADER = (
-    *("", "kernel", "times as fast", "first token ms", "spread", "over none", "peak GiB"),
+    *("times as fast", "first token ms", "spread", "over none", "peak GiB"),
     *("tokens/s", "times as fast"),
 )
+EVERY_KERNEL = ("best kernel, ms", "worst kernel, ms")
 NOTES = (
     "first token: the model's own generate, from the call to the first token on the host; medians; each timed call "
     "follows an untimed one of the same arm and length. times as fast: as full, above 1 is faster. over none: time "
     "beyond the floor. peak: beyond the weights, cache included. tokens/s: after the first token, all rows.",
     "none: the same model with its attention removed (each token passes on its own value). A floor, not a method.",
 )
+RAN = "kernel: the one that ran. --kernels all times every kernel that can run here, for the best and the worst one."
+ALL = (
+    "kernel: the one that ran; best and worst: of all that can run the arm on this device (the reference aside), timed "
+    "in the same turns, ms to the first token."
+)
 
 
 def table(result: SpeedResult) -> str:
     """Text for a terminal: what it says, what it rests on, a block per length, what is slower, what failed."""
-    said = sentences(result)
+    said, width = sentences(result), columns()
     hidden = len(said) - SENTENCES
-    blocks = ["\n".join(textwrap.fill(sentence, WIDTH, break_on_hyphens=False) for sentence in said[:SENTENCES])]
+    blocks = ["\n".join(textwrap.fill(sentence, width, break_on_hyphens=False) for sentence in said[:SENTENCES])]
     blocks += [f"... and {hidden} more arms: the report has them"] if hidden > 0 else []
-    blocks += [lines(gates(result), WIDTH), title(result), *(_block(result, length) for length in result.lengths)]
-    remarks = [*notes(result.rows), *NOTES, *result.notes]
+    blocks += [lines(gates(result), width), title(result), *(_block(result, length) for length in result.lengths)]
+    remarks = [*notes(result.rows), *NOTES, ALL if result.all_kernels else RAN, *result.notes]
     blocks.append(
         "\n".join(
-            textwrap.fill(note, WIDTH, initial_indent="  * ", subsequent_indent="    ", break_on_hyphens=False)
+            textwrap.fill(note, width, initial_indent="  * ", subsequent_indent="    ", break_on_hyphens=False)
             for note in remarks
         )
     )
@@ -78,7 +84,7 @@ def _scatter(result: SpeedResult) -> Gate:
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """What the rows show that nobody should have to search for."""
-    return [*_slower(rows), *_late(rows)]
+    return [*_slower(rows), *_late(rows), *_faster_kernels(rows)]
 
 
 def to_csv(result: SpeedResult) -> str:
@@ -89,7 +95,7 @@ def to_csv(result: SpeedResult) -> str:
     writer.writeheader()
     for row in [*result.rows, *result.failures]:
         first = {"first_ms": row.first_ms[0]} if isinstance(row, Row) and row.first_ms else {}
-        ran = {"kernels": "+".join(row.kernels)} if isinstance(row, Row) else {}
+        ran = {"kernels": "+".join(row.kernels), **_best_and_worst(row)} if isinstance(row, Row) else {}
         writer.writerow({**arms[row.arm], "batch_size": result.settings["batch_size"], **plain(row), **first, **ran})
     return stream.getvalue()
 
@@ -100,23 +106,38 @@ def title(result: SpeedResult) -> str:
     return f"{model['name']}{weights}, {model['dtype']}, {rows} row{'s' if rows > 1 else ''}, {result.machine}"
 
 
+def _best_and_worst(row: Row) -> dict[str, str | float | None]:
+    ranked = {"best_kernel": row.best_kernel, "worst_kernel": row.worst_kernel}
+    found: dict[str, str | float | None] = {}
+    for name, one in ranked.items():
+        found |= {name: one.kernel, f"{name}_ms": one.prefill_ms} if one else {}
+    return found
+
+
 def _block(result: SpeedResult, length: int) -> str:
     errors = {row.arm for row in result.failures if row.length == length}
     rows = result.at(length)
-    found: list[tuple[str, ...]] = [HEADER]
+    every = result.all_kernels
+    found = [("", "kernel", *(EVERY_KERNEL if every else ()), *HEADER)]
     for arm in result.arms:
         if arm.name in rows:
-            found.append((arm.name, *_fields(rows[arm.name])))
+            found.append((arm.name, *_kernels(rows[arm.name], every), *_fields(rows[arm.name])))
         elif arm.name in errors:
-            found.append((arm.name, *[DASH] * 7, "failed"))
-    widths = [max(len(line[column]) for line in found) for column in range(len(HEADER))]
-    shown = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in found]
-    return "\n".join([f"{length:,} tokens", *shown])
+            found.append((arm.name, *[DASH] * (len(found[0]) - 2), "failed"))
+    return f"{length:,} tokens\n{aligned(found)}"
+
+
+def _kernels(row: Row, every: bool) -> tuple[str, ...]:
+    """What ran, and the best and the worst kernel with their times."""
+    ranked = (row.best_kernel, row.worst_kernel) if every else ()
+    return (
+        "+".join(row.kernels) or DASH,
+        *(f"{one.kernel} {_shown(one.prefill_ms, ',.1f')}" if one else DASH for one in ranked),
+    )
 
 
 def _fields(row: Row) -> tuple[str, ...]:
     return (
-        "+".join(row.kernels) or DASH,
         _shown(row.times_as_fast, ".2f"),
         f"{row.prefill_ms:,.1f}",
         f"{row.spread:.0%}",
@@ -164,3 +185,16 @@ def _late(rows: Sequence[Row], least: float = 1.5) -> list[str]:
         if row.first_ms and row.first_ms[0] > least * row.prefill_ms
     ]
     return [f"The first call of all took over {least} times as long: {', '.join(late)}."] if late else []
+
+
+def _faster_kernels(rows: Sequence[Row]) -> list[str]:
+    """Where another kernel was faster than the one that ran, and the repeats of both lie apart."""
+    found = []
+    for row in rows:
+        best = row.best_kernel
+        if best is None or not best.prefill_ms or best.prefill_ms >= row.prefill_ms or [best.kernel] == row.kernels:
+            continue
+        if told_apart(best.repeats_ms, row.repeats_ms):
+            times = f"{row.prefill_ms / best.prefill_ms:.2f} times as fast as {'+'.join(row.kernels) or FULL}"
+            found.append(f"{best.kernel} for {row.arm} at {row.tokens:,} ({times})")
+    return [f"A faster kernel than the one that ran: {'; '.join(found)}."] if found else []
