@@ -118,7 +118,7 @@ def _block(result: SpeedResult, length: int) -> str:
     errors = {row.arm for row in result.failures if row.length == length}
     rows = result.at(length)
     every = result.all_kernels
-    found = [("", "kernel", *(EVERY_KERNEL if every else ()), *HEADER)]
+    found: list[tuple[str, ...]] = [("", "kernel", *(EVERY_KERNEL if every else ()), *HEADER)]
     for arm in result.arms:
         if arm.name in rows:
             found.append((arm.name, *_kernels(rows[arm.name], every), *_fields(rows[arm.name])))
