@@ -2,12 +2,20 @@
 
 import re
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from planted import PLANTED, planted_run, summarised
 
+from sa_eval.fidelity import loss_page
+from sa_eval.fidelity.types import Fidelity
 from sa_eval.page import report
+from sa_eval.records.directory import RunDirectory
+from sa_eval.records.result_folder import read_result
 from sa_eval.records.types import Failure
+from sa_eval.speed import beside_full, time_page
+from sa_eval.speed.types import KernelTime
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")
@@ -15,6 +23,8 @@ FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+RESULTS = Path(__file__).parents[1]
+LONG_NAME = "random-keys-w64-sinks4-tail8"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 HOSTILE = (
     "</script><script>document.title='hacked'</script><img src=https://example.org/x onerror=document.title='hacked'> "
@@ -75,13 +85,13 @@ def visit(browser, directory):
     """Opens the report as asked; afterwards nothing may have been logged, requested or asked by it."""
     contexts, trouble = [], []
 
-    def open_page(viewport=DESKTOP, **settings):
+    def open_page(viewport=DESKTOP, path=directory.path, **settings):
         contexts.append(browser.new_context(viewport=viewport, **settings))
         page = contexts[-1].new_page()
         page.on("console", lambda message: trouble.append(message.text))
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("dialog", lambda dialog: trouble.append(dialog.message))
-        address = (directory.path / "report.html").as_uri()
+        address = (path / "report.html").as_uri()
         page.on("request", lambda request: trouble.append(request.url) if request.url != address else None)
         page.goto(address)
         return page
@@ -185,6 +195,50 @@ def test_a_phone_shows_the_essential_columns_without_scrolling_and_says_so(visit
     wide = visit()
     assert not wide.locator(".narrowed").first.is_visible()
     assert wide.locator("th.extra >> visible=true").count() > 10
+
+
+@pytest.fixture(scope="module")
+def fidelity(tmp_path_factory):
+    """A result with intervals and several seeds, of an arm with a long name."""
+    result = read_result(str(RESULTS / "fidelity" / "version1"), "fidelity", Fidelity)
+    full, other = result.cells
+    result.arms = [result.arms[0], replace(result.arms[1], name=LONG_NAME)]
+    result.cells = [full, replace(other, arm=LONG_NAME, overall=replace(other.overall, perplexity=12_345.6))]
+    directory = RunDirectory(tmp_path_factory.mktemp("fidelity"))
+    loss_page.write(directory, result)
+    return directory.path
+
+
+@pytest.fixture(scope="module")
+def speed(tmp_path_factory):
+    """A result in which every kernel was timed."""
+    result = beside_full.read(str(RESULTS / "speed" / "version1"))
+    result.settings["kernels"] = "all"
+    kernels = [KernelTime("triton", 1234.5, [1234.5] * 4), KernelTime("reference", 91234.5, [91234.5] * 4)]
+    result.rows = [replace(row, kernels=["triton"], by_kernel=kernels) for row in result.rows]
+    folder = tmp_path_factory.mktemp("speed")
+    time_page.write(RunDirectory(folder), result)
+    return folder
+
+
+@pytest.mark.parametrize("kind, caption", [("fidelity", "scored predictions"), ("speed", "Time to the first token")])
+def test_a_desktop_shows_every_column_of_the_first_table_without_scrolling(visit, request, kind, caption):
+    page = visit(path=request.getfixturevalue(kind))
+    region = page.locator(".wide", has=page.locator("caption", has_text=caption)).first
+    assert region.evaluate("box => box.scrollWidth <= box.clientWidth")
+    heads = region.locator("thead th")
+    assert heads.count() == heads.locator("visible=true").count() > 8
+    assert kind == "speed" or LONG_NAME in region.locator("tbody th").all_inner_texts()
+
+
+def test_a_desktop_shows_the_essential_columns_however_long_a_name_is(visit, fidelity):
+    page = visit(path=fidelity)
+    region = page.locator(".wide", has=page.locator("caption", has_text="scored predictions")).first
+    region.locator("tbody th").first.evaluate("cell => { cell.textContent = 'a-plan-with-a-name-'.repeat(3) }")
+    right = region.evaluate("box => box.getBoundingClientRect().right")
+    for head in region.locator("thead th:not(.extra)").all():
+        box = head.bounding_box()
+        assert box["x"] + box["width"] <= right
 
 
 def test_the_first_screen_holds_the_answer_a_chart_and_the_glossary(visit):
