@@ -46,7 +46,8 @@ LIKE = 0.8  # names that are this much like one of ours are typing errors, not t
 
 
 class SparseLM(ExactRequests):
-    """A model with one of sa_patch's variants; scores are those of sa-eval, document by document.
+    """A model with one of sa_patch's variants; scores are those of sa-eval, document by document, in the same dtype:
+    left out it is the checkpoint's, as in lm-eval, where sa-eval takes float32 on a CPU.
 
     Args:
         pretrained: a hub id or a folder.

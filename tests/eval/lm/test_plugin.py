@@ -11,7 +11,9 @@ from importlib import metadata
 import pytest
 import torch
 from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sa_eval.lm import command
 from sa_eval.lm.plugin import SparseLM
@@ -134,6 +136,26 @@ def test_scores_are_those_of_sa_eval_document_by_document(tasks):
             assert found["local_text"][index] == [records[arm, "local_text", index]]
             said = torch.tensor([float(score) for score, _ in found["local_choice"][index]])
             torch.testing.assert_close(said, torch.tensor(records[arm, "local_choice", index]), rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float32", "float64"])
+def test_a_log_likelihood_is_the_plain_models_in_the_dtype_that_is_loaded(dtype):
+    """Without one the checkpoint's, as in lm-eval; half precision moves a sum of four log-probabilities by .07 here."""
+    path, (context, continuation) = sources.find(TINY).path, ("the river stone market window", " garden letter")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    ids, start = tokenizer.encode(context + continuation), len(tokenizer.encode(context))
+
+    def by_hand(precision):
+        plain = AutoModelForCausalLM.from_pretrained(path, dtype=precision).eval()
+        with torch.inference_mode():
+            log_probs = plain(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        return sum(float(log_probs[place - 1, ids[place]]) for place in range(start, len(ids)))
+
+    lm = sparse(mode="full", **({"dtype": dtype} if dtype else {}))
+    ((found, _),) = lm.loglikelihood([Instance("loglikelihood", {}, (context, continuation), 0, ("task", 0, 1))])
+    assert lm.model.dtype == getattr(torch, dtype or "bfloat16")
+    assert found == pytest.approx(by_hand(dtype or "auto"), abs=1e-4)
+    assert found == pytest.approx(by_hand("float64"), abs=1e-3 if dtype in ("float32", "float64") else 0.3)
 
 
 def test_full_is_lm_evals_own_model(tasks):
