@@ -144,10 +144,10 @@ def is_first_process() -> bool:
 
 
 def dry_run(settings: Settings) -> int:
-    from sa_eval import plan
+    from sa_eval.dry_run import render
 
     try:
-        print(plan.render(settings))
+        print(render(settings))
     except (ValueError, NotImplementedError) as error:  # an arm that this model refuses
         raise error if isinstance(error, SettingsError) else SettingsError(f"this cannot run: {error}") from error
     return 0

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import sa_patch
-from sa_eval.lm.exact import ExactRequests, RequestError
+from sa_eval.lm.exact import ExactRequests
 from sa_eval.lm.stock import HFLM
+from sa_eval.lm.tokens import RequestError
 from sa_eval.loading import models
 from sa_eval.messages import shown
 from sa_eval.settings.values import SettingsError, nearest

@@ -179,9 +179,6 @@ class RunDirectory:
     def has(self, name: str) -> bool:
         return (self.path / name).exists()
 
-    def read_json(self, name: str) -> Any:
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
-
 
 def _group(file: Path) -> str:
     """The files of one arm and seed belong together, whichever process wrote them."""

@@ -33,7 +33,7 @@ def documents_per_chunk(tokens: int, batch_size: int) -> int:
     return batch_size * max(1, min(MOST_BATCHES, batches))
 
 
-def plan(arms: Iterable[Any], tasks: Iterable[Any], batch_size: Callable[[int], int]) -> list[Chunk]:
+def chunks_of(arms: Iterable[Any], tasks: Iterable[Any], batch_size: Callable[[int], int]) -> list[Chunk]:
     """Every chunk of a run, arm by arm and seed by seed.
 
     Args:

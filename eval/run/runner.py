@@ -114,7 +114,7 @@ def run_loaded(
 
 def score(session: Session) -> None:
     """This rank's share of what is missing, arm by arm."""
-    everything = chunks.plan(session.usable, session.tasks, session.batch_size)
+    everything = chunks.chunks_of(session.usable, session.tasks, session.batch_size)
     share = session.ranks.share(chunks.missing(everything, session.done))
     total = sum(len(chunk.indices) for chunk in everything)
     left = sum(len(chunk.indices) for chunk in share)

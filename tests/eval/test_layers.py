@@ -48,7 +48,7 @@ ALLOWED = {
     },
     "coverage": {"processes", "records", "results", "settings"},
     "run": {"budgets", "documents", "lm", "loading", "processes", "records", "settings", "speed"},
-    "plan": {"budgets", "documents", "estimate", "loading", "settings", "tasks"},
+    "dry_run": {"budgets", "documents", "estimate", "loading", "settings", "tasks"},
 }
 ENTRANCES = {"commands", "cli", "__main__", "__init__"}  # may import everything
 NOT_CODE = {"configs", "assets"}

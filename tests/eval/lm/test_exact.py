@@ -9,7 +9,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 import sa_patch
-from sa_eval.lm.exact import ExactLM, TruncationError, generation_options
+from sa_eval.lm.exact import ExactLM
+from sa_eval.lm.generation import generation_options
+from sa_eval.lm.tokens import TruncationError
 
 TEXT = "The magic number for banjo is 554. Then the clerk examined the clever bundle yesterday."
 WORDS = TEXT.split()

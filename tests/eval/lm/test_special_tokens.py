@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from sa_eval.documents import offline
 from sa_eval.fidelity import texts
 from sa_eval.lm import special_tokens
-from sa_eval.lm.exact import ExactLM, RequestError
+from sa_eval.lm.exact import ExactLM
+from sa_eval.lm.tokens import RequestError
 from sa_eval.settings.config import settings_from
 from sa_eval.settings.values import SettingsError
 

@@ -22,7 +22,9 @@ def test_every_document_is_in_one_chunk_whose_batches_suit_its_tasks_prompts():
     short = SimpleNamespace(key="short", prompt_tokens=[80, 84, 90] * 300, num_documents=900)
     long = SimpleNamespace(key="long", prompt_tokens=[2000] * 5, num_documents=5)
     arm = SimpleNamespace(name="full", seeds=(0,))
-    found = chunks.plan([arm], [short, long], lambda tokens: models.pick_batch_size(settings_from({}), "cpu", tokens))
+    found = chunks.chunks_of(
+        [arm], [short, long], lambda tokens: models.pick_batch_size(settings_from({}), "cpu", tokens)
+    )
     asked = [(chunk.task.key, index) for chunk in found for index in chunk.indices]
     assert asked == [("short", index) for index in range(900)] + [("long", index) for index in range(5)]
     assert {(chunk.task.key, chunk.batch_size) for chunk in found} == {("short", 12), ("long", 2)}

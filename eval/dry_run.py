@@ -19,7 +19,7 @@ MOST_LEFT_OUT = 40
 
 
 def render(settings: Settings) -> str:
-    """The plan as text.
+    """What a run of these settings would be, as text.
 
     Raises:
         SettingsError: when no arm but full could run on this model.
