@@ -179,12 +179,14 @@ def test_the_command_line_runs_and_says_what_ran(tasks, capsys):
     status = command.main(
         [
             *("run", "--model", "sa", "--model_args", f"pretrained={path},mode=sa,window=12,dense_layers=[0],seed=3"),
-            *("--tasks", "local_choice", "--include_path", str(tasks), "--output_path", str(tasks / "results.json")),
+            *("--tasks", ",".join(NAMES), "--include_path", str(tasks), "--output_path", str(tasks / "results.json")),
         ]
     )
     assert status == 0 and "local_choice" in capsys.readouterr().out
     (file,) = tasks.glob("results*.json")
-    written = json.loads(file.read_text())["config"]["sa_patch"]
+    config = json.loads(file.read_text())["config"]
+    assert {task: said["answered"] for task, said in config["cut_answers"].items()} == {"local_text": len(ROWS)}
+    written = config["sa_patch"]
     assert (written["mode"], written["window"], written["seed"], written["dense_layers"]) == ("sa", 12, 3, [0])
 
 
