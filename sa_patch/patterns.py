@@ -1,5 +1,5 @@
-"""Patterns: who sees whom, as data. The closed set every kernel executes: Dense, Band, Blocks, Scattered, Selected; and
-those made of others, Pieces and Heads.
+"""Patterns: who sees whom, as data. The closed set every kernel executes: Dense, Band, Blocks, Scattered, Lines,
+Selected; and those made of others, Pieces and Heads.
 
 A pattern covers one sequence of `length` keys whose queries are the last `query_len` positions. All positions here are
 logical (real tokens only). On top of its own part every pattern may open sinks, a local window and a dense tail. The
@@ -314,6 +314,52 @@ class Scattered(Pattern):
         row = torch.arange(self.first, self.length, device=self.keys.device)[:, None]
         opened = (self.keys < self.sinks) | (row - self.keys < self.local)
         return int((opened & (self.keys >= 0)).sum())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Lines(Pattern):
+    """The query itself, and for every query head vertical and slash lines beside sinks and local window.
+
+    A vertical line is one key, for every later query; a slash line is one distance, at which every query sees the key
+    that lies so far back. Both begin where sinks and local window end, so that only lines that cross share a pair.
+
+    Attributes:
+        verticals: int64 [batch, heads, v], positions of keys from `sinks` on, ascending, filled up with `length`.
+        slashes: int64 [batch, heads, s], distances from max(`local`, 1) on, ascending, filled up with `length`.
+    """
+
+    verticals: Tensor
+    slashes: Tensor
+
+    def _device(self) -> torch.device:
+        return self.verticals.device
+
+    def _own_covers_all(self) -> bool:
+        return self.length == 1
+
+    def _own_visible(self, queries: Tensor) -> Tensor:
+        distance = queries[:, None] - torch.arange(self.length, device=queries.device)
+        crossed = self._marked(self.slashes)[:, :, distance.clamp(min=0)]
+        return crossed | self._marked(self.verticals)[:, :, None] | (distance == 0)
+
+    def _marked(self, lines: Tensor) -> Tensor:
+        """Which positions or distances are lines: bool [batch, heads, length]."""
+        marked = torch.zeros(*lines.shape[:2], self.length + 1, dtype=torch.bool, device=lines.device)
+        return marked.scatter_(-1, lines.clamp(max=self.length), True)[..., : self.length]
+
+    def _own_pairs(self) -> float:
+        """Of lines beyond sinks and local window."""
+        reach = max(self.local, 1)
+        begins = torch.cat([self.verticals + reach, self.slashes + self.sinks], dim=-1).clamp(min=self.first)
+        alone = int((self.length - begins).clamp(min=0).sum())
+        # Vertical c and slash d cross in the row of query c + d.
+        verticals, slashes = self.verticals.contiguous(), self.slashes.contiguous()
+        before = [torch.searchsorted(verticals, row - slashes) for row in (self.length, self.first)]
+        crossings = int((before[0] - before[1]).sum())
+        return self.query_len + (alone - crossings) / self.verticals.shape[:2].numel()
+
+    def _own_extra_overlap(self) -> float:
+        return 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -32,6 +32,9 @@ TOGETHER = {
     "routed-mean-local-tail": ("routed", {"block_size": 1, "router": "mean", "local": 3, "sinks": 1, "dense_tail": 5}),
     "routed-group-tiles": ("routed", {"share": "group", "query_block": 3, "router": "mean"}),
     "routed-nominal": ("routed", {"block_size": 2, "sinks": 1, "local": 3, "budget": "nominal"}),
+    "vertical-slash-extras": ("vertical-slash", {"sinks": 2, "local": 3, "dense_tail": 5, "vertical_share": 0.25}),
+    "vertical-slash-charged": ("vertical-slash", {"router_cost": "charged", "probe": 2}),
+    "vertical-slash-nominal": ("vertical-slash", {"budget": "nominal", "sinks": 1, "local": 2}),
     "random-keys-extras": ("random-keys", {"sinks": 2, "local": 4, "dense_tail": 5}),
     "random-keys-nominal": ("random-keys", {"budget": "nominal", "sinks": 2, "local": 3}),
 }
@@ -71,7 +74,7 @@ CASES = every_case()
 TILED = [
     case
     for case, (mode, options) in CASES.items()
-    if VARIANTS[mode].layout not in ("scattered", "selected") and "weight" not in options
+    if VARIANTS[mode].layout not in ("scattered", "selected", "lines") and "weight" not in options
 ]
 
 

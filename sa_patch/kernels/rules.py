@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sa_patch import machine
-from sa_patch.patterns import Band, Blocks, Heads, Pattern, Scattered, Selected
+from sa_patch.patterns import Band, Blocks, Heads, Lines, Pattern, Scattered, Selected
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "measured"
@@ -106,6 +106,8 @@ def layout_of(pattern: Pattern) -> str:
         return layout_of(pattern.of_head[0])
     if isinstance(pattern, Selected):
         return "selected"
+    if isinstance(pattern, Lines):
+        return "lines"
     if pattern.sinks or pattern.local:
         return "merged"
     if isinstance(pattern, Band):

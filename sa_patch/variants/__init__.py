@@ -16,6 +16,7 @@ from sa_patch.variants.random_keys import RandomKeys
 from sa_patch.variants.routed import Routed
 from sa_patch.variants.sliding_window import SlidingWindow
 from sa_patch.variants.stochastic import Stochastic, StochasticPlusWindow
+from sa_patch.variants.vertical_slash import VerticalSlash
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from sa_patch.signature import Mode, Options
 
 VARIANTS: dict[str, type[Variant]] = {
-    kind.name: kind for kind in (Full, SlidingWindow, Stochastic, StochasticPlusWindow, Moba, Routed, RandomKeys)
+    kind.name: kind
+    for kind in (Full, SlidingWindow, Stochastic, StochasticPlusWindow, Moba, Routed, VerticalSlash, RandomKeys)
 }
 
 

@@ -19,6 +19,7 @@ from sa_patch.patterns import Dense, Pattern
 from sa_patch.variants.options import option, options_of
 
 CPU = torch.device("cpu")
+SINKS = 4  # of variants with sinks of their own, in windows that have room for them
 BLOCK_SIZE_HELP = "tokens per block; none: for moba what matches the budget, for routed 8"
 ROUTER_COST_HELP = "reported: the router's products are told beside the budget; charged: the window pays"
 CHARGED_REASON = "router_cost='charged' needs the prompt's length (leave it out)"
@@ -79,11 +80,14 @@ class Variant(ABC):
     dense_tail: int = option(0, "last queries of the prompt that see everything", told="tail{}")
     sinks: int | float = option(
         None,
-        "first tokens that stay visible to everyone; tokens, or a fraction of the prompt; none: 0, for routed 4",
+        "first tokens that stay visible to everyone; tokens, or a fraction of the prompt; none: 0, for routed and "
+        "vertical-slash 4",
         optional=True,
     )
     local: int | float = option(
-        0, "last keys that stay visible, the query included; tokens, or a fraction (routed: at least; 0 is w/4)"
+        0,
+        "last keys that stay visible, the query included; tokens, or a fraction (routed: at least; 0 is w/4 for routed "
+        "and vertical-slash)",
     )
     dense_layers: tuple[int, ...] = option(
         (), "layers left full; negative numbers count from the end", outside_budget=True, told="dense_{}"
@@ -228,6 +232,12 @@ class Variant(ABC):
         """All options by name, JSON-serialisable."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def default_sinks(window: int | float) -> int:
+    """Sinks of variants that have some by themselves: 4, fewer in windows below 32."""
+    small = isinstance(window, int) and not isinstance(window, bool)
+    return min(SINKS, max(0, window // 8)) if small else SINKS
 
 
 def check_charged(budget: str, decode: str) -> None:

@@ -22,10 +22,11 @@ from sa_patch.variants.base import (
     Sizes,
     Variant,
     check_charged,
+    default_sinks,
 )
 from sa_patch.variants.options import option
 
-SINKS, BLOCK = 4, 8  # of a window that has room for them
+BLOCK = 8  # of a window that has room for it
 
 
 def default_block(window: int) -> int:
@@ -100,8 +101,7 @@ class Routed(Variant):
 
     def __post_init__(self) -> None:
         if self.sinks is None:
-            small = isinstance(self.window, int) and not isinstance(self.window, bool)
-            object.__setattr__(self, "sinks", min(SINKS, max(0, self.window // 8)) if small else SINKS)
+            object.__setattr__(self, "sinks", default_sinks(self.window))
         super().__post_init__()
         if self.query_block > 1 and self.decode == "sparse":
             raise ValueError(

@@ -69,7 +69,7 @@ def test_budget_adds_up(qwen3, mode, length):
     assert budget.keys_per_query == pytest.approx(budget.pairs / 3 / length)
     assert budget.density == pytest.approx(budget.pairs / 3 / (length * (length + 1) / 2))
     assert 0 < budget.density <= 1
-    assert (budget.router_cost > 0) == (length > {"moba": 86, "routed": 64}.get(mode, length))
+    assert (budget.router_cost > 0) == (length > {"moba": 86, "routed": 64, "vertical-slash": 64}.get(mode, length))
     if mode in ("swa", "sa"):
         assert budget.off_target == 0
     if mode in ("sa+swa", "moba"):

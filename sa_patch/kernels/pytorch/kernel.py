@@ -9,10 +9,11 @@ from torch import Tensor
 from sa_patch.kernels.base import needs_gradients
 from sa_patch.kernels.pytorch.disjoint import attention, joins
 from sa_patch.kernels.pytorch.gradients import Disjoint
+from sa_patch.kernels.pytorch.lines import lines
 from sa_patch.kernels.pytorch.scattered import scattered
 from sa_patch.kernels.pytorch.selected import selected
 from sa_patch.kernels.recorded import record
-from sa_patch.patterns import Band, Blocks, Pattern, Pieces, Scattered, Selected
+from sa_patch.patterns import Band, Blocks, Lines, Pattern, Pieces, Scattered, Selected
 
 
 class Torch:
@@ -22,12 +23,14 @@ class Torch:
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         if isinstance(pattern, Pieces) and joins(pattern) and needs_gradients(query, key, value):
             return None  # gradients of pieces are added to one tensor
-        known = isinstance(pattern, (Band, Blocks, Scattered, Selected))
+        known = isinstance(pattern, (Band, Blocks, Lines, Scattered, Selected))
         return None if known else f"it has no code for {type(pattern).__name__} patterns"
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
         if isinstance(pattern, Scattered):
             return scattered(query, key, value, pattern, scaling)
+        if isinstance(pattern, Lines):
+            return lines(query, key, value, pattern, scaling)
         if isinstance(pattern, Selected):
             return selected(query, key, value, pattern, scaling)
         assert isinstance(pattern, (Band, Blocks, Pieces)), "refusal() was not asked"

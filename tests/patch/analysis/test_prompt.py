@@ -17,7 +17,7 @@ def test_coverage_on_a_prompt_is_that_of_the_masks(qwen3, tokens):
     assert patch.active and patch._state.observer is None
 
 
-@pytest.mark.parametrize("mode", ["moba", "routed"])
+@pytest.mark.parametrize("mode", ["moba", "routed", "vertical-slash"])
 def test_routing_by_content_is_measured(qwen3, tokens, mode):
     patch = sa_patch.apply(qwen3, mode, window=16)
     before = qwen3(tokens).logits
