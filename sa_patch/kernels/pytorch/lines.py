@@ -17,7 +17,7 @@ from sa_patch.kernels.merging import wide
 from sa_patch.patterns import Lines
 
 # Entries gathered at once: on a CPU as many as stay in its cache; elsewhere fewer launches matter more.
-_GATHERED_CPU, _GATHERED = 1 << 18, 1 << 25
+_GATHERED_CPU, _GATHERED = 1 << 20, 1 << 25
 
 
 class _Keys(NamedTuple):

@@ -204,9 +204,9 @@ def test_a_router_that_costs_more_than_the_window_is_refused():
     variant = sa_patch.variant("vertical-slash", 24, router_cost="charged")
     with pytest.raises(ValueError, match=r"at 100 tokens the router alone costs 22 of window=24 .* lower probe"):
         variant.sparse_budget(100, 0)
-    budget = variant.sparse_budget(4000, 0)
+    budget = sa_patch.variant("vertical-slash", 64, router_cost="charged").sparse_budget(4000, 0)
     assert budget.charged == math.ceil(budget.router_scores / 2) > 0
-    assert budget.pairs + budget.charged == window_pairs(4000, 24)
+    assert budget.pairs + budget.charged == window_pairs(4000, 64)
     for other in ({"budget": "nominal"}, {"decode": "sparse"}):
         with pytest.raises(ValueError, match="decode='full'"):
             sa_patch.variant("vertical-slash", 24, router_cost="charged", **other)
