@@ -63,11 +63,14 @@ MORE: tuple[Line, ...] = (
         "routed",
         lambda window: {**ROUTED, "router": "antidiagonal"},
     ),
+    ("vertical-slash", "vertical-slash", lambda window: {}),
 )
 # The router paid by the window: every rule at the cost of the others.
 CHARGED: tuple[Line, ...] = tuple(
-    (f"{name}, charged", "routed", lambda window, options=options: {**options, "router_cost": "charged"})
+    (f"{name}, charged", name.split(",")[0], lambda window, options=options: {**options, "router_cost": "charged"})
     for name, options in (
+        ("vertical-slash", {}),
+        ("vertical-slash, 16 queries", {"probe": 16}),
         ("routed, blocks of 16", {"block_size": 16}),
         ("routed, blocks of 32", {"block_size": 32}),
         ("routed, by the mean, blocks of 16", {"block_size": 16, "router": "mean"}),

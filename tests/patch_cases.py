@@ -34,7 +34,6 @@ TOGETHER = {
     "routed-nominal": ("routed", {"block_size": 2, "sinks": 1, "local": 3, "budget": "nominal"}),
     "vertical-slash-extras": ("vertical-slash", {"sinks": 2, "local": 3, "dense_tail": 5, "vertical_share": 0.25}),
     "vertical-slash-charged": ("vertical-slash", {"router_cost": "charged", "probe": 2}),
-    "vertical-slash-nominal": ("vertical-slash", {"budget": "nominal", "sinks": 1, "local": 2}),
     "random-keys-extras": ("random-keys", {"sinks": 2, "local": 4, "dense_tail": 5}),
     "random-keys-nominal": ("random-keys", {"budget": "nominal", "sinks": 2, "local": 3}),
 }

@@ -140,7 +140,8 @@ def test_a_training_step_under_autocast_goes_the_way_of_the_reference(kind, case
 def test_the_torch_kernels_gradients_are_its_slopes(case, query_len):
     window = 9 if "sinks" in case or "local" in case or "nominal" in case or "extras" in case else 4
     variant = make_variant(case, window)
-    query_len = max(query_len, min(11, getattr(variant, "probe", 0)))  # queries that choose have to be there
+    if query_len < min(11, getattr(variant, "probe", 0)):
+        pytest.skip("the queries that choose have to be there")
     tensors = [tensor.double() for tensor in random_heads(11, 2, 1, 4, batch=1, query_len=query_len)]
     pattern = make_pattern(variant, 11, 0, *tensors[:2], query_len=query_len)
 

@@ -166,7 +166,7 @@ def test_a_layout_that_was_not_verified_to_the_end_keeps_its_default(device, mon
     """Sinks and a local window come last: without them "merged" is not taken."""
     plant_kernel(monkeypatch, "fast", compile_seconds=1)
     device(by_name(full=20.0, fast=0.1, torch=10.0, sdpa=40.0))
-    monkeypatch.setattr(search.Search, "_has_time", lambda self, name: self.left() > 1990)
+    monkeypatch.setattr(search.Search, "_has_time", lambda self, name: self.left() > 1988)
     verified = search.Search._verified
 
     def without_extras(self, arm, names):
