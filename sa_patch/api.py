@@ -47,7 +47,8 @@ def apply(
 
     Args:
         model: a transformers model whose attention goes through AttentionInterface (Qwen3 and Qwen3-MoE are verified).
-        mode: "full", "swa", "sa", "sa+swa", "moba", "routed", "random-keys", or a form of one of them like "sa-bucket".
+        mode: "full", "swa", "sa", "sa+swa", "moba", "routed", "vertical-slash", "random-keys", or a form of one of
+            them like "sa-bucket".
         window: keys per query, the query included; 0 < x < 1 is a fraction of the prompt. All modes have the same
             number of (query, key) pairs at the same window (budget="pairs"). "gated" is for training: `sa_patch.gate`.
         variant: a variant object (`sa_patch.variant(...)` or your own) instead of mode, window and options.

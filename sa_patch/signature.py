@@ -44,10 +44,10 @@ class Options(TypedDict, total=False):
     """last queries of the prompt that see everything"""
 
     sinks: int | float | None
-    """first tokens that stay visible to everyone; tokens, or a fraction of the prompt; none: 0, for routed and vertical-slash 4"""
+    """first tokens visible to everyone; tokens, or a fraction of the prompt; none: 0 (routed, vertical-slash: 4)"""
 
     local: int | float
-    """last keys that stay visible, the query included; tokens, or a fraction (routed: at least; 0 is w/4 for routed and vertical-slash)"""
+    """last keys visible, the query included; tokens, or a fraction; 0: for routed (at least), vertical-slash w/4"""
 
     dense_layers: Sequence[int]
     """layers left full; negative numbers count from the end"""
@@ -83,7 +83,7 @@ class Options(TypedDict, total=False):
     """tokens per block; none: for moba what matches the budget, for routed 8 (moba and routed only)"""
 
     router_cost: Literal["reported", "charged"]
-    """reported: the router's products are told beside the budget; charged: the window pays (moba and routed and vertical-slash only)"""
+    """reported: the router's products are told; charged: the window pays (moba and routed and vertical-slash only)"""
 
     share: Literal["head", "group"]
     """who chooses blocks: every query head, or a kv head's group of them (routed only)"""

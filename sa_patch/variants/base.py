@@ -21,7 +21,7 @@ from sa_patch.variants.options import option, options_of
 CPU = torch.device("cpu")
 SINKS = 4  # of variants with sinks of their own, in windows that have room for them
 BLOCK_SIZE_HELP = "tokens per block; none: for moba what matches the budget, for routed 8"
-ROUTER_COST_HELP = "reported: the router's products are told beside the budget; charged: the window pays"
+ROUTER_COST_HELP = "reported: the router's products are told; charged: the window pays"
 CHARGED_REASON = "router_cost='charged' needs the prompt's length (leave it out)"
 
 # What a comparison does with it: a method is what is asked about; baselines and controls are what it is held against.
@@ -80,14 +80,12 @@ class Variant(ABC):
     dense_tail: int = option(0, "last queries of the prompt that see everything", told="tail{}")
     sinks: int | float = option(
         None,
-        "first tokens that stay visible to everyone; tokens, or a fraction of the prompt; none: 0, for routed and "
-        "vertical-slash 4",
+        "first tokens visible to everyone; tokens, or a fraction of the prompt; none: 0 (routed, vertical-slash: 4)",
         optional=True,
     )
     local: int | float = option(
         0,
-        "last keys that stay visible, the query included; tokens, or a fraction (routed: at least; 0 is w/4 for routed "
-        "and vertical-slash)",
+        "last keys visible, the query included; tokens, or a fraction; 0: for routed (at least), vertical-slash w/4",
     )
     dense_layers: tuple[int, ...] = option(
         (), "layers left full; negative numbers count from the end", outside_budget=True, told="dense_{}"
@@ -237,7 +235,7 @@ class Variant(ABC):
 def default_sinks(window: int | float) -> int:
     """Sinks of variants that have some by themselves: 4, fewer in windows below 32."""
     small = isinstance(window, int) and not isinstance(window, bool)
-    return min(SINKS, max(0, window // 8)) if small else SINKS
+    return min(SINKS, max(0, int(window) // 8)) if small else SINKS
 
 
 def check_charged(budget: str, decode: str) -> None:

@@ -38,7 +38,7 @@ class VerticalSlash(Variant):
     """Query i sees the first `sinks` tokens, the last `local` tokens, and its head's vertical and slash lines.
 
     A vertical line c shows the key at position c to every later query, a slash line d shows every query i the key at
-    i - d. Let A be the weights of full attention for the prompt's last `probe` queries: a causal softmax, in float32, of
+    i - d. Let A be the weights of full attention for the prompt's last `probe` queries: a causal softmax in float32 of
     their scores with all keys, scaled by head_dim ** -0.5. A vertical line's score is the sum of A over column c, a
     slash line's the sum over its entries at distance d. Every query head takes its best lines, in order of score (of
     equal ones the lowest c or d): of the pairs that swa has at the window beyond sinks and local window, vertical lines
@@ -88,8 +88,8 @@ class VerticalSlash(Variant):
             raise ValueError(f"vertical_share={self.vertical_share} is no share: give 0, 1, or a fraction between them")
         if self.decode == "sparse":
             raise ValueError(
-                f"the last {self.probe} queries of a prompt choose its lines, and generated tokens come one by one: use "
-                "decode='full'"
+                f"the last {self.probe} queries of a prompt choose its lines, and generated tokens come one by one: "
+                "use decode='full'"
             )
         if self.router_cost == "charged":
             check_charged(self.budget, self.decode)

@@ -189,7 +189,7 @@ def test_the_last_queries_alone_are_the_rows_of_the_whole(case, query_len):
             sa_patch.attention(query[:, :, -query_len:], key, value, variant)
         return
     if query_len < min(40, getattr(variant, "probe", 0)):
-        with pytest.raises(NotImplementedError, match=rf"last \d+ queries .* choose its lines, and this call has {query_len}"):
+        with pytest.raises(NotImplementedError, match=rf"queries .* choose its lines, and this call has {query_len}"):
             sa_patch.attention(query[:, :, -query_len:], key, value, variant)
         return
     some = sa_patch.attention(query[:, :, -query_len:], key, value, variant)

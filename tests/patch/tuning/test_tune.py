@@ -60,7 +60,8 @@ def test_every_layout_that_variants_declare_is_tuned():
     timed = [arm for arm in arms if arm.timed]
     assert {layout for arm in timed for layout in arm.layouts} == set(rules.shipped()["cpu"].entries[0].crossover)
     assert any(arm.pieces for arm in timed)
-    assert {arm.variant.name for arm in arms if not arm.timed} == {arm.variant.name for arm in timed} - {"routed", "vertical-slash"}
+    by_themselves = {"routed", "vertical-slash"}  # have sinks and a local window without being asked
+    assert {arm.variant.name for arm in arms if not arm.timed} == {arm.variant.name for arm in timed} - by_themselves
 
 
 def test_the_fastest_right_kernel_is_taken_and_runs_from_then_on(device, monkeypatch):
