@@ -33,7 +33,6 @@ TOGETHER = {
     "routed-group-tiles": ("routed", {"share": "group", "query_block": 3, "router": "mean"}),
     "routed-nominal": ("routed", {"block_size": 2, "sinks": 1, "local": 3, "budget": "nominal"}),
     "vertical-slash-extras": ("vertical-slash", {"sinks": 2, "local": 3, "dense_tail": 5, "vertical_share": 0.25}),
-    "vertical-slash-charged": ("vertical-slash", {"router_cost": "charged", "probe": 2}),
     "random-keys-extras": ("random-keys", {"sinks": 2, "local": 4, "dense_tail": 5}),
     "random-keys-nominal": ("random-keys", {"budget": "nominal", "sinks": 2, "local": 3}),
 }
