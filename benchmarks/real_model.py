@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import real_model_table
 import torch
-from real_model_arms import WINDOWS, arms, read_counting
+from real_model_arms import LENGTH, WINDOWS, arms, read_counting
 from real_model_tasks import FILES, TASKS, run_task
 
 from sa_eval import environment
@@ -32,7 +32,6 @@ from sa_eval.settings.arm import Arm
 from sa_eval.settings.config import settings_from
 
 TEXTS = {"technical": "rust_book.txt", "fiction": "pride_and_prejudice.txt"}
-LENGTH = 1024
 LATE = 128  # predictions after so many tokens, where the larger window first leaves something out
 Rows = list[dict[str, Any]]
 

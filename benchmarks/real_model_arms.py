@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+import sa_patch
 from sa_eval.fidelity import measuring
 from sa_eval.fidelity.probe import Call
 from sa_eval.settings.arm import Arm
 from sa_patch.geometry import Group
 
+LENGTH = 1024  # tokens of a passage
 WINDOWS = {"fidelity": (128, 64), "lambada": (48, 32), "piqa": (24, 16)}  # keys per query
 ROUTED = {"block_size": 16, "query_block": 16}
 GROUPS = {"block_size": 8, "share": "group", "query_block": 16}
@@ -90,8 +92,17 @@ def arms(task: str) -> Iterator[tuple[str, Arm]]:
         for name, mode, options in lines:
             label = re.sub("[^a-z0-9+]+", "-", name.lower()).strip("-")
             arm = Arm(f"{label}-w{window}", label, mode, window, options=options(window))
-            if arm.refusal() is None:
+            if arm.refusal() is None and _fits(arm):
                 yield name, arm
+
+
+def _fits(arm: Arm) -> bool:
+    """Whether the window has room for everything at the texts' length; a router that is charged may leave none."""
+    try:
+        sa_patch.variant(arm.mode, arm.window or 1, **arm.options).sparse_budget(LENGTH, 0)
+    except ValueError:
+        return False
+    return True
 
 
 def read_counting(subject: measuring.Subject, arm: Arm, ids: torch.Tensor) -> tuple[torch.Tensor, float, float]:
