@@ -2,7 +2,7 @@
 
     python scripts/claims.py                                    # from the files in benchmarks/results
     python scripts/claims.py --keep coverage runs/...-coverage  # first keep what such a run found there
-    python scripts/claims.py --keep lambada runs/...            # likewise, of a run of sa-eval
+    python scripts/claims.py --keep first-token runs/first-token   # likewise, of benchmarks/first_token.py
     python scripts/claims.py --keep pretrain runs/pretrain      # likewise, of scripts/pretrain.py
 
 Verdicts are computed from the figures. A claim without a file of figures is told as not checked.
@@ -15,7 +15,6 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +26,9 @@ from sa_patch.geometry import Group
 from sa_patch.patterns import Pattern
 from sa_patch.variants.stochastic import Stochastic
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-HOLDS, FAILS, PARTLY, OPEN = "holds", "does not hold", "only under a condition", "not checked"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A row of the table.
-
-    Attributes:
-        said: what the paper claims; checked: how, on what; found: the figures; verdict: one of the four.
-    """
-
-    said: str
-    checked: str
-    found: str
-    verdict: str
+sys.path.insert(0, str(Path(__file__).parent))
+import short_prompts
+from claimed import FAILS, HOLDS, OPEN, PARTLY, RESULTS, ROOT, Claim, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,42 +104,8 @@ def independent_orders() -> Claim:
     )
 
 
-def small_windows() -> Claim:
-    found = _read("lambada-smollm2-135m")
-    said = "training-free, sa is better than swa at small windows (LAMBADA at w = 64: 62.9 against 50.2 on Qwen3-8B)"
-    if found is None:
-        return Claim(said, "`sa-eval` on LAMBADA", "", OPEN)
-    rows = _differences(found, sinks=0)
-    return Claim(said, _lambada_setting(found), _told(rows), _verdict(rows))
-
-
-def without_the_sink() -> Claim:
-    found = _read("lambada-smollm2-135m")
-    said = "(not the paper's) what sa wins there is the sink that it keeps by chance"
-    if found is None:
-        return Claim(said, "`sa-eval` on LAMBADA, one sink charged to both", "", OPEN)
-    rows = _differences(found, sinks=1)
-    gains = "; ".join(
-        f"w = {row['window']}: swa {_accuracy(found, 'swa', row['window'], 0)} -> "
-        f"{_accuracy(found, 'swa', row['window'], 1)}, sa {_accuracy(found, 'sa', row['window'], 0)} -> "
-        f"{_accuracy(found, 'sa', row['window'], 1)} %"
-        for row in rows
-    )
-    without = _differences(found, sinks=0)
-    if not _significant(without, 1):
-        verdict, end = OPEN, ". Without the sink sa wins nothing that could be told from chance: no gap to explain"
-    else:
-        verdict, end = (PARTLY if _significant(rows, 1) else HOLDS), ""
-    return Claim(
-        said,
-        "the same run with one sink, charged to both",
-        f"accuracy without and with the sink: {gains}. sa minus swa with it: {_told(rows)}{end}",
-        verdict,
-    )
-
-
 def against_moba() -> Claim:
-    rows = _read("real-model-smollm2-135m")
+    rows = read("real-model-smollm2-135m")
     said = "training-free, sa is at least as good as moba at an equal budget"
     if rows is None:
         return Claim(said, "`benchmarks/real_model.py`", "", OPEN)
@@ -173,19 +124,8 @@ def against_moba() -> Claim:
     )
 
 
-def gap_by_window() -> Claim:
-    found = _read("lambada-smollm2-135m")
-    said = "the gap of sa over swa is largest at small windows"
-    if found is None:
-        return Claim(said, "`sa-eval` on LAMBADA", "", OPEN)
-    rows = _differences(found, sinks=0)
-    order = [row["difference"] for row in rows]
-    falls = all(a >= b for a, b in pairwise(order))
-    return Claim(said, "the same run", _told(rows), HOLDS if falls and _significant(rows, 1) else FAILS)
-
-
 def speed() -> Claim:
-    found = _read("h200")
+    found = read("h200")
     said = "sa is 28 times as fast as full attention at 32,768 tokens (A100, FlexAttention for both)"
     if found is None:
         return Claim(said, "`benchmarks/attention.py`", "", OPEN)
@@ -204,7 +144,7 @@ def speed() -> Claim:
 
 
 def gated() -> Claim:
-    found = _read("pretrain-small")
+    found = read("pretrain-small")
     said = "trained from scratch, gated sa + swa is best, sa alone worst"
     if found is None:
         return Claim(said, "`scripts/pretrain.py` (docs/gated.md)", "", OPEN)
@@ -227,22 +167,17 @@ CLAIMS: tuple[Callable[[], Claim], ...] = (
     receptive_field,
     equal_budget,
     independent_orders,
-    small_windows,
-    without_the_sink,
-    gap_by_window,
+    short_prompts.small_windows,
+    short_prompts.without_the_sink,
+    short_prompts.gap_by_window,
     against_moba,
     speed,
     gated,
 )
 
 
-def _read(name: str) -> Any:
-    file = RESULTS / f"{name}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-
 def _coverage() -> dict[tuple[str, int, bool], Any] | None:
-    found = _read("coverage")
+    found = read("coverage")
     if found is None:
         return None
     return {(row["name"], row["length"], row["causal"]): row for row in found["curves"]}
@@ -258,41 +193,6 @@ def _interval(row: Any) -> str:
     return f"{row['kl']:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _lambada_setting(found: Any) -> str:
-    return f"LAMBADA, first {found['documents']} passages, SmolLM2-135M, {found['seeds']} seeds of sa, `sa-eval`"
-
-
-def _differences(found: Any, sinks: int) -> list[Any]:
-    return [row for row in found["sa_minus_swa"] if row["sinks"] == sinks]
-
-
-def _accuracy(found: Any, mode: str, window: int, sinks: int) -> str:
-    row = next(row for row in found["arms"] if (row["mode"], row["window"], row["sinks"]) == (mode, window, sinks))
-    return f"{100 * row['accuracy']:.1f}"
-
-
-def _told(rows: list[Any]) -> str:
-    return "; ".join(
-        f"w = {row['window']}: {100 * row['difference']:+.1f} points ({100 * row['low']:+.1f} to "
-        f"{100 * row['high']:+.1f}, p {row['p_adjusted']:.2f} after Holm{_detectable(row)})"
-        for row in rows
-    )
-
-
-def _detectable(row: Any) -> str:
-    """What a true difference would have had to be."""
-    return f", found from {100 * row['detectable']:.0f} points on" if row.get("detectable") else ""
-
-
-def _significant(rows: list[Any], sign: int) -> bool:
-    return any(row["p_adjusted"] < 0.05 and row["difference"] * sign > 0 for row in rows)
-
-
-def _verdict(rows: list[Any]) -> str:
-    better, worse = _significant(rows, 1), _significant(rows, -1)
-    return PARTLY if better and worse else HOLDS if better else FAILS
-
-
 def keep_coverage(run: Path) -> dict[str, Any]:
     found = json.loads((run / "coverage.json").read_text(encoding="utf-8"))
     curves = [
@@ -303,48 +203,8 @@ def keep_coverage(run: Path) -> dict[str, Any]:
     return {"versions": found["versions"], "curves": curves}
 
 
-def keep_lambada(run: Path) -> dict[str, Any]:
-    found = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-    arms = {arm["name"]: arm for arm in manifest["arms"]}
-    cells = {cell["arm"]: cell for cell in found["cells"] if cell["scope"] == "overall"}
-
-    def described(name: str) -> dict[str, Any]:
-        arm = arms[name]
-        return {"mode": arm["mode"], "window": arm["window"], "sinks": arm["options"].get("sinks") or 0}
-
-    differences = []
-    for row in found["comparisons"]:
-        first, second = described(row["arm"]), described(row["base"])
-        if (
-            row["scope"] == "overall"
-            and {first["mode"], second["mode"]} == {"sa", "swa"}
-            and (first["sinks"] == second["sinks"])
-        ):
-            sign = 1 if first["mode"] == "sa" else -1
-            ends = sorted(sign * row[name] for name in ("difference_low", "difference_high"))
-            differences.append(
-                {
-                    "window": first["window"],
-                    "sinks": first["sinks"],
-                    "difference": sign * row["difference"],
-                    "low": ends[0],
-                    "high": ends[1],
-                    "p_adjusted": row["p_adjusted"],
-                    "detectable": row["detectable"],
-                }
-            )
-    measured = [
-        {**described(name), **{key: cell[key] for key in ("accuracy", "low", "high")}} for name, cell in cells.items()
-    ]
-    return {
-        "model": manifest["model"],
-        "versions": manifest["versions"],
-        "documents": cells["full"]["documents"],
-        "seeds": max(len(arm["seeds"]) for arm in arms.values()),
-        "arms": measured,
-        "sa_minus_swa": list({(row["sinks"], row["window"]): row for row in differences}.values()),
-    }
+def keep_first_token(run: Path) -> dict[str, Any]:
+    return json.loads((run / "first_token.json").read_text(encoding="utf-8"))
 
 
 def keep_pretrain(run: Path) -> dict[str, Any]:
@@ -353,7 +213,7 @@ def keep_pretrain(run: Path) -> dict[str, Any]:
 
 KEEP = {
     "coverage": ("coverage", keep_coverage),
-    "lambada": ("lambada-smollm2-135m", keep_lambada),
+    "first-token": ("first-token-smollm2-135m", keep_first_token),
     "pretrain": ("pretrain-small", keep_pretrain),
 }
 
@@ -376,7 +236,7 @@ def page() -> str:
         "|---|---|---|---|",
     ]
     lines += [f"| {row.said} | {row.checked} | {row.found or '-'} | **{row.verdict}** |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *short_prompts.section()]) + "\n"
 
 
 def main() -> None:

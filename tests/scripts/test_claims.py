@@ -23,10 +23,29 @@ def test_the_page_is_what_the_results_give(claims):
     ("better", "p", "verdict"), [(0.1, 0.01, "holds"), (0.1, 0.2, "does not hold"), (-0.1, 0.01, "does not hold")]
 )
 def test_a_verdict_follows_from_the_figures(claims, monkeypatch, better, p, verdict):
-    row = {"sinks": 0, "window": 64, "difference": better, "low": better - 0.05, "high": better + 0.05, "p_adjusted": p}
-    found = {"documents": 9, "seeds": 3, "sa_minus_swa": [row], "arms": []}
-    monkeypatch.setattr(claims, "_read", lambda name: found)
-    made = claims.small_windows()
-    assert made.verdict == verdict and f"{100 * better:+.1f} points" in made.found
-    monkeypatch.setattr(claims, "_read", lambda name: None)
-    assert claims.small_windows().verdict == claims.OPEN
+    both = ("right", "likelihood")
+    row = {"task": "lambada", "window": 64, "difference": better, "interval": [better - 0.05, better + 0.05]}
+    rows = [{**row, "asked": "sa - swa, 0 sinks", "measure": measure, "p_adjusted": p} for measure in both]
+    found = {"tasks": {"lambada": {"documents": 9}}, "seeds": 3, "differences": rows}
+    monkeypatch.setattr(claims.short_prompts, "read", lambda name: found)
+    made = claims.short_prompts.small_windows()
+    assert made.verdict == verdict and f"{100 * better:+.1f} (" in made.found
+    monkeypatch.setattr(claims.short_prompts, "read", lambda name: None)
+    assert claims.short_prompts.small_windows().verdict == claims.OPEN
+
+
+@pytest.mark.parametrize(
+    ("wins", "without", "verdict"),
+    [(0.2, -0.1, "holds"), (0.2, 0.2, "does not hold"), (-0.2, -0.3, "not checked")],
+)
+def test_what_the_first_token_explains(claims, monkeypatch, wins, without, verdict):
+    figures = {"sa - swa, 0 sinks": wins, "sa - swa, 1 sinks": 0.0}
+    figures |= {"sa without the first token - swa": without, "sa without the first token - sa": without - wins}
+    rows = [
+        {"task": "lambada", "window": 64, "asked": asked, "measure": measure, "difference": value}
+        | {"interval": [value - 0.01, value + 0.01], "p_adjusted": 0.001 if value else 1.0}
+        for asked, value in figures.items()
+        for measure in ("right", "likelihood")
+    ]
+    monkeypatch.setattr(claims.short_prompts, "read", lambda name: {"differences": rows, "arms": []})
+    assert claims.short_prompts.without_the_sink().verdict == verdict
