@@ -115,7 +115,7 @@ def answers(task: str, records: Sequence[Record]) -> dict[str, Answers]:
         output = record.output
         if task == "piqa":
             told = [float(one) for one in output]
-            right = int(record.expected or 0)
+            right = int(str(record.expected))
             likelihood = told[right] - told[1 - right]
         else:
             likelihood = float(output[0])

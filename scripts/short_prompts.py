@@ -96,7 +96,7 @@ def section() -> list[str]:
 def _arms(found: Any, task: str) -> list[str]:
     figures = {row["arm"]: row for row in found["arms"] if row["task"] == task}
     windows = sorted({row["window"] for row in found["differences"] if row["task"] == task})
-    ends = sorted({arm.partition("-sinks")[2] or "0" for arm in figures if arm.startswith("sa-w") and arm != "full"})
+    ends = sorted({arm.partition("-sinks")[2] or "0" for arm in figures if arm.startswith("sa-w")})
     titles = [f"{mode}, {end} sinks" for mode in ("swa", "sa") for end in ends]
     full = figures["full"]
     lines = [

@@ -23,7 +23,7 @@ DONE = "trained.json"
 class InOrder(Trainer):
     """Every run sees the rows in the order in which they lie; the optimizer is the settings'."""
 
-    optimizer_name = "adamw"
+    optimizer_name: str
 
     def _get_train_sampler(self, train_dataset=None):
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
