@@ -42,9 +42,21 @@ def patched(model, run: Run, resample: str) -> sa_patch.Patch | None:
     if name == "full":
         return None
     assert run.window is not None
+    if name == "gated-swa":
+        patch = sa_patch.gate(model, 2 * run.window, seed=run.seed, resample="never")
+        _shut_stochastic_half(model)
+        return patch
     if name == "gated":
         return sa_patch.gate(model, run.window, seed=run.seed, resample=resample, sinks=sinks)
     return sa_patch.apply(model, name, run.window, seed=run.seed, sinks=sinks)
+
+
+def _shut_stochastic_half(model: torch.nn.Module) -> None:
+    """Hold the gates of sa at exactly zero: what is left is a sliding window of half the keys, and its gates."""
+    for name, gate in model.named_modules():
+        if name.endswith(".gate_sa"):
+            torch.nn.init.constant_(gate.bias, -torch.inf)
+            gate.requires_grad_(False)
 
 
 class SameDraw(TrainerCallback):

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-ATTENTION = ("full", "swa", "sa", "gated", "swa-sink", "gated-sink", "moba", "sa+swa", "random-keys")
+ATTENTION = ("full", "swa", "sa", "gated", "swa-sink", "gated-sink", "gated-swa", "moba", "sa+swa", "random-keys")
 HELP = {
     "full": "causal attention",
     "swa": "sliding window",
@@ -17,6 +17,7 @@ HELP = {
     "sa": "stochastic attention",
     "gated": "sliding window and stochastic attention, half of the window each, trained gates",
     "gated-sink": "gated, with the first token kept in both halves",
+    "gated-swa": "a gated sliding window without stochastic attention: what the gate does by itself",
     "sa+swa": "the union of both without gates",
     "moba": "block attention with top-2 routing",
     "random-keys": "keys drawn anew for every query: the control",

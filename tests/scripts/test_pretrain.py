@@ -118,8 +118,28 @@ def test_what_can_not_be_trained_is_refused_before_anything_is_written(pretrain,
 def test_the_shipped_comparison_is_readable(pretrain, book, tmp_path):
     config = str(CONFIGS / "small.yaml")
     settings, _, _ = pretrain.parse(["--text", str(book), "--out", str(tmp_path), "--config", config])
-    assert len(list(settings.runs())) == 27 and settings.steps == 488
+    assert len(list(settings.runs())) == 30 and settings.steps == 488
     assert json.loads(json.dumps(settings.as_dict()))["seeds"] == [0, 1, 2]
+
+
+def test_a_gated_window_is_a_window_once_its_gates_are_open(pretrain):
+    from pretraining.arms import new_model, patched
+    from pretraining.settings import Run, Settings
+
+    settings = Settings(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, inner=48)
+    ids = torch.arange(40)[None]
+    logits = {}
+    for name in ("swa", "gated-swa"):
+        model = new_model(settings, 0, 0, 50)
+        patched(model, Run(name, 8, 0), "step")
+        for path, gate in model.named_modules():
+            if path.endswith("gate_swa"):
+                torch.nn.init.constant_(gate.bias, torch.inf)
+        logits[name] = model(input_ids=ids, labels=ids).logits
+    torch.testing.assert_close(logits["gated-swa"], logits["swa"])
+    logits["gated-swa"].sum().backward()
+    assert all(one.grad is None for path, one in model.named_parameters() if "gate_sa" in path)
+    assert all(one.grad.isfinite().all() for one in model.parameters() if one.grad is not None)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
