@@ -36,7 +36,7 @@ from sa_eval.settings.config import SettingsError
 from sa_patch import calibration
 from sa_patch.calibration import search
 from sa_patch.calibration.calibrate import SEARCH_STEPS
-from sa_patch.calibration.candidates import RECIPES, recipe_of
+from sa_patch.calibration.candidates import FAMILIES, RECIPES, recipe_of
 from sa_patch.calibration.reading import Reader
 from sa_patch.calibration.strata import STRATA
 from sa_patch.saved import config_of, write_config
@@ -143,7 +143,7 @@ def _material(asked: CalibrationSettings, progress: Progress) -> Iterator[Materi
 
 def _asked(asked: CalibrationSettings) -> dict[str, Any]:
     """The arguments of `sa_patch.calibrate` that the settings decide."""
-    names = ("window", "target_kl", "lengths", "passages", "swaps", "seed")
+    names = ("window", "target_kl", "router_cost", "lengths", "passages", "swaps", "seed")
     return {name: getattr(asked, name) for name in names}
 
 
@@ -169,7 +169,7 @@ def stages(asked: CalibrationSettings, layers: int) -> dict[str, int]:
     return {
         "fit": fit * (FIT + PROBES * (layers + 1) // 2),
         **({} if asked.target_kl is None else {"search": choose * SEARCH_STEPS}),
-        "recipes": choose * (len(RECIPES) + 1),
+        "recipes": choose * (len(FAMILIES[asked.router_cost].names) + 1),
         "swaps": choose * asked.swaps,
         "report": report * (1 + CONTROLS),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sa_eval.settings.config import Settings, settings_from
 from sa_eval.settings.setting import setting, settings_of
@@ -68,6 +68,9 @@ class CalibrationSettings:
         "budget is --window)",
         read=_target,
         kind="number",
+    )
+    router_cost: Literal["reported", "charged"] = setting(
+        "reported", "reported: choosing keys is free; charged: --window pays for it, so recipes compete at equal cost"
     )
     lengths: tuple[int, ...] = setting(
         (1024,),

@@ -43,7 +43,8 @@ what it does
   over the layers picks the candidates with the least estimated loss. Choose: the best single recipe, and changes of the
   plan (budget moved between two layers, another recipe in one) that are kept where KL falls by more than two standard
   errors. Report: KL of the plan and of everything it is held against, on passages not read before.
-  The plan costs at most the (query, key) pairs of swa with --window keys per query, at every one of --lengths.
+  The plan costs at most the (query, key) pairs of swa with --window keys per query, at every one of --lengths; with
+  --router-cost charged, what choosing keys costs included.
 
 strata
   text         pieces of your texts: every position after the first --window tokens

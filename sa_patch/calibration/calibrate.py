@@ -21,133 +21,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sa_patch import integration, intervals, shown
+from sa_patch import integration
 from sa_patch.calibration import search, target
-from sa_patch.calibration.candidates import LEAST, RECIPES, SHARES, SMALLER, Candidate, candidate, candidates
+from sa_patch.calibration.candidates import (
+    FAMILIES,
+    LEAST,
+    SHARES,
+    SMALLER,
+    Candidate,
+    RouterCost,
+    candidate,
+    candidates,
+    possible,
+)
 from sa_patch.calibration.errors import output_errors
 from sa_patch.calibration.journal import Journal
+from sa_patch.calibration.outcomes import FULL, Calibration, Outcome
 from sa_patch.calibration.reading import Heads, Reader, divergence, thinned
 from sa_patch.calibration.strata import STRATA, Passage, Split, split
 from sa_patch.plan import Plan
-from sa_patch.variants import make_variant
 
-PROBES = ("routed", "swa, 4 sinks")  # recipes run in one layer alone, at the mean window
-CONTROLS = ("routed", "swa, 4 sinks")  # recipes that are always reported
 FIT_POSITIONS, CHOOSE_POSITIONS, REPORT_POSITIONS = 128, 128, 512  # of a passage, evenly
 SEARCH_STEPS = 8  # budgets that the search for a target tries, about
 BETTER = 2.0  # standard errors by which a change must lower the divergence
 WEIGHTS = {"text": 2.0, "needle": 1.0, "aggregation": 1.0}
 
 Tell = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One arm on the report's passages.
-
-    Attributes:
-        name: "plan", the recipe's name, or which control.
-        divergence: mean KL(full || arm) in nats per position, by stratum.
-        of_passages: the same of every passage, by stratum, in the order of the passages.
-    """
-
-    name: str
-    plan: Plan
-    divergence: dict[str, float]
-    of_passages: dict[str, list[float]]
-
-
-@dataclass(frozen=True, repr=False)
-class Calibration:
-    """A plan, and what it was measured to cost.
-
-    Attributes:
-        plan: at most the budget's pairs at every length, on average over the layers.
-        window: keys per query, the mean over layers.
-        recipe: the best single recipe on the passages to choose with.
-        outcomes: plan first, then the best recipe, the other recipes, the controls.
-        passages: those of the report, by stratum.
-        swaps: (tried, kept).
-        seconds: what measuring took, sessions of a resumed one together.
-        losses: the estimate of every candidate in every layer, layers x candidates.
-        target_kl: what the plan keeps on every stratum of the passages to choose with; `window` is then the budget that
-            was found. None: the budget was given.
-    """
-
-    plan: Plan
-    window: int
-    lengths: tuple[int, ...]
-    recipe: str
-    outcomes: tuple[Outcome, ...]
-    passages: dict[str, int]
-    swaps: tuple[int, int]
-    seconds: float
-    losses: list[list[float]]
-    target_kl: float | None = None
-
-    def outcome(self, name: str) -> Outcome:
-        return next(one for one in self.outcomes if one.name == name)
-
-    def difference(self, name: str, other: str, stratum: str = "text") -> tuple[float, float, float]:
-        """Mean difference in divergence, and its 95 % interval over passages (Student's t, paired)."""
-        pairs = zip(self.outcome(name).of_passages[stratum], self.outcome(other).of_passages[stratum], strict=True)
-        return interval([one - two for one, two in pairs])
-
-    def facts(self) -> list[shown.Fact]:
-        """The answer, every outcome (plan, recipes, controls) by stratum, and the plan, as (name, text)."""
-        strata = [name for name in STRATA if self.passages.get(name)]
-        means = {
-            one.name: ", ".join(f"{one.divergence[name]:.3f} on {name}" for name in strata) for one in self.outcomes
-        }
-        return [
-            ("answer", self.sentence()),
-            *(("KL", f"{means[name]}: {name}") for name in means),
-            *self.plan.facts(),
-        ]
-
-    def __repr__(self) -> str:
-        return shown.screen(self.facts(), "calibration.plan.groups() has all")
-
-    def _repr_html_(self) -> str:
-        return shown.html(self.facts())
-
-    def reported(self, stratum: str = "text") -> tuple[float, float, float]:
-        """The plan's divergence on the report's passages, and its 95 % interval over them (Student's t)."""
-        return interval(self.outcome("plan").of_passages[stratum])
-
-    def over_target(self) -> list[str]:
-        """The strata on whose report passages the plan's divergence is above the target."""
-        found = self.outcome("plan").divergence
-        return [name for name in STRATA if self.target_kl is not None and found[name] > self.target_kl]
-
-    def sentence(self) -> str:
-        """The answer in one line."""
-        plan, recipe, length = self.outcome("plan"), self.outcome(self.recipe), self.lengths[0]
-        share = search.total(self.plan.variants, length) / len(self.plan.variants) / search.cost(_FULL, length)
-        if self.target_kl is not None:
-            _, low, high = self.reported()
-            over = [f"{name} {plan.divergence[name]:.3f}" for name in self.over_target()]
-            missed = f"Above the target on unseen passages: {', '.join(over)}. " if over else ""
-            return (
-                f"{missed}{share:.0%} of full attention's pairs ({self.window} keys per query, {length:,} tokens) "
-                f"keep KL at or below {self.target_kl:g} on the passages that the plan was chosen with; on unseen "
-                f"text it is {plan.divergence['text']:.3f} nats per token (95 % interval {max(0.0, low):.3f} to "
-                f"{high:.3f}), the best single recipe's, {self.recipe}, {recipe.divergence['text']:.3f}."
-            )
-        worse = [
-            f"{name} {plan.divergence[name]:.3f} against {recipe.divergence[name]:.3f}"
-            for name in STRATA
-            if plan.divergence[name] > recipe.divergence[name]
-        ]
-        loses = f" It loses to it on {', '.join(worse)}." if worse else ""
-        return (
-            f"At {share:.0%} of full attention's pairs ({self.window} keys per query, {length:,} tokens) this plan is "
-            f"{plan.divergence['text']:.3f} nats per token from full attention on your text; the best single recipe, "
-            f"{self.recipe}, {recipe.divergence['text']:.3f}.{loses}"
-        )
-
-
-_FULL = make_variant("full", {})
 
 
 def calibrate(
@@ -160,6 +59,7 @@ def calibrate(
     swaps: int = 24,
     seed: int = 0,
     target_kl: float | None = None,
+    router_cost: RouterCost = "reported",
     journal: str | Path | None = None,
     tell: Tell | None = None,
 ) -> Calibration:
@@ -177,6 +77,9 @@ def calibrate(
         passages: to fit, choose and report with, of every stratum.
         swaps: changes of the plan that are tried on the passages to choose with.
         target_kl: nats per scored position.
+        router_cost: "reported": choosing keys is free; "charged": the window pays for every router, half a pair per
+            product of a query or a key, so that recipes compete at equal cost. Plans of charged routers take whole
+            prompts only.
         journal: a file that keeps what was measured; the same call goes on from it.
         tell: called with what is being done, how much is done, and how much there is.
 
@@ -184,11 +87,12 @@ def calibrate(
         ValueError: when the texts are too short, or the model can't be patched or is patched; or when no plan reaches
             `target_kl`, with the nearest figure.
     """
-    made = check(texts, window, lengths=lengths, passages=passages, swaps=swaps, seed=seed, target_kl=target_kl)
+    numbers = {"lengths": lengths, "passages": passages, "swaps": swaps, "seed": seed}
+    made = check(texts, window, **numbers, target_kl=target_kl, router_cost=router_cost)
     if integration.state(model) is not None:
         raise ValueError("the model is patched: restore it, calibration compares with its own full attention")
     reader = Reader(model)
-    some = candidates(window, min(lengths), SHARES if target_kl is None else (*SMALLER, *SHARES))
+    some = candidates(window, lengths, SHARES if target_kl is None else (*SMALLER, *SHARES), router_cost)
     held = Journal(
         None if journal is None else Path(journal),
         {
@@ -199,9 +103,10 @@ def calibrate(
             "seed": seed,
             "candidates": _hash(repr(some)),
             **({} if target_kl is None else {"target_kl": target_kl}),
+            **({} if router_cost == "reported" else {"router_cost": router_cost}),
         },
     )
-    asked = window, tuple(lengths), passages, swaps, seed, target_kl
+    asked = window, tuple(lengths), passages, swaps, seed, target_kl, router_cost
     run = _Run(reader, made, some, *asked, held, tell or (lambda *_: None))
     with torch.inference_mode():
         return run.run()
@@ -216,12 +121,15 @@ def check(
     swaps: int = 24,
     seed: int = 0,
     target_kl: float | None = None,
+    router_cost: RouterCost = "reported",
 ) -> Split:
     """The passages that `calibrate` would read, without a model.
 
     Raises:
         ValueError: as `calibrate` does, before anything is measured.
     """
+    if router_cost not in FAMILIES:
+        raise ValueError(f"router_cost must be {' or '.join(map(repr, FAMILIES))}, got {router_cost!r}")
     numbers = {"window": window, "swaps": swaps, **{f"lengths[{place}]": one for place, one in enumerate(lengths)}}
     numbers |= {f"passages[{place}]": one for place, one in enumerate(passages)}
     for name, number in numbers.items():
@@ -264,13 +172,27 @@ class _Run:
     tries: int
     seed: int
     target_kl: float | None
+    router_cost: RouterCost
     journal: Journal
     tell: Tell
     expected: dict[Passage, Tensor] = field(default_factory=dict)  # full's distributions on the passages to choose with
 
     def __post_init__(self) -> None:
         self.count = len(self.reader.layers)
-        self.dense = Plan((_FULL,) * self.count)
+        self.dense = Plan((FULL,) * self.count)
+        self.names = FAMILIES[self.router_cost].names
+
+    @property
+    def controls(self) -> tuple[str, str]:
+        """The recipes of the budget that are run in one layer alone and always reported."""
+        return FAMILIES[self.router_cost].controls(lambda name: self._recipe(name) is not None)
+
+    def _recipe(self, name: str) -> Plan | None:
+        """A recipe for all layers at the mean window; None where it leaves no room for keys."""
+        one = candidate(name, self.window)
+        if one is None or not possible(one.variant, self.lengths):
+            return None
+        return Plan((one.variant,) * self.count, self.window)
 
     def run(self) -> Calibration:
         losses = self._fit()
@@ -289,6 +211,7 @@ class _Run:
             seconds=self.journal.seconds,
             losses=losses.tolist(),
             target_kl=self.target_kl,
+            router_cost=self.router_cost,
         )
 
     def _planned(self, losses: Tensor, window: int) -> Plan:
@@ -304,7 +227,7 @@ class _Run:
                 for number, one in enumerate(self.candidates)
                 if one.recipe == recipe and one.variant.window == self.window
             )
-            for recipe in PROBES
+            for recipe in self.controls
         ]
         sums: dict[str, Tensor] = {}
         for number, passage in enumerate(self.split.fit):
@@ -400,9 +323,8 @@ class _Run:
         ]
 
     def _scale(self) -> dict[str, float]:
-        one = candidate("routed", self.window)
-        assert one is not None
-        plan = Plan((one.variant,) * self.count, self.window)
+        plan = self._recipe(self.controls[0])
+        assert plan is not None
         return {stratum: 1e-9 + value for stratum, value in self._strata(plan).items()}
 
     def _divergences(self, plan: Plan, passages: Sequence[Passage]) -> list[float]:
@@ -424,14 +346,14 @@ class _Run:
     def _best_recipe(self) -> str:
         means = {}
         for number, (name, plan) in enumerate(self._recipes().items()):
-            self.tell("recipes", number, len(RECIPES))
+            self.tell("recipes", number, len(self.names))
             values = self._judged(plan)
             means[name] = sum(values) / len(values)
         return min(means, key=lambda name: means[name])
 
     def _recipes(self) -> dict[str, Plan]:
-        found = {name: candidate(name, self.window) for name in RECIPES}
-        return {name: Plan((one.variant,) * self.count, self.window) for name, one in found.items() if one is not None}
+        found = {name: self._recipe(name) for name in self.names}
+        return {name: plan for name, plan in found.items() if plan is not None}
 
     def _improve(self, plan: Plan) -> tuple[Plan, tuple[int, int]]:
         """The plan after changes that helped; how many were tried, and how many kept."""
@@ -446,13 +368,13 @@ class _Run:
             error = math.sqrt(sum((one - mean) ** 2 for one in changes) / (len(changes) - 1) / len(changes))
             return mean < -BETTER * error and (self._keeps(new) or not self._keeps(old))
 
-        plan, kept = search.swaps(plan, self.lengths, self.tries, judge, self.seed)
+        plan, kept = search.swaps(plan, self.lengths, self.names, self.tries, judge, self.seed)
         return plan, (tried, kept)
 
     # Report
 
     def _report(self, plan: Plan, recipe: str) -> list[Outcome]:
-        others = {name: one for name, one in self._recipes().items() if name in CONTROLS and name != recipe}
+        others = {name: one for name, one in self._recipes().items() if name in self.controls and name != recipe}
         arms = {
             "plan": plan,
             recipe: self._recipes()[recipe],
@@ -484,9 +406,3 @@ class _Run:
 
 def _key(plan: Plan) -> str:
     return hashlib.sha256(repr(plan.variants).encode()).hexdigest()[:16]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of independent values (Student's t); one value has none."""
-    ends = intervals.of_mean(values, low=-math.inf) if len(values) > 1 else (-math.inf, math.inf)
-    return sum(values) / len(values), *ends

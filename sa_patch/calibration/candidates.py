@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from sa_patch.variants import Variant, make_variant
 from sa_patch.variants.routed import default_block
@@ -24,6 +24,49 @@ RECIPES: dict[str, tuple[str, Any]] = {
     "swa, 4 sinks": ("swa", lambda window: {"sinks": 4}),
     "sa+swa, 4 sinks": ("sa+swa", lambda window: {"sinks": 4}),
     "moba, 8 blocks": ("moba", lambda window: {"top_k": 8, "sinks": 4, "local": window // 2}),
+    "swa, 1 sink": ("swa", lambda window: {"sinks": 1}),
+    "charged, blocks of w/8": ("routed", lambda window: _charged(window // 8)),
+    "charged, blocks of w/4": ("routed", lambda window: _charged(window // 4)),
+    "charged, blocks of w/2": ("routed", lambda window: _charged(window // 2)),
+    "charged, blocks of w/4, by variance": ("routed", lambda window: {**_charged(window // 4), "router": "variance"}),
+}
+
+
+def _charged(block: int) -> dict[str, Any]:
+    return {"block_size": max(1, block), "router": "mean", "router_cost": "charged"}
+
+
+RouterCost = Literal["reported", "charged"]
+_NO_ROUTER = "swa, 4 sinks"
+
+
+@dataclass(frozen=True)
+class Family:
+    """The recipes that compete where routers are free, or where they are paid from the window.
+
+    Attributes:
+        names: all of them.
+        usual: of the recipes with a router, the first of these that is possible is run in one layer alone, reported in
+            any case, and the unit of losses.
+    """
+
+    names: tuple[str, ...]
+    usual: tuple[str, ...]
+
+    def controls(self, possible: Callable[[str], bool]) -> tuple[str, str]:
+        """The recipes that are run in one layer alone, at the mean window, and always reported."""
+        first = next((name for name in self.usual if possible(name)), "sa+swa, 4 sinks")
+        return first, _NO_ROUTER
+
+
+FAMILIES: dict[RouterCost, Family] = {
+    "reported": Family(
+        tuple(name for name in RECIPES if not name.startswith("charged") and name != "swa, 1 sink"), ("routed",)
+    ),
+    "charged": Family(
+        (*(name for name in RECIPES if name.startswith("charged")), _NO_ROUTER, "swa, 1 sink", "sa+swa, 4 sinks"),
+        ("charged, blocks of w/4", "charged, blocks of w/2", "charged, blocks of w/8"),
+    ),
 }
 
 
@@ -60,8 +103,23 @@ def recipe_of(variant: Variant) -> str:
     raise ValueError(f"no recipe gives {variant.spec}")
 
 
-def candidates(window: int, longest: int, shares: Sequence[float] = SHARES) -> list[Candidate]:
-    """All candidates for a mean of `window` keys per query in prompts of up to `longest` tokens."""
+def possible(variant: Variant, lengths: Sequence[int]) -> bool:
+    """Whether a variant leaves room for its keys at every length; a charged router may not."""
+    try:
+        return all(variant.always_dense or variant.sparse_budget(length, 0) for length in lengths)
+    except ValueError:
+        return False
+
+
+def candidates(
+    window: int,
+    lengths: Sequence[int],
+    shares: Sequence[float] = SHARES,
+    router_cost: RouterCost = "reported",
+) -> list[Candidate]:
+    """All candidates for a mean of `window` keys per query in prompts of these lengths."""
     sizes = sorted({max(LEAST, round(share * window)) for share in shares})
-    found = [candidate(recipe, size) for size in sizes if size < longest // 2 for recipe in RECIPES]
-    return [Candidate("full", make_variant("full", {})), *(one for one in found if one is not None)]
+    names = FAMILIES[router_cost].names
+    found = [candidate(name, size) for size in sizes if size < min(lengths) // 2 for name in names]
+    sparse = [one for one in found if one is not None and possible(one.variant, lengths)]
+    return [Candidate("full", make_variant("full", {})), *sparse]

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sa_patch.calibration.candidates import RECIPES, Candidate, candidate, recipe_of
+from sa_patch.calibration.candidates import Candidate, candidate, possible, recipe_of
 from sa_patch.calibration.knapsack import choose
 from sa_patch.counting import triangle, window_pairs
 from sa_patch.plan import Plan
@@ -80,7 +80,11 @@ def fitted(chosen: Sequence[Candidate], window: int, lengths: Sequence[int]) -> 
         if one.variant.always_dense:
             return None
         other = candidate(one.recipe, int(one.variant.window) + change)
-        return None if other is None else [*found[:place], other, *found[place + 1 :]]
+        return (
+            None
+            if other is None or not possible(other.variant, lengths)
+            else [*found[:place], other, *found[place + 1 :]]
+        )
 
     order = sorted(range(len(found)), key=lambda place: -cost(found[place].variant, min(lengths)))
     step = 0
@@ -114,11 +118,15 @@ def drawn(candidates: Sequence[Candidate], layers: int, window: int, lengths: Se
 def swaps(
     plan: Plan,
     lengths: Sequence[int],
+    recipes: Sequence[str],
     tries: int,
     judge: Callable[[Plan, Plan], bool],
     seed: int = 0,
 ) -> tuple[Plan, int]:
     """Budget moved between two layers, or another recipe in one, kept where `judge(new, old)` says it is better.
+
+    Args:
+        recipes: what a layer may run.
 
     Returns:
         (the plan, how many changes were kept)
@@ -129,8 +137,9 @@ def swaps(
     for _ in range(tries):
         chosen = [Candidate(recipe_of(variant), variant) for variant in plan.variants]
         sparse = [layer for layer, one in enumerate(chosen) if not one.variant.always_dense]
-        changed = _moved(chosen, sparse, source) if source.random() < 0.6 else _replaced(chosen, sparse, source)
-        if changed is None:
+        moves = source.random() < 0.6
+        changed = _moved(chosen, sparse, source) if moves else _replaced(chosen, sparse, recipes, source)
+        if changed is None or not all(possible(one.variant, lengths) for one in changed):
             continue
         new = Plan(tuple(fitted(changed, window, lengths)), window)
         if new != plan and judge(new, plan):
@@ -154,11 +163,13 @@ def _moved(chosen: list[Candidate], sparse: list[int], source: random.Random) ->
     return [less if layer == giver else more if layer == taker else one for layer, one in enumerate(chosen)]
 
 
-def _replaced(chosen: list[Candidate], sparse: list[int], source: random.Random) -> list[Candidate] | None:
+def _replaced(
+    chosen: list[Candidate], sparse: list[int], recipes: Sequence[str], source: random.Random
+) -> list[Candidate] | None:
     """Another recipe in one layer."""
     if not sparse:
         return None
     place = source.choice(sparse)
-    recipe = source.choice([name for name in RECIPES if name != chosen[place].recipe])
+    recipe = source.choice([name for name in recipes if name != chosen[place].recipe])
     other = candidate(recipe, int(chosen[place].variant.window))
     return None if other is None else [other if layer == place else one for layer, one in enumerate(chosen)]

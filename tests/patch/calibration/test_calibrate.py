@@ -166,6 +166,7 @@ def test_a_journal_of_another_model_or_a_damaged_one_is_refused(done, tmp_path):
         ({"passages": (1, 2)}, "passages are three numbers"),
         ({"passages": (5, 5, 5)}, "calibration needs 30 passages of 256 tokens, the texts hold 12"),
         ({"swaps": -1}, "swaps must be"),
+        ({"router_cost": "free"}, "router_cost must be 'reported' or 'charged', got 'free'"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_read(net, changes, message, monkeypatch):
@@ -200,6 +201,20 @@ def test_the_sentence_says_what_is_lost(done):
     ]
     assert ("It loses to it on" in found.sentence()) == bool(worse)
     assert f"{WINDOW} keys per query, {LENGTH} tokens" in found.sentence()
+
+
+def test_a_plan_that_pays_its_routers_costs_no_more_with_them(net):
+    found = sa_patch.calibrate(net, TEXTS, **{**ASKED, "window": 40, "swaps": 2}, router_cost="charged")
+    most = 2 * window_pairs(LENGTH, 40)
+    paid = [sum(variant.sparse_budget(LENGTH, 0).charged for variant in one.plan.variants) for one in found.outcomes]
+    assert max(paid) > 0 and all(search.total(one.plan.variants, LENGTH) <= most for one in found.outcomes)
+    assert {one.name for one in found.outcomes} >= {"plan", "charged, blocks of w/4", "swa, 4 sinks"}
+    assert "40 keys per query, routers paid from them" in found.sentence()
+    patch = sa_patch.apply(net, plan=found.plan)
+    with torch.inference_mode():
+        net(torch.tensor([TEXTS[0][1][:LENGTH]]))
+    sa_patch.restore(net)
+    assert sum(one.charged for one in patch.budget(LENGTH).per_layer) == paid[0]
 
 
 def test_the_cheapest_budget_is_found_to_a_sixteenth():

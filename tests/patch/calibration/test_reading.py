@@ -22,7 +22,7 @@ def drawn(*shape):
 def test_output_errors_are_those_of_masks():
     heads = Heads(1, drawn(1, 4, LENGTH, 8), drawn(1, 2, LENGTH, 8), drawn(1, 2, LENGTH, 8) + 1, 8**-0.5)
     projection = nn.Linear(32, 24)
-    some = candidates(24, LENGTH)
+    some = candidates(24, (LENGTH,))
     some += [Candidate("charged", make_variant("routed", {"window": 48, "block_size": 8, "router_cost": "charged"}))]
     with torch.inference_mode():
         found = errors.output_errors(heads, some, projection)

@@ -8,12 +8,13 @@ import torch
 
 from sa_patch import Plan
 from sa_patch.calibration import search
-from sa_patch.calibration.candidates import RECIPES, candidate, candidates, recipe_of
+from sa_patch.calibration.candidates import FAMILIES, candidate, candidates, possible, recipe_of
 from sa_patch.calibration.knapsack import choose
 from sa_patch.counting import window_pairs
 from sa_patch.variants import make_variant
 
 WINDOW, LAYERS = 24, 5
+NAMES = FAMILIES["reported"].names
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -44,7 +45,7 @@ def test_a_budget_below_the_cheapest_is_refused():
 @pytest.mark.parametrize("lengths", [(256,), (256, 512), (512, 300, 1024)])
 @pytest.mark.parametrize("seed", range(4))
 def test_plans_never_exceed_the_budget_and_use_it(seed, lengths):
-    some = candidates(WINDOW, min(lengths))
+    some = candidates(WINDOW, lengths)
     losses = torch.rand(LAYERS, len(some), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     plans = [search.planned(losses, some, WINDOW, lengths), search.drawn(some, LAYERS, WINDOW, lengths, seed)]
     for plan in plans:
@@ -57,7 +58,7 @@ def test_plans_never_exceed_the_budget_and_use_it(seed, lengths):
 
 def test_a_layer_that_needs_far_keys_gets_the_window():
     """Planted losses: in one layer they fall with the pairs, in all others nothing matters."""
-    some = candidates(WINDOW, 256)
+    some = candidates(WINDOW, (256,))
     cost = torch.tensor([search.cost(one.variant, 256) for one in some], dtype=torch.float64)
     losses = torch.zeros(LAYERS, len(some), dtype=torch.float64)
     losses[2] = 1 / cost
@@ -67,7 +68,7 @@ def test_a_layer_that_needs_far_keys_gets_the_window():
 
 
 def test_shuffled_plans_cost_the_same_and_are_others():
-    some = candidates(WINDOW, 256)
+    some = candidates(WINDOW, (256,))
     plan = search.drawn(some, 8, WINDOW, (256,), 3)
     for seed in range(3):
         other = search.shuffled(plan, seed)
@@ -77,14 +78,14 @@ def test_shuffled_plans_cost_the_same_and_are_others():
 
 
 def test_swaps_keep_what_is_judged_better_and_the_budget():
-    some = candidates(WINDOW, 256)
+    some = candidates(WINDOW, (256,))
     plan, asked = search.drawn(some, LAYERS, WINDOW, (256,), 1), []
 
     def first_layer_larger(new, old):
         asked.append(new)
         return search.cost(new.variants[0], 256) > search.cost(old.variants[0], 256)
 
-    better, kept = search.swaps(plan, (256,), 60, first_layer_larger)
+    better, kept = search.swaps(plan, (256,), NAMES, 60, first_layer_larger)
     assert kept > 0 and search.cost(better.variants[0], 256) > search.cost(plan.variants[0], 256)
     assert all(search.total(one.variants, 256) <= LAYERS * window_pairs(256, WINDOW) for one in asked)
 
@@ -93,12 +94,39 @@ def test_swaps_keep_what_is_judged_better_and_the_budget():
 def test_plans_with_few_sparse_layers_can_be_swapped(sparse):
     full, one = make_variant("full", {}), candidate("routed", 24)
     plan = Plan((*(full,) * 2, *(one.variant,) * sparse), window=200)
-    search.swaps(plan, (256,), 20, lambda new, old: False)
+    search.swaps(plan, (256,), NAMES, 20, lambda new, old: False)
 
 
-def test_every_candidate_knows_its_recipe():
-    for one in candidates(64, 1024):
-        assert recipe_of(one.variant) == one.recipe and one.recipe in {"full", *RECIPES}
+@pytest.mark.parametrize("router_cost", FAMILIES)
+def test_every_candidate_knows_its_recipe(router_cost):
+    found = candidates(64, (1024,), router_cost=router_cost)
+    assert {one.recipe for one in found} == {"full", *FAMILIES[router_cost].names}
+    for one in found:
+        assert recipe_of(one.variant) == one.recipe
+        options = one.variant.options()
+        if options.get("block_size") or "router_cost" in options:
+            assert options["router_cost"] == router_cost
+
+
+@pytest.mark.parametrize("lengths", [(1024,), (1024, 4096)])
+def test_plans_that_pay_their_routers_keep_the_budget_at_every_length(lengths):
+    """What leaves no room for keys at some length is no candidate; changes of a plan keep to that too."""
+    some, names = candidates(64, lengths, router_cost="charged"), FAMILIES["charged"].names
+    assert all(possible(one.variant, lengths) for one in some)
+    assert (candidate("charged, blocks of w/8", 64) in some) == (lengths == (1024,))  # 4,096 / 8 / 4 products a query
+    plan = search.drawn(some, LAYERS, 64, lengths, 0)
+    asked = [plan]
+    search.swaps(plan, lengths, names, 40, lambda new, old: asked.append(new) or True)
+    assert any(search.cost(one, 1024) > one.sparse_budget(1024, 0).pairs for made in asked for one in made.variants)
+    for made in asked:
+        for length in lengths:
+            assert search.total(made.variants, length) <= LAYERS * window_pairs(length, 64)
+
+
+def test_where_no_router_can_be_paid_the_others_compete():
+    controls = FAMILIES["charged"].controls
+    assert controls(lambda name: possible(candidate(name, 64).variant, (1024,)))[0] == "charged, blocks of w/4"
+    assert controls(lambda name: possible(candidate(name, 64).variant, (16384,)))[0] == "sa+swa, 4 sinks"
 
 
 def test_estimates_follow_the_error_through_what_was_measured():
