@@ -28,9 +28,12 @@ VARIANTS: tuple[Line, ...] = (
     ("moba k=8 + 4 sinks + local w/2", "moba", lambda window: {"top_k": 8, "sinks": 4, "local": window // 2}),
     ("routed", "routed", lambda window: {}),
 )
+MORE_ON_TASKS: tuple[Line, ...] = (
+    ("sa+swa + 4 sinks", "sa+swa", lambda window: {"sinks": 4}),
+    ("moba k=2", "moba", lambda window: {"top_k": 2}),
+)
 # On texts only, where they cost minutes and not hours.
 MORE: tuple[Line, ...] = (
-    ("sa+swa + 4 sinks", "sa+swa", lambda window: {"sinks": 4}),
     ("sa + 4 sinks", "sa", lambda window: {"sinks": 4}),
     ("sa + 4 sinks, per head", "sa", lambda window: {"sinks": 4, "heads": "each"}),
     ("sa + 4 sinks, weighted", "sa", lambda window: {"sinks": 4, "weight": "sampled"}),
@@ -49,7 +52,6 @@ MORE: tuple[Line, ...] = (
         "sa+swa",
         lambda window: {"sinks": 4, "heads": "each", "weight": "sampled"},
     ),
-    ("moba k=2", "moba", lambda window: {"top_k": 2}),
     ("routed, blocks of 4", "routed", lambda window: {"block_size": 4}),
     ("routed, blocks of 8", "routed", lambda window: {"block_size": 8}),
     ("routed, heads pooled", "routed", lambda window: {"pool": "layer"}),
@@ -87,7 +89,7 @@ CHARGED: tuple[Line, ...] = tuple(
 def arms(task: str) -> Iterator[tuple[str, Arm]]:
     """Every variant at one window of the task, then at the next, each with its name in the table; what a window has no
     room for is left out."""
-    lines = (*VARIANTS, *MORE, *CHARGED) if task == "fidelity" else VARIANTS
+    lines = (*VARIANTS, *MORE_ON_TASKS, *((*MORE, *CHARGED) if task == "fidelity" else ()))
     for window in WINDOWS[task]:
         for name, mode, options in lines:
             label = re.sub("[^a-z0-9+]+", "-", name.lower()).strip("-")
