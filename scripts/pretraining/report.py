@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,18 +34,39 @@ class Arm:
     """What the seeds of one attention reached.
 
     Attributes:
+        seeds: those that have been measured, in the order of the arrays.
         losses: [seeds, pages, tokens]; right: [seeds, questions]; gates: name -> [seeds, layers, heads].
     """
 
     title: str
+    seeds: tuple[int, ...]
     losses: np.ndarray
     right: np.ndarray
     gates: dict[str, np.ndarray]
 
+    def by_page(self, seeds: Sequence[int]) -> np.ndarray:
+        """Mean loss of every page over tokens: [seeds, pages]."""
+        return self.losses[[self.seeds.index(seed) for seed in seeds]].mean(axis=2)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One arm's loss minus another's, over the seeds that both have.
+
+    Attributes:
+        by_seed: the mean difference of every seed.
+        low, high: 95 % interval of the mean over pages (percentile bootstrap).
+        p: of random signs over pages.
+    """
+
+    by_seed: tuple[float, ...]
+    low: float
+    high: float
+    p: float
+
     @property
-    def by_page(self) -> np.ndarray:
-        """Mean loss of every page over seeds and tokens: [pages]."""
-        return self.losses.mean(axis=(0, 2))
+    def mean(self) -> float:
+        return sum(self.by_seed) / len(self.by_seed)
 
 
 def write_report(settings: Settings, out: Path) -> Path:
@@ -66,6 +88,7 @@ def write_report(settings: Settings, out: Path) -> Path:
         "",
         *_losses(arms),
         "",
+        *_controls(arms),
         *_by_distance(arms, distance),
         "",
         *_questions(arms, held["task"]),
@@ -101,51 +124,82 @@ def _arms(settings: Settings, out: Path, window: int) -> list[Arm]:
         own = None if attention == "full" else window
         files = {seed: out / Run(attention, own, seed).name / MEASURED for seed in settings.seeds}
         if attention != "full" or window == settings.window[0]:
-            found += _arm(attention if own is None else f"{attention} w={own}", list(files.values()))
+            found += _arm(attention if own is None else f"{attention} w={own}", files)
         if attention == "full":
             for name in UNTRAINED:
-                places = [file.parent / f"untrained-{Run(name, window, seed).name}.npz" for seed, file in files.items()]
+                places = {
+                    seed: file.parent / f"untrained-{Run(name, window, seed).name}.npz" for seed, file in files.items()
+                }
                 found += _arm(f"full, read with {name} w={window}", places)
     return found
 
 
-def _arm(title: str, files: list[Path]) -> list[Arm]:
-    kept = [np.load(file) for file in files if file.exists()]
+def _arm(title: str, files: dict[int, Path]) -> list[Arm]:
+    kept = {seed: np.load(file) for seed, file in files.items() if file.exists()}
     if not kept:
         return []
-    gates = {name: np.stack([one[name] for one in kept]) for name in ("gate_swa", "gate_sa") if name in kept[0]}
-    return [Arm(title, np.stack([one["losses"] for one in kept]), np.stack([one["right"] for one in kept]), gates)]
+    every = list(kept.values())
+    gates = {name: np.stack([one[name] for one in every]) for name in ("gate_swa", "gate_sa") if name in every[0]}
+    losses, right = (np.stack([one[name] for one in every]) for name in ("losses", "right"))
+    return [Arm(title, tuple(kept), losses, right, gates)]
 
 
 def _losses(arms: list[Arm]) -> list[str]:
-    """Every arm's loss, and its difference to the first swa of the same kind, paired by held-out document."""
+    """Every arm's loss, and its difference to the first swa of the same kind, paired by seed and held-out document."""
     base = next((arm for arm in arms if arm.title.startswith("swa w=")), arms[0])
-    others = [arm for arm in arms if arm is not base]
-    tests = [_paired(arm, base) for arm in others]
-    corrected = dict(zip([arm.title for arm in others], holm([test[2] for test in tests]), strict=True))
+    found = {arm.title: _difference(arm, base) for arm in arms if arm is not base}
+    known = {title: one for title, one in found.items() if one is not None}
+    corrected = dict(zip(known, holm([one.p for one in known.values()]), strict=True))
     rows = [
-        f"| attention | seeds | loss | lowest to highest seed | against {base.title} (95 %) | p (Holm) |",
-        "|---|---|---|---|---|---|",
+        f"| attention | seeds | loss | lowest to highest seed | against {base.title} (95 % over documents) "
+        "| the same, lowest to highest seed | p (Holm) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for arm in sorted(arms, key=lambda arm: arm.losses.mean()):
         own = arm.losses.mean(axis=(1, 2))
         cells = [arm.title, str(len(own)), f"{own.mean():.3f}", f"{own.min():.3f} to {own.max():.3f}"]
-        if arm is base:
-            cells += ["", ""]
-        else:
-            low, high, _ = tests[others.index(arm)]
-            value = float((arm.by_page - base.by_page).mean())
-            cells += [f"{value:+.3f} ({low:+.3f} to {high:+.3f})", f"{corrected[arm.title]:.3f}"]
+        one = known.get(arm.title)
+        cells += ["", "", ""] if one is None else [*_told(one), f"{corrected[arm.title]:.3f}"]
         rows.append("| " + " | ".join(cells) + " |")
     return rows
 
 
-def _paired(arm: Arm, base: Arm) -> tuple[float, float, float]:
-    """(low, high of the mean difference by a percentile bootstrap over documents, p by random signs)."""
-    pages = Stratum("pages", (arm.title, base.title), np.column_stack([arm.by_page, base.by_page]))
-    difference = arm.by_page - base.by_page
-    found = bootstrap((difference,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    return float(found.low), float(found.high), paired_test([pages], arm.title, base.title).p_value
+_CONTROLS = (("gated", "gated-swa"), ("gated-sink", "swa-sink"), ("sa+swa", "swa-sink"), ("sa", "random-keys"))
+
+
+def _controls(arms: list[Arm]) -> list[str]:
+    """What an arm gains over the one that leaves out what it is made of."""
+    rows, known = [], {arm.title: arm for arm in arms}
+    for title, arm in known.items():
+        name, _, window = title.partition(" ")
+        for one, other in _CONTROLS:
+            base = known.get(f"{other} {window}")
+            difference = _difference(arm, base) if one == name and base is not None else None
+            if difference is not None and base is not None:
+                seeds = str(len(difference.by_seed))
+                rows.append("| " + " | ".join([f"{title} minus {base.title}", seeds, *_told(difference)]) + " |")
+    if not rows:
+        return []
+    head = "| difference in loss | seeds | mean (95 % over documents) | lowest to highest seed |"
+    return [head, "|---|---|---|---|", *rows, ""]
+
+
+def _told(one: Difference) -> list[str]:
+    seeds = f"{min(one.by_seed):+.3f} to {max(one.by_seed):+.3f}"
+    return [f"{one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f})", seeds]
+
+
+def _difference(arm: Arm, base: Arm) -> Difference | None:
+    """None where no seed has both."""
+    seeds = [seed for seed in arm.seeds if seed in base.seeds]
+    if not seeds:
+        return None
+    one, other = arm.by_page(seeds), base.by_page(seeds)
+    change = (one - other).mean(axis=0)
+    pages = Stratum("pages", (arm.title, base.title), np.column_stack([one.mean(axis=0), other.mean(axis=0)]))
+    found = bootstrap((change,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    by_seed = tuple(float(value) for value in (one - other).mean(axis=1))
+    return Difference(by_seed, float(found.low), float(found.high), paired_test([pages], arm.title, base.title).p_value)
 
 
 _DISTANCES = ((1, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 1 << 30))

@@ -122,6 +122,20 @@ def test_the_shipped_comparison_is_readable(pretrain, book, tmp_path):
     assert json.loads(json.dumps(settings.as_dict()))["seeds"] == [0, 1, 2]
 
 
+def test_differences_are_paired_by_seed_and_controls_are_told(pretrain):
+    """Planted: seeds differ far more than attentions do; only one seed has both."""
+    from pretraining import report
+
+    noise, level = np.random.default_rng(0).normal(size=(3, 40, 8)), np.array([0.0, 5.0, 9.0])[:, None, None]
+    none, losses = np.zeros((3, 0), dtype=bool), noise + level
+    base = report.Arm("gated-swa w=8", (0, 1, 2), losses, none, {})
+    found = report._difference(report.Arm("gated w=8", (1,), losses[1:2] - 0.5, none, {}), base)
+    assert found.by_seed == pytest.approx((-0.5,)) and found.low == pytest.approx(-0.5) == found.high
+    (row,) = report._controls([base, report.Arm("gated w=8", (1, 2), losses[1:] + 0.25, none, {})])[2:-1]
+    assert row == "| gated w=8 minus gated-swa w=8 | 2 | +0.250 (+0.250 to +0.250) | +0.250 to +0.250 |"
+    assert report._difference(report.Arm("x", (7,), losses[:1], none, {}), base) is None
+
+
 def test_a_gated_window_is_a_window_once_its_gates_are_open(pretrain):
     from pretraining.arms import new_model, patched
     from pretraining.settings import Run, Settings
