@@ -25,10 +25,13 @@ RECIPES: dict[str, tuple[str, Any]] = {
     "sa+swa, 4 sinks": ("sa+swa", lambda window: {"sinks": 4}),
     "moba, 8 blocks": ("moba", lambda window: {"top_k": 8, "sinks": 4, "local": window // 2}),
     "swa, 1 sink": ("swa", lambda window: {"sinks": 1}),
-    "charged, blocks of w/8": ("routed", lambda window: _charged(window // 8)),
-    "charged, blocks of w/4": ("routed", lambda window: _charged(window // 4)),
-    "charged, blocks of w/2": ("routed", lambda window: _charged(window // 2)),
-    "charged, blocks of w/4, by variance": ("routed", lambda window: {**_charged(window // 4), "router": "variance"}),
+    "routed, blocks of w/8, charged": ("routed", lambda window: _charged(window // 8)),
+    "routed, blocks of w/4, charged": ("routed", lambda window: _charged(window // 4)),
+    "routed, blocks of w/2, charged": ("routed", lambda window: _charged(window // 2)),
+    "routed, blocks of w/4, by variance, charged": (
+        "routed",
+        lambda window: {**_charged(window // 4), "router": "variance"},
+    ),
 }
 
 
@@ -61,11 +64,11 @@ class Family:
 
 FAMILIES: dict[RouterCost, Family] = {
     "reported": Family(
-        tuple(name for name in RECIPES if not name.startswith("charged") and name != "swa, 1 sink"), ("routed",)
+        tuple(name for name in RECIPES if not name.endswith(", charged") and name != "swa, 1 sink"), ("routed",)
     ),
     "charged": Family(
-        (*(name for name in RECIPES if name.startswith("charged")), _NO_ROUTER, "swa, 1 sink", "sa+swa, 4 sinks"),
-        ("charged, blocks of w/4", "charged, blocks of w/2", "charged, blocks of w/8"),
+        (*(name for name in RECIPES if name.endswith(", charged")), _NO_ROUTER, "swa, 1 sink", "sa+swa, 4 sinks"),
+        ("routed, blocks of w/4, charged", "routed, blocks of w/2, charged", "routed, blocks of w/8, charged"),
     ),
 }
 

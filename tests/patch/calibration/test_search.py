@@ -113,7 +113,9 @@ def test_plans_that_pay_their_routers_keep_the_budget_at_every_length(lengths):
     """What leaves no room for keys at some length is no candidate; changes of a plan keep to that too."""
     some, names = candidates(64, lengths, router_cost="charged"), FAMILIES["charged"].names
     assert all(possible(one.variant, lengths) for one in some)
-    assert (candidate("charged, blocks of w/8", 64) in some) == (lengths == (1024,))  # 4,096 / 8 / 4 products a query
+    assert (candidate("routed, blocks of w/8, charged", 64) in some) == (
+        lengths == (1024,)
+    )  # 4,096 / 8 / 4 products a query
     plan = search.drawn(some, LAYERS, 64, lengths, 0)
     asked = [plan]
     search.swaps(plan, lengths, names, 40, lambda new, old: asked.append(new) or True)
@@ -125,7 +127,7 @@ def test_plans_that_pay_their_routers_keep_the_budget_at_every_length(lengths):
 
 def test_where_no_router_can_be_paid_the_others_compete():
     controls = FAMILIES["charged"].controls
-    assert controls(lambda name: possible(candidate(name, 64).variant, (1024,)))[0] == "charged, blocks of w/4"
+    assert controls(lambda name: possible(candidate(name, 64).variant, (1024,)))[0] == "routed, blocks of w/4, charged"
     assert controls(lambda name: possible(candidate(name, 64).variant, (16384,)))[0] == "sa+swa, 4 sinks"
 
 
