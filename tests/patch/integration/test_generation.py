@@ -167,7 +167,7 @@ def test_code_that_transformers_downloads_is_refused(model, options, refused):
 @few
 def test_a_decoding_loop_of_ones_own_runs_the_patch(model, case, decode):
     def loop(model, input_ids, logits_processor, stopping_criteria, generation_config, **inputs):
-        cache = inputs["cache"] if "cache" in inputs else inputs["past_key_values"]  # its name from transformers 5.24 on
+        cache = inputs["cache"] if "cache" in inputs else inputs["past_key_values"]  # named so by transformers 5.24
         for step in range(6):
             new = input_ids if step == 0 else input_ids[:, -1:]
             best = model(new, past_key_values=cache).logits[:, -1:].argmax(-1)
