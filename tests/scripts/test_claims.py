@@ -49,3 +49,21 @@ def test_what_the_first_token_explains(claims, monkeypatch, wins, without, verdi
     ]
     monkeypatch.setattr(claims.short_prompts, "read", lambda name: {"differences": rows, "arms": []})
     assert claims.short_prompts.without_the_sink().verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("losses", "seeds", "verdict"),
+    [
+        ({"gated": 1.0, "gated-swa": 1.1, "swa": 1.2, "sa": 1.5}, 3, "holds"),
+        ({"gated-swa": 0.9, "gated": 1.0, "swa": 1.2, "sa": 1.5}, 3, "only under a condition"),
+        ({"gated-swa": 0.9, "swa": 1.0, "gated": 1.2, "sa": 1.5}, 3, "does not hold"),
+        ({"gated": 1.0, "gated-swa": 1.1, "swa": 1.2, "sa": 1.5}, 2, "not checked"),
+        ({"gated": 1.0, "swa": 1.2, "sa": 1.5}, 3, "not checked"),
+    ],
+)
+def test_gates_are_held_against_a_gated_window(claims, monkeypatch, losses, seeds, verdict):
+    arms = [{"title": f"{name} w=64", "seeds": seeds, "loss": loss} for name, loss in losses.items()]
+    arms.append({"title": "full, read with sa w=64", "seeds": 1, "loss": 9.0})
+    monkeypatch.setattr(claims, "read", lambda name: {"arms": arms, "parameters": 3e6, "tokens": 1000})
+    made = claims.gated()
+    assert made.verdict == verdict and "read with" not in made.found
