@@ -118,7 +118,11 @@ def _told(row: LayerRow) -> str:
 
 def _outcomes(result: CalibrationResult, found: Findings) -> Table:
     heads = columns("arm", *(f"{name}: KL" for name in found.strata))
-    heads += columns(*(extra(f"{name}: minus {found.recipe}") for name in found.strata), extra("keys per query"))
+    heads += columns(
+        *(extra(f"{name}: minus {found.recipe}") for name in found.strata),
+        extra("keys per query"),
+        extra("router: pairs per query"),
+    )
     rows = []
     for row in found.outcomes:
         values = [Field(number(part.divergence), value=part.divergence) for part in row.strata]
@@ -129,6 +133,7 @@ def _outcomes(result: CalibrationResult, found: Findings) -> Table:
                 *values,
                 *differences,
                 amount(said.keys_per_query(result, row), ",.1f"),
+                Field("") if row.router is None else amount(row.router, ",.1f"),
             ]
         )
     count = len(found.outcomes[0].strata[0].of_passages)

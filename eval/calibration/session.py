@@ -261,8 +261,9 @@ def _outcome(found: calibration.Calibration, one: calibration.Outcome) -> Outcom
             )
         )
     pairs = {length: search.total(one.plan.variants, length) for length in found.lengths}
+    router = round(search.router(one.plan.variants, found.lengths[0]), 2)
     config = config_of(one.plan, "auto")
-    return OutcomeRow(name=one.name, role=role, config=config, pairs=_by_length(pairs), strata=rows)
+    return OutcomeRow(name=one.name, role=role, config=config, pairs=_by_length(pairs), strata=rows, router=router)
 
 
 def _layer(found: calibration.Calibration, layer: int) -> LayerRow:

@@ -44,6 +44,8 @@ class OutcomeRow:
     Attributes:
         config: what a sa_patch.json of it holds.
         pairs: visible (query, key) pairs of all layers, a charged router's share included, by prompt length.
+        router: pairs per query that choosing keys costs beside them, at the passages' length, the mean over layers;
+            None in files of before.
     """
 
     name: str
@@ -51,6 +53,7 @@ class OutcomeRow:
     config: Facts
     pairs: dict[str, int]
     strata: list[StratumRow]
+    router: float | None = None
 
     def stratum(self, name: str) -> StratumRow:
         return next(row for row in self.strata if row.stratum == name)

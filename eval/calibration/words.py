@@ -13,7 +13,8 @@ FEW_PASSAGES = 6  # an interval from fewer says little
 UNFINISHED = "No plan yet: the calibration was stopped; `sa-eval resume DIR` goes on."
 LEGEND = (
     "KL(full || arm) of the next-token distribution in nats per scored position, on passages that nothing was decided "
-    "with; in brackets the difference to the best single recipe with its 95\u00a0% interval, paired by passage."
+    "with; in brackets the difference to the best single recipe with its 95\u00a0% interval, paired by passage. "
+    "Router: what choosing keys costs beside them, in pairs per query."
 )
 STRATA = {
     "text": "the texts themselves",
@@ -101,9 +102,9 @@ def render(result: CalibrationResult, width: int | None = None) -> str:
     blocks = ["\n".join(textwrap.wrap(sentence, width)) for sentence in answer(result)]
     blocks.append(lines(gates(result), width))
     if result.found is not None:
-        heads = ["", *result.found.strata, "keys/q"]
+        heads = ["", *result.found.strata, "keys/q", "router"]
         blocks.append(aligned([heads, *(_row(result, row) for row in result.found.outcomes)]))
-        blocks.append(layers_told(result.found))
+        blocks.append(layers_told(result.found, width))
     remarks = [*result.notes, *([LEGEND] if result.found else [])]
     blocks.append(
         "\n".join(textwrap.fill(line, width, initial_indent="  * ", subsequent_indent="    ") for line in remarks)
@@ -112,7 +113,7 @@ def render(result: CalibrationResult, width: int | None = None) -> str:
 
 
 def _row(result: CalibrationResult, row: OutcomeRow) -> list[str]:
-    return [row.name, *map(_cell, row.strata), f"{keys_per_query(result, row):.1f}"]
+    return [row.name, *map(_cell, row.strata), f"{keys_per_query(result, row):.1f}", router(row)]
 
 
 def _cell(row: StratumRow) -> str:
@@ -127,13 +128,18 @@ def keys_per_query(result: CalibrationResult, row: OutcomeRow) -> float:
     return row.pairs[str(result.length)] / len(result.found.layers) / result.length
 
 
-def layers_told(found: Findings) -> str:
+def router(row: OutcomeRow) -> str:
+    return "" if row.router is None else f"{row.router:.1f}"
+
+
+def layers_told(found: Findings, width: int) -> str:
     """Which layers got what, a line per recipe."""
     told, recipes = [], list(dict.fromkeys(row.recipe for row in found.layers))
     for recipe in recipes:
         rows = [row for row in found.layers if row.recipe == recipe]
         each = ", ".join(str(row.layer) if row.window is None else f"{row.layer} (w {row.window})" for row in rows)
-        told.append(f"  {recipe:<{max(map(len, recipes))}}  layers {each}")
+        start = f"  {recipe:<{max(map(len, recipes))}}  layers "
+        told.append(textwrap.fill(each, width, initial_indent=start, subsequent_indent=" " * len(start)))
     return "\n".join(told)
 
 

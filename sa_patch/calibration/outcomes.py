@@ -121,6 +121,9 @@ class Calibration:
             if plan.divergence[name] > recipe.divergence[name]
         ]
         loses = f" It loses to it on {', '.join(worse)}." if worse else ""
+        routers = [search.router(one.plan.variants, length) for one in (plan, recipe)]
+        if max(routers) >= 1:
+            loses += f" Choosing keys costs {routers[0]:.0f} pairs per query beside that, the recipe {routers[1]:.0f}."
         return (
             f"At {share:.0%} of full attention's pairs ({self._budget_told()}, {length:,} tokens) this plan is "
             f"{plan.divergence['text']:.3f} nats per token from full attention on your text; the best single recipe, "

@@ -26,6 +26,13 @@ def cost(variant: Variant, length: int) -> int:
     return budget.pairs + budget.charged
 
 
+def router(variants: Sequence[Variant], length: int) -> float:
+    """Pairs per query that choosing keys costs beside `cost`, the mean over layers: half a pair per product."""
+    budgets = [one.sparse_budget(length, 0) for one in variants if not one.always_dense]
+    beside = sum(budget.router_scores / 2 - budget.charged for budget in budgets)
+    return max(0.0, beside) / len(variants) / length
+
+
 def total(variants: Sequence[Variant], length: int) -> int:
     """Pairs of all layers together at one length."""
     return sum(cost(variant, length) for variant in variants)

@@ -76,6 +76,8 @@ def test_one_command_gives_a_plan_numbers_and_a_page(done):
     assert [row.role for row in found.outcomes][:2] == ["plan", "recipe"]
     assert {row.role for row in found.outcomes} == {"plan", "recipe", "control"}
     assert all(row.pairs[length] <= most for row in found.outcomes for length, most in found.allowed.items())
+    routers = {row.name: row.router for row in found.outcomes}
+    assert routers["routed"] > 1 and routers["swa, 4 sinks"] == 0 and f"{routers['routed']:.1f}" in shown
     assert len(found.layers) == 6 and found.seconds > 0 and found.swaps_tried <= 2
     pairs = sum(row.keys_per_query for row in found.layers) * 256
     assert pairs == pytest.approx(found.outcome("plan").pairs["256"])

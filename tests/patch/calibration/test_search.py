@@ -125,6 +125,16 @@ def test_plans_that_pay_their_routers_keep_the_budget_at_every_length(lengths):
             assert search.total(made.variants, length) <= LAYERS * window_pairs(length, 64)
 
 
+def test_what_routers_cost_is_told_or_paid_but_not_both():
+    free, paid = (
+        make_variant("routed", {"window": 64, "block_size": 16, **one}) for one in ({}, {"router_cost": "charged"})
+    )
+    none = make_variant("full", {})
+    products = free.sparse_budget(1024, 0).router_scores
+    assert search.router([free, none], 1024) == products / 2 / 2 / 1024 > 0
+    assert search.router([paid, none], 1024) == 0 and search.cost(paid, 1024) > paid.sparse_budget(1024, 0).pairs
+
+
 def test_where_no_router_can_be_paid_the_others_compete():
     controls = FAMILIES["charged"].controls
     assert controls(lambda name: possible(candidate(name, 64).variant, (1024,)))[0] == "routed, blocks of w/4, charged"
