@@ -15,16 +15,25 @@ _ROWS = 64  # queries per tile, where enough of them lie close together
 
 
 def band_part(
-    query: Tensor, key: Tensor, value: Tensor, band: Band, scaling: float, *, split: bool, with_lse: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    band: Band,
+    scaling: float,
+    *,
+    split: bool,
+    with_lse: bool = False,
+    into: Tensor | None = None,
 ) -> Part:
     """Attention to the keys that are near by rank.
 
     Args:
         split: sinks and local window are parts of their own, to be merged: leave out the pairs that they show.
         with_lse: return the log-sum-exp where nothing is merged, too.
+        into: where the output goes; a new tensor if None.
     """
     tiles, exclude = band_tiles(band, query.device), band if split else None
-    return tiles_part(query, key, value, tiles, scaling, with_lse=split or with_lse, exclude=exclude)
+    return tiles_part(query, key, value, tiles, scaling, with_lse=split or with_lse, exclude=exclude, into=into)
 
 
 def band_gradients(record: Record, band: Band, *, split: bool) -> None:
@@ -51,7 +60,7 @@ def band_tiles(band: Band, device: torch.device) -> Tiles:
     queries, query_rank = (x[by_rank][index].view(-1, rows).int() for x in (positions, rank))
     token, token_rank = (x.int() for x in _tokens_by_rank(band, device))
     if band.query_len == band.horizon:
-        return _even_tiles(band, queries, inverse(by_rank), token)
+        return _even_tiles(band, queries, token)
     low = torch.searchsorted(token_rank, query_rank[:, 0] - band.width, right=True)
     # In the identity order the later half of the band is in the future.
     reach = 1 if band.order is None else band.width
@@ -64,10 +73,10 @@ def band_tiles(band: Band, device: torch.device) -> Tiles:
     def near(chunk: slice) -> Tensor:
         return (query_rank[chunk, :, None] - key_rank[chunk, None]).abs() < band.width
 
-    return Tiles(queries, keys, inverse(by_rank), near)
+    return Tiles(queries, keys, near=near, ordered=band.order is None)
 
 
-def _even_tiles(band: Band, queries: Tensor, slot: Tensor, token: Tensor) -> Tiles:
+def _even_tiles(band: Band, queries: Tensor, token: Tensor) -> Tiles:
     """Tiles where every token is a query: the keys of the next tile are those of this one, moved on by `rows` ranks."""
     num_tiles, rows = queries.shape
     side = band.width - 1
@@ -89,7 +98,8 @@ def _even_tiles(band: Band, queries: Tensor, slot: Tensor, token: Tensor) -> Til
         # Between the first tiles, where keys are missing, and the last one, with copies, all masks are the same.
         full = -(-side // rows), band.query_len // rows
         alike = None if full[0] >= full[1] else ((shared & (distance <= 0))[None], *full)
-    return Tiles(queries, line.unfold(0, span, rows)[:num_tiles], slot, near, (line, rows), alike)
+    keys = line.unfold(0, span, rows)[:num_tiles]
+    return Tiles(queries, keys, near=near, line=(line, rows), alike=alike, ordered=band.order is None)
 
 
 def _rows(band: Band) -> int:

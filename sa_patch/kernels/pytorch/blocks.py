@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sa_patch.kernels.dense import fused
-from sa_patch.kernels.merging import Part, merge, wide
-from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES, Record, masked_part
+from sa_patch.kernels.merging import Part, merge
+from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES, Record, empty_part, masked_part, select_tokens
 from sa_patch.kernels.pytorch.selected_runs import selected_runs_gradients, selected_runs_parts
 from sa_patch.kernels.pytorch.tile_gradients import tiles_gradients
 from sa_patch.kernels.pytorch.tiles import Tiles, tiles_part
@@ -22,7 +22,15 @@ _ROWS = 64  # queries of an own run that are computed in one step, with the keys
 
 
 def blocks_part(
-    query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, *, split: bool, with_lse: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    blocks: Blocks,
+    scaling: float,
+    *,
+    split: bool,
+    with_lse: bool = False,
+    into: Tensor | None = None,
 ) -> Part:
     """Attention to own and selected runs.
 
@@ -30,20 +38,23 @@ def blocks_part(
         query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
         split: sinks and local window are parts of their own, to be merged: leave out the pairs that they show.
         with_lse: return the log-sum-exp where nothing is merged, too.
+        into: where the output goes; a new tensor if None.
 
     Returns:
         (output [batch, heads, query_len, head_dim], log-sum-exp [batch, heads, query_len] or None)
     """
     chosen = blocks.selected is not None and blocks.selected.shape[-1] > 0
     with_lse = with_lse or split or chosen
+    place = None if chosen else into
     if _whole(blocks) and not split and (query.device.type == "cpu" or not with_lse):
-        own = _own_runs(query, key, value, blocks, scaling, with_lse=with_lse)
+        own = _own_runs(query, key, value, blocks, scaling, with_lse=with_lse, into=place)
     else:
         tiles, exclude = run_tiles(blocks, query.device), blocks if split else None
-        own = tiles_part(query, key, value, tiles, scaling, with_lse=with_lse, exclude=exclude)
+        own = tiles_part(query, key, value, tiles, scaling, with_lse=with_lse, exclude=exclude, into=place)
     if not chosen:
         return own
-    return merge([own, *selected_runs_parts(query, key, value, blocks, scaling, split)])
+    output, lse = merge([own, *selected_runs_parts(query, key, value, blocks, scaling, split)])
+    return output if into is None else into.copy_(output), lse
 
 
 def blocks_gradients(record: Record, blocks: Blocks, *, split: bool) -> None:
@@ -75,65 +86,72 @@ def run_tiles(blocks: Blocks, device: torch.device) -> Tiles:
     slot[queries[real] - blocks.first] = real.flatten().nonzero()[:, 0]
     keys = position[:, :span].clamp(max=blocks.length)
     whole = _whole(blocks)
-    return Tiles(queries, keys, slot, line=(keys.flatten(), span) if whole else None, causal=whole)
+    line = (keys.flatten(), span) if whole else None
+    return Tiles(queries, keys, None if whole else slot, line=line, causal=whole)
 
 
-def _own_runs(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, *, with_lse: bool) -> Part:
+def _own_runs(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    blocks: Blocks,
+    scaling: float,
+    *,
+    with_lse: bool,
+    into: Tensor | None,
+) -> Part:
     """Whole sequences without extras: the own runs are a batch of short causal sequences."""
     size, batch, length = blocks.block_size, query.shape[0], query.shape[2]
     # A few runs at a time: what is gathered stays in the CPU's caches, and no large buffer is allocated.
     step = max(1, CHUNK_ENTRIES // (batch * query.shape[1] * size * query.shape[3])) * size
     edge = length // size * size
     starts = [(start, min(start + step, edge), size) for start in range(0, edge, step)]
-    output = torch.empty_like(query, dtype=wide(query) if with_lse else query.dtype)
-    lse = query.new_empty(query.shape[:3], dtype=output.dtype) if with_lse else None
+    output, lse = empty_part(query, with_lse=with_lse, into=into)
     for start, stop, run in [*starts, *([(edge, length, length - edge)] if edge < length else [])]:
         q, k, v = (_runs(_ranks(tensor, blocks.order, start, stop), run) for tensor in (query, key, value))
-        found, found_lse = _causal_runs(q, k, v, scaling, with_lse=with_lse)
-        _put(output, _unruns(found, batch), blocks.order, start, stop)
-        if lse is not None and found_lse is not None:
-            _put(lse, _unruns(found_lse, batch), blocks.order, start, stop)
+        rank = torch.arange(start, stop, device=query.device).view(-1, run)
+        place = rank if blocks.order is None else blocks.order[start:stop].view(-1, run)
+        for rows, found, found_lse in _causal_steps(q, k, v, scaling, with_lse=with_lse):
+            index = place[:, rows].flatten()
+            output.index_copy_(2, index, _unruns(found, batch))
+            if lse is not None and found_lse is not None:
+                lse.index_copy_(2, index, _unruns(found_lse, batch))
     return output, lse
 
 
-def _causal_runs(query: Tensor, key: Tensor, value: Tensor, scaling: float, *, with_lse: bool) -> Part:
-    """Causal attention of a batch of short sequences: [runs, heads, size, head_dim]; log-sum-exps on a CPU only.
+def _causal_steps(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, *, with_lse: bool
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Causal attention of a batch of short sequences, some rows of all of them at a time.
 
     PyTorch's CPU kernel skips the future only beyond 512 keys. Steps with a mask that all runs share compute
     (size + 64) / 2 keys per query instead of all: 30 % faster at 255 keys, 12 % at 1,023.
+
+    Args:
+        query: [runs, heads, size, head_dim]; key, value: [runs, kv_heads, size, head_dim].
+        with_lse: on a CPU only.
+
+    Yields:
+        The rows, their output [runs, heads, rows, head_dim] and log-sum-exp [runs, heads, rows] or None.
     """
-    if not with_lse and (query.device.type != "cpu" or query.shape[2] <= _ROWS):
-        return fused(query, key, value, scaling, causal=True), None
-    output = torch.empty_like(query, dtype=wide(query) if with_lse else query.dtype)
-    lse = query.new_empty(query.shape[:3], dtype=output.dtype) if with_lse else None
-    for rows, mask in _steps(query.shape[2]):
-        heads = query[:, :, rows], key[:, :, : rows.stop], value[:, :, : rows.stop]
-        if lse is None:
-            output[:, :, rows] = fused(*heads, scaling, mask)
-        else:
-            output[:, :, rows], lse[:, :, rows] = masked_part(*heads, mask[None, None], scaling, all_see=True)
-    return output, lse
-
-
-def _steps(size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Steps of rows, and their masks over the keys up to each step's end: bool [rows, keys], for the CPU."""
+    size = query.shape[2]
+    if not with_lse and (query.device.type != "cpu" or size <= _ROWS):
+        yield slice(0, size), fused(query, key, value, scaling, causal=True), None
+        return
     position = torch.arange(size)
     for start in range(0, size, _ROWS):
         rows = slice(start, min(start + _ROWS, size))
-        yield rows, position[: rows.stop] <= position[rows, None]
+        mask = position[: rows.stop] <= position[rows, None]
+        heads = query[:, :, rows], key[:, :, : rows.stop], value[:, :, : rows.stop]
+        if with_lse:
+            yield rows, *masked_part(*heads, mask[None, None], scaling, all_see=True)
+        else:
+            yield rows, fused(*heads, scaling, mask), None
 
 
 def _ranks(tensor: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor:
     """The tokens of some ranks: [batch, heads, stop - start, head_dim]."""
-    return tensor[:, :, start:stop] if order is None else tensor.index_select(2, order[start:stop])
-
-
-def _put(output: Tensor, found: Tensor, order: Tensor | None, start: int, stop: int) -> None:
-    """Write results of some ranks into `output`: the inverse of `_ranks`."""
-    if order is None:
-        output[:, :, start:stop] = found
-    else:
-        output.index_copy_(2, order[start:stop], found)
+    return tensor[:, :, start:stop] if order is None else select_tokens(tensor, order[start:stop])
 
 
 def _runs(tensor: Tensor, size: int) -> Tensor:

@@ -6,48 +6,58 @@ Belongs to the `torch` kernel.
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from sa_patch.kernels.merging import Part, merge
 from sa_patch.kernels.pytorch.bands import band_gradients, band_part
 from sa_patch.kernels.pytorch.blocks import blocks_gradients, blocks_part
-from sa_patch.kernels.pytorch.parts import Record, sinks_gradients, sinks_part
+from sa_patch.kernels.pytorch.parts import Record, empty_part, sinks_gradients, sinks_part
 from sa_patch.patterns import Band, Blocks, Dense, Pieces
 
 Simple = Band | Blocks | Dense
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, pattern: Simple | Pieces, scaling: float, *, with_lse: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Simple | Pieces,
+    scaling: float,
+    *,
+    with_lse: bool,
+    into: Tensor | None = None,
 ) -> Part:
     """Attention to the keys of a pattern.
 
     Args:
         query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
         with_lse: return the log-sum-exp in any case; else only where parts were merged.
+        into: where the output goes, in the dtype it has; a new tensor if None.
 
     Returns:
         (output [batch, heads, query_len, head_dim], log-sum-exp [batch, heads, query_len] or None)
     """
     if isinstance(pattern, Pieces):
-        found = []
+        output, lse = empty_part(query, with_lse=with_lse, into=into)
         for piece, rows in _pieces(pattern):
             seen = key[:, :, : piece.length], value[:, :, : piece.length]
-            found.append(attention(query[:, :, rows], *seen, piece, scaling, with_lse=True))
-        lse = torch.cat([part_lse for _, part_lse in found if part_lse is not None], dim=2)
-        return torch.cat([output for output, _ in found], dim=2), lse
+            settings = {"with_lse": with_lse, "into": output[:, :, rows]}
+            _, piece_lse = attention(query[:, :, rows], *seen, piece, scaling, **settings)
+            if lse is not None and piece_lse is not None:
+                lse[:, :, rows] = piece_lse
+        return output, lse
     own, near = _split(pattern)
     alone = not own.sinks and near is None
-    if isinstance(own, Band):
-        parts = [band_part(query, key, value, own, scaling, split=not alone, with_lse=with_lse)]
-    else:
-        parts = [blocks_part(query, key, value, own, scaling, split=not alone, with_lse=with_lse)]
+    own_part = band_part if isinstance(own, Band) else blocks_part
+    if alone:
+        return own_part(query, key, value, own, scaling, split=False, with_lse=with_lse, into=into)
+    parts = [own_part(query, key, value, own, scaling, split=True, with_lse=with_lse)]
     if own.sinks:
         parts.append(sinks_part(query, key, value, own.sinks, scaling))
     if near is not None:
         parts.append(band_part(query, key, value, near, scaling, split=True))
-    return merge(parts)
+    output, lse = merge(parts)
+    return output if into is None else into.copy_(output), lse
 
 
 def add_gradients(record: Record, pattern: Simple | Pieces) -> None:

@@ -21,8 +21,8 @@ class Torch:
     joins = True
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
-        if isinstance(pattern, Pieces) and joins(pattern) and needs_gradients(query, key, value):
-            return None  # gradients of pieces are added to one tensor
+        if isinstance(pattern, Pieces) and joins(pattern):
+            return None  # pieces are written, and their gradients added, to one tensor
         known = isinstance(pattern, (Band, Blocks, Lines, Scattered, Selected))
         return None if known else f"it has no code for {type(pattern).__name__} patterns"
 

@@ -51,6 +51,27 @@ class Record:
         return replace(self, **keys, **{name: x[:, :, queries] for name, x in tensors.items()})
 
 
+def empty_part(query: Tensor, *, with_lse: bool, into: Tensor | None = None) -> Part:
+    """Room for a part of these queries, `into` if given; float32 at least where it has a log-sum-exp.
+
+    All heads of a token lie side by side: a token's results are written in one stretch, and nothing is copied where the
+    model joins the heads.
+    """
+    batch, heads, query_len, head_dim = query.shape
+    dtype = wide(query) if with_lse else query.dtype
+    output = into
+    if output is None:
+        output = query.new_empty(batch, query_len, heads, head_dim, dtype=dtype).transpose(1, 2)
+    return output, query.new_empty(batch, heads, query_len, dtype=dtype) if with_lse else None
+
+
+def select_tokens(tensor: Tensor, index: Tensor) -> Tensor:
+    """Some tokens of [batch, heads, tokens, head_dim], laid out as the tensor is: models give heads side by side."""
+    if tensor.shape[1] > 1 and tensor.transpose(1, 2).is_contiguous():
+        return tensor.transpose(1, 2).index_select(1, index).transpose(1, 2)
+    return tensor.index_select(2, index)
+
+
 def has_operator(query: Tensor, key: Tensor) -> bool:
     """Whether PyTorch's flash attention for CPUs computes this part. It gives 0 for a single key that is NaN."""
     return query.device.type == "cpu" and key.shape[2] > 1

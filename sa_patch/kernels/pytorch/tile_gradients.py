@@ -29,15 +29,17 @@ def tiles_gradients(record: Record, tiles: Tiles, exclude: Pattern | None = None
         return
     batch, first, rows = query.shape[0], key.shape[2] - query.shape[2], tiles.queries.shape[1]
     keys, values = keys_of_tiles(key, tiles), keys_of_tiles(record.value, tiles)
-    copies = torch.ones(tiles.queries.numel(), dtype=torch.bool, device=query.device)
-    copies = copies.index_fill(0, tiles.slot, False).view(-1, rows)
+    copies = torch.arange(tiles.queries.numel(), device=query.device) >= query.shape[2]
+    if tiles.slot is not None:
+        copies = torch.ones_like(copies).index_fill(0, tiles.slot, False)
+    copies = copies.view(-1, rows)
     add, finish = _adders(record, tiles)
     for chunk in tiles.chunks(_tiles_at_once(query, key, tiles)):
         index = tiles.queries[chunk] - first
         q, output, grad = (gather_tiles(x, index) for x in (query, record.output, record.grad))
         lse = None if record.lse is None else gather_tiles(record.lse[..., None], index)[..., 0]
-        if tiles.line is None or chunk.stop == len(copies):
-            # Without a gradient of its own, a copy of a query contributes nothing. A line's last tile alone has any.
+        if tiles.slot is not None or chunk.stop == len(copies):
+            # Without a gradient of its own, a copy of a query contributes nothing.
             grad = grad.masked_fill_(copies[chunk].repeat(batch, 1)[:, None, :, None], 0.0)
         shown = tiles.mask(chunk, exclude)
         if lse is not None and exclude is not None and exclude.weight:  # instead of raising the scores

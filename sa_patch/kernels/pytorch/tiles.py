@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.dense import fused
-from sa_patch.kernels.merging import Part, wide
-from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES, has_operator, masked_part
+from sa_patch.kernels.merging import Part
+from sa_patch.kernels.pytorch.parts import CHUNK_ENTRIES, empty_part, has_operator, masked_part, select_tokens
 from sa_patch.patterns import Pattern, sampling_weight
 
 
@@ -24,21 +24,24 @@ class Tiles:
     Attributes:
         queries: positions, int [tiles, rows]; every query of the pattern, and copies that fill tiles up.
         keys: positions, int [tiles, span]; `length` in empty slots.
-        slot: int64 [query_len], where in the flattened `queries` each query's result is.
+        slot: int64 [query_len], where in the flattened `queries` each query's result is; None where only the last tile
+            holds copies: what precedes them are all queries, each once.
         near: (slice of tiles) -> bool [tiles or 1, rows, span], the pairs whose ranks are near enough. Without it, all
             pairs of a tile are.
         line: where the keys of tile t are line[t * step : t * step + span]: (line, step). `keys` is a view of it.
         alike: (mask, start, stop): the mask of each of the tiles start .. stop - 1 is this one, bool [1, rows, span].
         causal: the queries of a tile are its keys, in the order of their positions.
+        ordered: the flattened `queries` ascend by 1, but for copies of the last one.
     """
 
     queries: Tensor
     keys: Tensor
-    slot: Tensor
+    slot: Tensor | None = None
     near: Callable[[slice], Tensor] | None = None
     line: tuple[Tensor, int] | None = None
     alike: tuple[Tensor, int, int] | None = None
     causal: bool = False
+    ordered: bool = False
 
     def chunks(self, most: int) -> Iterator[slice]:
         """Slices of at most `most` tiles. Tiles that are `alike` are in slices of their own."""
@@ -82,6 +85,7 @@ def tiles_part(
     *,
     with_lse: bool,
     exclude: Pattern | None = None,
+    into: Tensor | None = None,
 ) -> Part:
     """Attention over the pairs of all tiles.
 
@@ -89,49 +93,71 @@ def tiles_part(
         query: [batch, heads, query_len, head_dim]; key, value: [batch, kv_heads, length, head_dim].
         with_lse: return the log-sum-exp, because the part is merged with others, or gradients need it.
         exclude: see `Tiles.mask`. Where it weighs sampled keys, the log-sum-exp is that of the weighted ones.
+        into: where the output goes; a new tensor if None.
 
     Returns:
         (output [batch, heads, query_len, head_dim], log-sum-exp [batch, heads, query_len] or None)
     """
+    output, lse = empty_part(query, with_lse=with_lse, into=into)
     if query.shape[0] > 1 and tiles.line is not None:  # views of a line exist for one sequence only
-        rows = zip(query.split(1), key.split(1), value.split(1), strict=True)
-        parts = [tiles_part(*row, tiles, scaling, with_lse=with_lse, exclude=exclude) for row in rows]
-        lse = torch.cat([lse for _, lse in parts if lse is not None]) if with_lse else None
-        return torch.cat([output for output, _ in parts]), lse
+        for row in range(query.shape[0]):
+            one = slice(row, row + 1)
+            heads, settings = (query[one], key[one], value[one]), {"with_lse": with_lse, "exclude": exclude}
+            _, row_lse = tiles_part(*heads, tiles, scaling, **settings, into=output[one])
+            if lse is not None and row_lse is not None:
+                lse[one] = row_lse
+        return output, lse
     batch, heads, query_len, head_dim = query.shape
     rows, span = tiles.queries.shape[1], tiles.keys.shape[1]
     keys, values = keys_of_tiles(key, tiles), keys_of_tiles(value, tiles)
-    outputs, lses = [], []
-    dtype = wide(query) if with_lse else query.dtype
-    whole = torch.empty_like(query, dtype=dtype) if tiles.line is not None else None
-    whole_lse = query.new_empty(query.shape[:3], dtype=dtype) if tiles.line is not None and with_lse else None
+    found = []
     scored = with_lse and not has_operator(query, key)
     for chunk in tiles.chunks(_tiles_at_once(batch * rows, span, heads, head_dim, scored)):
-        q = gather_tiles(query, tiles.queries[chunk] - (key.shape[2] - query_len))
+        q = _queries(query, tiles, chunk, key.shape[2] - query_len)
         shown = tiles.mask(chunk, exclude)
         mask = shown[:, None] if batch == 1 else shown[:, None].repeat(batch, 1, 1, 1)
-        lse = None
+        part: Part
         if with_lse:
-            output, lse = masked_part(q, keys(chunk), values(chunk), mask, scaling, all_see=exclude is None)
+            some, some_lse = masked_part(q, keys(chunk), values(chunk), mask, scaling, all_see=exclude is None)
             if exclude is not None and exclude.weight:
-                lse = lse + tiles.raised(chunk, shown, exclude).to(lse.dtype).repeat(batch, 1)[:, None]
-            lse = join_tiles(lse, batch)
+                raised = tiles.raised(chunk, shown, exclude).to(some_lse.dtype)
+                some_lse = some_lse + raised.repeat(batch, 1)[:, None]
+            part = join_tiles(some, batch), join_tiles(some_lse, batch)
         else:
-            output = fused(q, keys(chunk), values(chunk), scaling, mask)
-        output = join_tiles(output, batch)
-        if whole is None:
-            outputs.append(output)
-            lses.append(lse)
+            part = join_tiles(fused(q, keys(chunk), values(chunk), scaling, mask), batch), None
+        if tiles.slot is None:  # results are written while they are in the CPU's cache
+            _write(output, lse, part, tiles, chunk, key.shape[2] - query_len)
+        else:
+            found.append(part)
+    if tiles.slot is not None:
+        output.copy_(torch.cat([some for some, _ in found], dim=2).index_select(2, tiles.slot))
+        if lse is not None:
+            lses = [some_lse for _, some_lse in found if some_lse is not None]
+            lse.copy_(torch.cat(lses, dim=2).index_select(2, tiles.slot))
+    return output, lse
+
+
+def _queries(query: Tensor, tiles: Tiles, chunk: slice, first: int) -> Tensor:
+    """The queries of some tiles, [batch * tiles, heads, rows, head_dim]; a view where they lie in order."""
+    rows = tiles.queries.shape[1]
+    if not tiles.ordered or query.shape[0] > 1 or chunk.stop * rows > query.shape[2]:
+        return gather_tiles(query, tiles.queries[chunk] - first)
+    return query[0, :, chunk.start * rows : chunk.stop * rows].unflatten(1, (-1, rows)).transpose(0, 1)
+
+
+def _write(output: Tensor, lse: Tensor | None, part: Part, tiles: Tiles, chunk: slice, first: int) -> None:
+    """Write the results of some tiles to their queries' places; those of copies, in the last tile, are dropped."""
+    start = chunk.start * tiles.queries.shape[1]
+    stop = min(output.shape[2], chunk.stop * tiles.queries.shape[1])
+    for target, found in zip((output, lse), part, strict=True):
+        if target is None or found is None:
             continue
-        # Only the last tile holds copies: results are written while they are in the CPU's cache.
-        target = tiles.queries[chunk].flatten()[: query_len - chunk.start * rows].long()
-        whole.index_copy_(2, target, output[:, :, : target.numel()])
-        if whole_lse is not None and lse is not None:
-            whole_lse.index_copy_(2, target, lse[:, :, : target.numel()])
-    if whole is not None:
-        return whole, whole_lse
-    output = torch.cat(outputs, dim=2).index_select(2, tiles.slot)
-    return output, torch.cat(lses, dim=2).index_select(2, tiles.slot) if with_lse else None
+        found = found[:, :, : stop - start]
+        if tiles.ordered:
+            target[:, :, start:stop] = found
+        else:
+            place = tiles.queries[chunk].flatten()[: stop - start].long() - first
+            target.index_copy_(2, place, found.to(target.dtype))
 
 
 def _tiles_at_once(rows: int, span: int, heads: int, head_dim: int, scored: bool) -> int:
@@ -152,8 +178,7 @@ def keys_of_tiles(tensor: Tensor, tiles: Tiles) -> Callable[[slice], Tensor]:
 
 def gather_tiles(tensor: Tensor, index: Tensor) -> Tensor:
     """[batch, heads, tokens, head_dim] at [tiles, k] -> [batch * tiles, heads, k, head_dim]"""
-    picked = tensor.index_select(2, index.flatten()).unflatten(2, index.shape)
-    return picked.transpose(1, 2).flatten(0, 1)
+    return select_tokens(tensor, index.flatten()).unflatten(2, index.shape).transpose(1, 2).flatten(0, 1)
 
 
 def join_tiles(tensor: Tensor, batch: int) -> Tensor:
