@@ -66,10 +66,22 @@ def empty_part(query: Tensor, *, with_lse: bool, into: Tensor | None = None) -> 
 
 
 def select_tokens(tensor: Tensor, index: Tensor) -> Tensor:
-    """Some tokens of [batch, heads, tokens, head_dim], laid out as the tensor is: models give heads side by side."""
-    if tensor.shape[1] > 1 and tensor.transpose(1, 2).is_contiguous():
+    """Some tokens of [batch, heads, tokens, head_dim], laid out as the tensor is.
+
+    On a CPU, rows of a matrix are gathered two to three times as fast as along a dimension inside a tensor.
+    """
+    batch, heads, _, head_dim = tensor.shape
+    if tensor.transpose(1, 2).is_contiguous():  # as models give queries: all heads of a token side by side
         return tensor.transpose(1, 2).index_select(1, index).transpose(1, 2)
-    return tensor.index_select(2, index)
+    if tensor.device.type != "cpu" or tensor[0].stride()[1:] != (head_dim, 1) or tensor.stride(1) % head_dim:
+        return tensor.index_select(2, index)
+    # The first tokens of a longer sequence, too: heads are `apart` rows from each other.
+    apart = tensor.stride(1) // head_dim
+    head = apart * torch.arange(heads, device=tensor.device)[:, None]
+    rows = (heads - 1) * apart + tensor.shape[2]
+    place = (head + index).flatten()
+    found = [one.as_strided((rows, head_dim), (head_dim, 1)).index_select(0, place) for one in tensor]
+    return (found[0][None] if batch == 1 else torch.stack(found)).view(batch, heads, -1, head_dim)
 
 
 def has_operator(query: Tensor, key: Tensor) -> bool:

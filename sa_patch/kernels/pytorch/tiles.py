@@ -172,7 +172,7 @@ def keys_of_tiles(tensor: Tensor, tiles: Tiles) -> Callable[[slice], Tensor]:
     if tiles.line is None:
         return lambda chunk: gather_tiles(tensor, tiles.keys[chunk].clamp(max=last))
     line, step = tiles.line
-    windows = tensor[0].index_select(1, line.clamp(max=last)).unfold(1, tiles.keys.shape[1], step)
+    windows = select_tokens(tensor, line.clamp(max=last))[0].unfold(1, tiles.keys.shape[1], step)
     return lambda chunk: windows[:, chunk].permute(1, 0, 3, 2)
 
 
