@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from sa_patch.kernels.dense import causal
 from sa_patch.kernels.merging import Part, merge
 from sa_patch.kernels.pytorch.bands import band_gradients, band_part
 from sa_patch.kernels.pytorch.blocks import blocks_gradients, blocks_part
@@ -41,6 +42,9 @@ def attention(
         output, lse = empty_part(query, with_lse=with_lse, into=into)
         for piece, rows in _pieces(pattern):
             seen = key[:, :, : piece.length], value[:, :, : piece.length]
+            if piece.covers_all and not with_lse:
+                output[:, :, rows] = causal(query[:, :, rows], *seen, scaling)
+                continue
             settings = {"with_lse": with_lse, "into": output[:, :, rows]}
             _, piece_lse = attention(query[:, :, rows], *seen, piece, scaling, **settings)
             if lse is not None and piece_lse is not None:
