@@ -52,10 +52,13 @@ def attention(
         return output, lse
     own, near = _split(pattern)
     alone = not own.sinks and near is None
-    own_part = band_part if isinstance(own, Band) else blocks_part
+    settings = {"split": not alone, "with_lse": with_lse, "into": into if alone else None}
+    if isinstance(own, Band):
+        parts = [band_part(query, key, value, own, scaling, **settings)]
+    else:
+        parts = [blocks_part(query, key, value, own, scaling, **settings)]
     if alone:
-        return own_part(query, key, value, own, scaling, split=False, with_lse=with_lse, into=into)
-    parts = [own_part(query, key, value, own, scaling, split=True, with_lse=with_lse)]
+        return parts[0]
     if own.sinks:
         parts.append(sinks_part(query, key, value, own.sinks, scaling))
     if near is not None:
