@@ -108,10 +108,16 @@ def recipe_of(variant: Variant) -> str:
 
 def possible(variant: Variant, lengths: Sequence[int]) -> bool:
     """Whether a variant leaves room for its keys at every length; a charged router may not."""
+    return all(variant.always_dense or _has_room(variant, length) for length in lengths)
+
+
+@lru_cache(maxsize=100_000)
+def _has_room(variant: Variant, length: int) -> bool:
     try:
-        return all(variant.always_dense or variant.sparse_budget(length, 0) for length in lengths)
+        variant.sparse_budget(length, 0)
     except ValueError:
         return False
+    return True
 
 
 def candidates(

@@ -105,6 +105,12 @@ class Calibration:
         """The answer in one line."""
         plan, recipe, length = self.outcome("plan"), self.outcome(self.recipe), self.lengths[0]
         share = search.total(self.plan.variants, length) / len(self.plan.variants) / search.cost(FULL, length)
+        routers = [search.router(one.plan.variants, length) for one in (plan, recipe)]
+        beside = (
+            f" Choosing keys costs {routers[0]:.0f} pairs per query beside that, the recipe {routers[1]:.0f}."
+            if max(routers) >= 1
+            else ""
+        )
         if self.target_kl is not None:
             _, low, high = self.reported()
             over = [f"{name} {plan.divergence[name]:.3f}" for name in self.over_target()]
@@ -113,7 +119,7 @@ class Calibration:
                 f"{missed}{share:.0%} of full attention's pairs ({self._budget_told()}, {length:,} tokens) "
                 f"keep KL at or below {self.target_kl:g} on the passages that the plan was chosen with; on unseen "
                 f"text it is {plan.divergence['text']:.3f} nats per token (95 % interval {max(0.0, low):.3f} to "
-                f"{high:.3f}), the best single recipe's, {self.recipe}, {recipe.divergence['text']:.3f}."
+                f"{high:.3f}), the best single recipe's, {self.recipe}, {recipe.divergence['text']:.3f}.{beside}"
             )
         worse = [
             f"{name} {plan.divergence[name]:.3f} against {recipe.divergence[name]:.3f}"
@@ -121,13 +127,10 @@ class Calibration:
             if plan.divergence[name] > recipe.divergence[name]
         ]
         loses = f" It loses to it on {', '.join(worse)}." if worse else ""
-        routers = [search.router(one.plan.variants, length) for one in (plan, recipe)]
-        if max(routers) >= 1:
-            loses += f" Choosing keys costs {routers[0]:.0f} pairs per query beside that, the recipe {routers[1]:.0f}."
         return (
             f"At {share:.0%} of full attention's pairs ({self._budget_told()}, {length:,} tokens) this plan is "
             f"{plan.divergence['text']:.3f} nats per token from full attention on your text; the best single recipe, "
-            f"{self.recipe}, {recipe.divergence['text']:.3f}.{loses}"
+            f"{self.recipe}, {recipe.divergence['text']:.3f}.{loses}{beside}"
         )
 
 

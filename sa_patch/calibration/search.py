@@ -87,11 +87,9 @@ def fitted(chosen: Sequence[Candidate], window: int, lengths: Sequence[int]) -> 
         if one.variant.always_dense:
             return None
         other = candidate(one.recipe, int(one.variant.window) + change)
-        return (
-            None
-            if other is None or not possible(other.variant, lengths)
-            else [*found[:place], other, *found[place + 1 :]]
-        )
+        if other is None or not possible(other.variant, lengths):
+            return None
+        return [*found[:place], other, *found[place + 1 :]]
 
     order = sorted(range(len(found)), key=lambda place: -cost(found[place].variant, min(lengths)))
     step = 0

@@ -240,6 +240,12 @@ def test_a_target_gives_the_cheapest_plan_that_keeps_it_where_it_was_chosen(done
     assert mean == found.outcome("plan").divergence["text"] and low <= mean <= high
     assert f"below {wanted:g} on the passages" in found.sentence()
     assert f"(95 % interval {max(0.0, low):.3f} to {high:.3f})" in found.sentence()
+    routers = (
+        search.router(found.plan.variants, LENGTH),
+        search.router(found.outcome(found.recipe).plan.variants, LENGTH),
+    )
+    told = f"costs {routers[0]:.0f} pairs per query beside that, the recipe {routers[1]:.0f}."
+    assert (told in found.sentence()) == (max(routers) >= 1)
     assert ("Above the target" in found.sentence()) == bool(found.over_target())
     # Its own passages say that it is kept: read again, by the definition.
     reader, made = Reader(net), split(TEXTS, LENGTH, ASKED["passages"], 48)
