@@ -126,7 +126,7 @@ def choose_blocks(
             if pooled:
                 mass = certain_mass(query[:, :, begin:end], key, first + begin, start, local, scaling)
                 certain = mass - math.log(block_size)
-            weights = _together(scores, allowed, block, query_block, choosers, certain)
+            weights = _together(scores, allowed, block, query_block, block_size, choosers, certain)
         if pooled:
             chosen.append(_pooled(weights, count))
             continue
@@ -177,11 +177,18 @@ def _scores(query: Tensor, statistics: Tensor, router: str, scaling: float) -> T
     elif router == "minmax":
         exact = torch.cat([exact.clamp(min=0), exact.clamp(max=0)], dim=-1)
     grouped = exact.unflatten(1, (statistics.shape[1], -1))
-    return (grouped @ statistics[:, :, None].transpose(-1, -2)).flatten(1, 2)
+    scores = grouped.flatten(2, 3) @ statistics.transpose(-1, -2)  # a group's heads as rows of one product
+    return scores.view(*exact.shape[:3], -1)
 
 
 def _together(
-    scores: Tensor, allowed: Tensor, block: Tensor, query_block: int, choosers: int, certain: Tensor | None = None
+    scores: Tensor,
+    allowed: Tensor,
+    block: Tensor,
+    query_block: int,
+    block_size: int,
+    choosers: int,
+    certain: Tensor | None = None,
 ) -> Tensor:
     """What tiles and choosers rank blocks by: [rows, choosers, tiles, blocks], -inf where a block may not be chosen.
 
@@ -195,8 +202,8 @@ def _together(
     missing = tiles * query_block - queries
     scores = torch.nn.functional.pad(scores, (0, 0, 0, missing)) if missing else scores
     scores = scores.unflatten(2, (tiles, query_block))
-    # Blocks that the first tile may choose, all may.
-    common = max(0, scores.shape[-1] - tiles * query_block)
+    # Blocks that the first tile may choose, all may: so many tokens later, so many more may be chosen.
+    common = max(0, scores.shape[-1] - -(-tiles * query_block // block_size))
     scores[..., common:].masked_fill_(block[common:] >= allowed[:, None], -torch.inf)
     if certain is not None:
         certain = torch.nn.functional.pad(certain, (0, missing)).unflatten(2, (tiles, query_block))
@@ -206,7 +213,7 @@ def _together(
         weights = weights.nan_to_num_(0)  # tiles that may choose none
     if missing:  # rows beyond the last query vote for nothing
         weights[:, :, -1, query_block - missing :] = 0
-    votes = weights.unflatten(1, (choosers, -1)).sum((2, 4))
+    votes = weights.unflatten(1, (choosers, -1)).sum(4).sum(2)  # far faster than both at once on a CPU
     return votes.masked_fill_(block >= allowed, -torch.inf)
 
 

@@ -23,6 +23,7 @@ Mode = Literal[
 KernelName = Literal[
     "auto",
     "torch",
+    "cpp",
     "triton",
     "flash",
     "flex",

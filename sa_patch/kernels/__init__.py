@@ -19,6 +19,7 @@ from sa_patch.patterns import Band, Heads, Pattern, Pieces
 # name -> (module, class); imported on first use, so that optional dependencies stay optional.
 KERNELS = {
     "torch": ("sa_patch.kernels.pytorch.kernel", "Torch"),
+    "cpp": ("sa_patch.kernels.cpp.kernel", "Cpp"),
     "triton": ("sa_patch.kernels.triton.kernel", "Triton"),
     "flash": ("sa_patch.kernels.flash.kernel", "Flash"),
     "flex": ("sa_patch.kernels.flex.kernel", "Flex"),

@@ -1,0 +1,120 @@
+"""The `cpp` kernel: bands, runs and chosen blocks in one pass on a CPU, by a C++ program compiled on first use.
+
+It computes in float32 and leaves out the future, which a mask over tiles can't: a permuted band costs little more than
+the pairs it shows. A local window beside an order of its own is a second pass.
+"""
+
+import ctypes
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sa_patch.kept import kept_for
+from sa_patch.kernels.base import needs_gradients, refusal_without_code
+from sa_patch.kernels.cpp.library import Call, Strided, compiler, library
+from sa_patch.kernels.merging import Part, merge
+from sa_patch.patterns import Band, Blocks, Pattern, Selected
+from sa_patch.randomness import inverse
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_RUN_ROWS = 256  # queries of a run that are computed together
+
+
+class Cpp:
+    masks = False
+    joins = False
+    compile_seconds = 4.0  # once per machine
+
+    def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
+        without_code = refusal_without_code(pattern, Band, Blocks, Selected)
+        if without_code:
+            return without_code
+        if isinstance(pattern, Selected) and pattern.pooled:
+            return "it has no code for heads that choose different numbers of blocks: use kernel='torch'"
+        if query.device.type != "cpu":
+            return "it runs on a CPU: use kernel='triton' or 'torch'"
+        if query.dtype not in _DTYPES:
+            return f"it has no code for {str(query.dtype).removeprefix('torch.')}: use float32 or bfloat16"
+        if needs_gradients(query, key, value):
+            return "it has no gradients: use kernel='torch', or torch.no_grad()"
+        return None if compiler() else "it needs a C++ compiler (c++, g++ or clang++, or the variable CXX)"
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
+        query, key, value = (one if one.stride(-1) == 1 else one.contiguous() for one in (query, key, value))
+        if isinstance(pattern, Band) and pattern.order is None:  # the nearest keys, one window
+            pattern = replace(pattern, width=max(pattern.width, pattern.local), local=0)
+        if isinstance(pattern, Selected) or not pattern.local:
+            return _part(query, key, value, pattern, scaling)[0].to(query.dtype)
+        near = Band(length=pattern.length, query_len=pattern.query_len, width=pattern.local, sinks=pattern.sinks)
+        parts = [_part(query, key, value, one, scaling, with_lse=True) for one in (pattern, near)]
+        return merge(parts)[0].to(query.dtype)
+
+
+def _part(
+    query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float, *, with_lse: bool = False
+) -> Part:
+    """Attention to a pattern's own keys and sinks; without those that its local window shows, sinks included."""
+    batch, heads, query_len, head_dim = query.shape
+    name, arguments = _function(pattern, query.device)
+    wide = with_lse or name == "chosen_runs"
+    output = query.new_empty(batch, query_len, heads, head_dim, dtype=torch.float32 if wide else query.dtype)
+    output = output.transpose(1, 2)  # all heads of a token side by side, as models join them
+    lse = query.new_empty(batch, heads, query_len, dtype=torch.float32) if with_lse else None
+    call = Call(
+        *(_strided(one) for one in (query, key, value, output)),
+        _address(lse),
+        *(batch, heads, key.shape[1], head_dim, pattern.first, pattern.length),
+        *(torch.get_num_threads(), query.dtype == torch.bfloat16, output.dtype == torch.bfloat16),
+        scaling,
+    )
+    plain = [ctypes.c_int64(one) if isinstance(one, int) else ctypes.c_void_p(_address(one)) for one in arguments]
+    getattr(library(), name)(ctypes.byref(call), *plain)  # the interpreter runs other threads meanwhile
+    return output, lse
+
+
+def _function(pattern: Pattern, device: torch.device) -> tuple[str, tuple[Tensor | int | None, ...]]:
+    """The program's function that computes a pattern, and what it is told after the call, in its own order."""
+    sinks, apart = pattern.sinks, pattern.local
+    if isinstance(pattern, Band):
+        ranks = _ranks(pattern, device)
+        return "band", (*ranks, pattern.horizon, pattern.width, pattern.circular, sinks, apart, _rows(pattern))
+    assert isinstance(pattern, (Blocks, Selected)), "refusal() was not asked"
+    size, chosen = pattern.block_size, pattern.selected
+    if isinstance(pattern, Selected):
+        assert chosen is not None, "the content was not looked at"
+        choosers, most = chosen.shape[1], chosen.shape[3]
+        sizes = size, pattern.query_block, pattern.whole, sinks, max(pattern.local, 1)
+        return "selected", (chosen.contiguous(), choosers, most, *sizes)
+    if chosen is not None:
+        return "chosen_runs", (chosen.contiguous(), chosen.shape[3], size, sinks, apart)
+    horizon = pattern.length if pattern.order is None else pattern.order.numel()
+    return "runs", (pattern.order, horizon, size, sinks, apart, _RUN_ROWS)
+
+
+def _rows(band: Band) -> int:
+    """Queries that are computed together: few where their ranks are far apart, or they need keys from everywhere."""
+    if band.order is None:
+        return 32
+    close = 2 * band.width * band.query_len // band.horizon
+    return max(1, min(64 if band.width < 256 else 128, 1 << close.bit_length() >> 1))
+
+
+def _ranks(band: Band, device: torch.device) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The order, the rank of every token (int32), and the queries by rank (int32)."""
+    order = band.order
+    if order is None:
+        return None, None, None
+
+    def made() -> tuple[Tensor, Tensor]:
+        return inverse(order).int(), order[(order >= band.first) & (order < band.length)].int()
+
+    return order.contiguous(), *kept_for(band, ("cpp",), device, made)
+
+
+def _strided(tensor: Tensor) -> Strided:
+    return Strided(tensor.data_ptr(), *tensor.stride()[:3])
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,112 @@
+"""The C++ program of the `cpp` kernel: what it refuses, how it is compiled, and that neither threads nor company matter.
+
+Parity with the reference, over all cases, is in test_kernels.py.
+"""
+
+import pytest
+import torch
+from patch_cases import CASES, make_pattern, make_variant, random_heads
+
+import sa_patch
+from sa_patch import kernels
+from sa_patch.kernels.cpp import library as program
+from sa_patch.probing import pieces_of
+from sa_patch.tuning import parity
+
+SCALING = 0.25
+
+
+def runs(case: str, length: int, *heads) -> bool:
+    pattern = make_pattern(make_variant(case), length, 3, *heads[:2])
+    return all(kernels.get("cpp").refusal(piece, *heads) is None for piece in pieces_of(pattern))
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """No program was compiled or loaded yet."""
+    monkeypatch.setenv("SA_PATCH_HOME", str(tmp_path))
+    program.library.cache_clear()
+    yield tmp_path
+    program.library.cache_clear()
+
+
+def test_it_runs_every_layout_but_scattered_keys_and_lines():
+    heads = random_heads(63)
+    refused = {case for case in CASES if not runs(case, 63, *heads)}
+    assert refused and all(any(word in case for word in ("random", "vertical", "weight", "pool")) for case in refused)
+
+
+@pytest.mark.parametrize("head_dim", [8, 48, 80])
+@pytest.mark.parametrize("heads", [(7, 1), (10, 2)], ids=str)
+@pytest.mark.parametrize("case", ["swa-sinks", "sa", "sa-circular", "sa-bucket", "sa-sinks-local", "moba", "routed"])
+def test_any_heads_and_sizes(case, heads, head_dim):
+    tensors = random_heads(330, *heads, head_dim)
+    pattern = make_pattern(make_variant(case, 70), 330, 0, *tensors[:2])
+    output = kernels.execute("cpp", *tensors, pattern, SCALING)
+    exact = parity.exact_output(*tensors, pattern, SCALING)
+    assert parity.error(output, exact) <= parity.allowed_error(*tensors, pattern, SCALING)
+
+
+@pytest.mark.parametrize("case", ["swa", "sa-sinks-local", "sa-bucket", "moba", "routed", "sa-dyadic"])
+def test_neither_threads_nor_other_rows_change_a_bit(case):
+    tensors, variant, threads = random_heads(300, batch=2), make_variant(case, 50), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = sa_patch.attention(*tensors, variant, kernel="cpp")
+        torch.set_num_threads(3)
+        assert torch.equal(sa_patch.attention(*tensors, variant, kernel="cpp"), one)
+    finally:
+        torch.set_num_threads(threads)
+    alone = sa_patch.attention(*(tensor[1:] for tensor in tensors), variant, kernel="cpp")
+    assert torch.equal(alone, one[1:])
+
+
+def test_large_scores_and_what_is_not_finite():
+    """A maximum is subtracted; NaN in a visible key shows, a visible weight of infinity is NaN as in PyTorch."""
+    query, key, value = random_heads(100, batch=1)
+    variant = make_variant("sa", 20)
+    large = sa_patch.attention(query * 1e4, key, value, variant, kernel="cpp")
+    exact = sa_patch.attention(query.double() * 1e4, key.double(), value.double(), variant, kernel="reference")
+    torch.testing.assert_close(large.double(), exact, rtol=1e-3, atol=1e-3)
+    for spoilt in (torch.nan, torch.inf):
+        keys = key.clone()
+        keys[:, :, 40] = spoilt
+        found = sa_patch.attention(query, keys, value, variant, kernel="cpp")
+        seen = make_pattern(variant, 100).visible()[:, 40]
+        expected = sa_patch.attention(query, keys, value, variant, kernel="reference")
+        assert found[:, :, seen].isnan().any(-1).equal(expected[:, :, seen].isnan().any(-1))
+        assert found[:, :, ~seen].isfinite().all()
+
+
+def test_what_it_refuses(monkeypatch):
+    heads = random_heads(40)
+    with pytest.raises(NotImplementedError, match="no code for float16: use float32 or bfloat16"):
+        sa_patch.attention(*(tensor.half() for tensor in heads), make_variant("sa"), kernel="cpp")
+    with pytest.raises(NotImplementedError, match=r"no gradients: use kernel='torch', or torch.no_grad"):
+        sa_patch.attention(heads[0].requires_grad_(), *heads[1:], make_variant("sa"), kernel="cpp")
+    monkeypatch.setattr(program, "_which", lambda name: None)
+    with torch.no_grad(), pytest.raises(NotImplementedError, match=r"needs a C\+\+ compiler .*variable CXX"):
+        sa_patch.attention(*heads, make_variant("sa"), kernel="cpp")
+
+
+def test_it_is_compiled_once_and_kept(fresh, monkeypatch):
+    heads = random_heads(40)
+    expected = sa_patch.attention(*heads, make_variant("sa"), kernel="cpp")
+    assert len(list((fresh / "cpp").iterdir())) == 1
+    program.library.cache_clear()
+    monkeypatch.setattr(program, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert torch.equal(sa_patch.attention(*heads, make_variant("sa"), kernel="cpp"), expected)
+
+
+def test_a_compiler_that_fails_is_told_with_the_way_out(fresh, monkeypatch):
+    """Asked for, it never falls back; nothing half-made is left."""
+    monkeypatch.setattr(program, "FLAGS", ("-std=no-such-standard",))
+    with pytest.raises(RuntimeError, match=r"(?s)could not be compiled.*no-such-standard.*Use kernel='torch'"):
+        sa_patch.attention(*random_heads(40), make_variant("sa"), kernel="cpp")
+    assert not list((fresh / "cpp").iterdir())
+
+
+def test_describing_a_patch_compiles_nothing(fresh, qwen3):
+    text = sa_patch.apply(qwen3, "sa", 12, kernel="cpp").describe()
+    assert "kernel cpp, as asked for" in text
+    assert not (fresh / "cpp").exists()
