@@ -9,6 +9,7 @@ ARMS = {
     "moba+sinks": ("moba", {"sinks": 4}),
     # What a GPU can run fast: tiles of 16 queries and the heads of a group choose together; and coarser blocks.
     "routed+tiles": ("routed", {"share": "group", "query_block": 16}),
+    "routed+tiles16": ("routed", {"share": "group", "query_block": 16, "block_size": 16, "router": "mean"}),
     "routed+tiles32": ("routed", {"share": "group", "query_block": 16, "block_size": 32, "router": "mean"}),
 }
 

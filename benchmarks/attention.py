@@ -163,7 +163,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 16384], help="tokens")
     parser.add_argument("--windows", type=int, nargs="+", default=[128, 512], help="keys per query")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["swa", "sa", "sa-bucket", "sa-dyadic", "moba"])
-    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=GPU_KERNELS if cuda else ["torch"])
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=GPU_KERNELS if cuda else ["torch", "cpp"])
     parser.add_argument("--flex", action="store_true", help="full attention through compiled FlexAttention too")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--kv-heads", type=int, default=2)

@@ -12,6 +12,7 @@ from sa_eval.records.types import Speed
 from sa_eval.speed import clock, time_table
 from sa_eval.speed.beside_full import beside_full, read
 from sa_eval.speed.types import KernelTime
+from sa_patch.kernels import KERNELS
 from sa_patch.kernels.sdpa import Sdpa
 
 FLAGS = (
@@ -54,7 +55,7 @@ def test_every_kernel_that_can_run_here_is_timed_and_the_others_say_why_they_can
     for length in (96, 128):
         assert rows["full", length].by_kernel == rows["none", length].by_kernel == []
         found = {one.kernel: one for one in rows["random-keys-w32", length].by_kernel}
-        assert set(found) == {"torch", "triton", "flash", "flex", "sdpa"}  # the reference is no choice of `auto`
+        assert set(found) == {*KERNELS} - {"reference"}  # which is no choice of `auto`
         for name in ("torch", "sdpa"):
             assert len(found[name].repeats_ms) == 2 and found[name].prefill_ms > 0 and found[name].error is None
         assert "it needs a GPU" in found["flash"].error and found["flash"].prefill_ms is None
