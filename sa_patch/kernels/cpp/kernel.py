@@ -13,8 +13,9 @@ from torch import Tensor
 from sa_patch.kept import kept_for
 from sa_patch.kernels.base import needs_gradients, refusal_without_code
 from sa_patch.kernels.cpp.library import Call, Strided, compiler, library
+from sa_patch.kernels.dense import causal
 from sa_patch.kernels.merging import Part, merge
-from sa_patch.patterns import Band, Blocks, Pattern, Selected
+from sa_patch.patterns import Band, Blocks, Pattern, Pieces, Selected
 from sa_patch.randomness import inverse
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -23,10 +24,12 @@ _RUN_ROWS = 256  # queries of a run that are computed together
 
 class Cpp:
     masks = False
-    joins = False
+    joins = True
     compile_seconds = 4.0  # once per machine
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
+        if isinstance(pattern, Pieces):
+            return next((why for one in pattern.pieces if (why := self._refusal_to_join(one, query, key, value))), None)
         without_code = refusal_without_code(pattern, Band, Blocks, Selected)
         if without_code:
             return without_code
@@ -40,37 +43,65 @@ class Cpp:
             return "it has no gradients: use kernel='torch', or torch.no_grad()"
         return None if compiler() else "it needs a C++ compiler (c++, g++ or clang++, or the variable CXX)"
 
+    def _refusal_to_join(self, piece: Pattern, *heads: Tensor) -> str | None:
+        if piece.tail:
+            return "pieces with a dense tail are computed one by one"
+        return None if piece.covers_all else self.refusal(piece, *heads)
+
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
         query, key, value = (one if one.stride(-1) == 1 else one.contiguous() for one in (query, key, value))
-        if isinstance(pattern, Band) and pattern.order is None:  # the nearest keys, one window
-            pattern = replace(pattern, width=max(pattern.width, pattern.local), local=0)
-        if isinstance(pattern, Selected) or not pattern.local:
-            return _part(query, key, value, pattern, scaling)[0].to(query.dtype)
+        output = _empty(query, query.dtype)
+        for piece in pattern.pieces if isinstance(pattern, Pieces) else [pattern]:
+            rows = slice(piece.first - pattern.first, piece.length - pattern.first)
+            seen = key[:, :, : piece.length], value[:, :, : piece.length]
+            _write(output[:, :, rows], query[:, :, rows], *seen, piece, scaling)
+        return output
+
+
+def _write(output: Tensor, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> None:
+    """Put attention to the pattern's keys into the output."""
+    if isinstance(pattern, Band) and pattern.order is None:  # the nearest keys, one window
+        pattern = replace(pattern, width=max(pattern.width, pattern.local), local=0)
+    if pattern.covers_all:
+        output.copy_(causal(query, key, value, scaling))
+    elif isinstance(pattern, Blocks) and pattern.selected is not None and output.dtype != torch.float32:
+        wide = _empty(query, torch.float32)
+        _write(wide, query, key, value, pattern, scaling)
+        output.copy_(wide)
+    elif isinstance(pattern, Selected) or not pattern.local:
+        _run(output, None, query, key, value, pattern, scaling)
+    else:
         near = Band(length=pattern.length, query_len=pattern.query_len, width=pattern.local, sinks=pattern.sinks)
-        parts = [_part(query, key, value, one, scaling, with_lse=True) for one in (pattern, near)]
-        return merge(parts)[0].to(query.dtype)
+        output.copy_(merge([_part(query, key, value, one, scaling) for one in (pattern, near)])[0])
 
 
-def _part(
-    query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float, *, with_lse: bool = False
-) -> Part:
-    """Attention to a pattern's own keys and sinks; without those that its local window shows, sinks included."""
+def _part(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Part:
+    """Attention to a pattern's own keys without those that its local window shows, sinks included."""
+    output, lse = _empty(query, torch.float32), query.new_empty(query.shape[:3], dtype=torch.float32)
+    _run(output, lse, query, key, value, pattern, scaling)
+    return output, lse
+
+
+def _empty(query: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for the output, all heads of a token side by side, as models join them."""
     batch, heads, query_len, head_dim = query.shape
+    return query.new_empty(batch, query_len, heads, head_dim, dtype=dtype).transpose(1, 2)
+
+
+def _run(
+    output: Tensor, lse: Tensor | None, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float
+) -> None:
+    """Run the program on a pattern's own keys and sinks."""
     name, arguments = _function(pattern, query.device)
-    wide = with_lse or name == "chosen_runs"
-    output = query.new_empty(batch, query_len, heads, head_dim, dtype=torch.float32 if wide else query.dtype)
-    output = output.transpose(1, 2)  # all heads of a token side by side, as models join them
-    lse = query.new_empty(batch, heads, query_len, dtype=torch.float32) if with_lse else None
     call = Call(
         *(_strided(one) for one in (query, key, value, output)),
         _address(lse),
-        *(batch, heads, key.shape[1], head_dim, pattern.first, pattern.length),
+        *(query.shape[0], query.shape[1], key.shape[1], query.shape[3], pattern.first, pattern.length),
         *(torch.get_num_threads(), query.dtype == torch.bfloat16, output.dtype == torch.bfloat16),
         scaling,
     )
     plain = [ctypes.c_int64(one) if isinstance(one, int) else ctypes.c_void_p(_address(one)) for one in arguments]
     getattr(library(), name)(ctypes.byref(call), *plain)  # the interpreter runs other threads meanwhile
-    return output, lse
 
 
 def _function(pattern: Pattern, device: torch.device) -> tuple[str, tuple[Tensor | int | None, ...]]:
