@@ -16,13 +16,12 @@
 #include <vector>
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16;
+constexpr int LANES = 16, ROWS = 12;
 #elif defined(__AVX__)
-constexpr int LANES = 8;
+constexpr int LANES = 8, ROWS = 6;
 #else
-constexpr int LANES = 4;
+constexpr int LANES = 4, ROWS = 12;
 #endif
-constexpr int ROWS = 8;
 constexpr int STEP = 2 * LANES;  // keys, or components of a value, at a time: ROWS x 2 sums stay in registers
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
 
@@ -199,14 +198,14 @@ static void attend_rows(
             const float *k = &s.k[(size_t)j * dim], *q = s.q.data();
             for (int d = 0; d < dim; d++, k += STEP, q += ROWS) {
                 const Floats k0 = load(k), k1 = load(k + LANES);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
                 for (int r = 0; r < ROWS; r++) {
                     sum[r][0] += q[r] * k0;
                     sum[r][1] += q[r] * k1;
                 }
             }
             Ints seen[2] = {};
-#pragma GCC unroll 8
+#pragma GCC unroll 12
             for (int r = 0; r < ROWS; r++) {
                 for (int half = 0; half < 2; half++) {
                     const int from = j + half * LANES;
@@ -246,7 +245,7 @@ static void attend_rows(
             for (int j = start; j < keys.end; j = keys.next(j, 1)) {
                 const float *v = &s.v[(size_t)j * wide + component], *weight = &s.scores[j];
                 const Floats v0 = load(v), v1 = load(v + LANES);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
                 for (int r = 0; r < ROWS; r++) {
                     sum[r][0] += weight[(size_t)r * span] * v0;
                     sum[r][1] += weight[(size_t)r * span] * v1;

@@ -25,7 +25,6 @@ _RUN_ROWS = 256  # queries of a run that are computed together
 class Cpp:
     masks = False
     joins = True
-    compile_seconds = 4.0  # once per machine
 
     def refusal(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> str | None:
         if isinstance(pattern, Pieces):
@@ -128,7 +127,7 @@ def _rows(band: Band) -> int:
     if band.order is None:
         return 32
     close = 2 * band.width * band.query_len // band.horizon
-    return max(1, min(64 if band.width < 256 else 128, 1 << close.bit_length() >> 1))
+    return max(1, min(64 if band.width < 256 else 96, 1 << close.bit_length() >> 1))
 
 
 def _ranks(band: Band, device: torch.device) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
