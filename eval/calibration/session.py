@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from sa_eval.records import continued, lock, result_folder
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.keys import code_hash
 from sa_eval.records.opening import THEN_AND_NOW, differences
-from sa_eval.records.types import plain
+from sa_eval.records.types import Facts, plain
 from sa_eval.settings.config import SettingsError
 from sa_patch import calibration
 from sa_patch.calibration import search
@@ -94,7 +94,7 @@ def read(path: str) -> CalibrationResult:
     return result_folder.read_result(path, KIND, CalibrationResult)
 
 
-def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+def _deciding(settings: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in settings.items() if name not in FREE}
 
 
@@ -112,7 +112,7 @@ def _continue(
         return directory, result, _fill(directory, asked, material, result, progress)
 
 
-def _fixed(result: CalibrationResult) -> dict[str, Any]:
+def _fixed(result: CalibrationResult) -> Facts:
     """What has to be the same when a calibration is continued."""
     rows = {row.name: plain(row) for row in result.texts}
     return {**continued.computing(result), "text": rows, "device": result.hardware["device"].partition(":")[0]}

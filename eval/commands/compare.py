@@ -7,7 +7,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sa_eval.commands import load
 from sa_eval.commands.parser import Parser
@@ -16,6 +16,7 @@ from sa_eval.results.text_tables import aligned, columns
 from sa_eval.settings.values import SettingsError
 
 if TYPE_CHECKING:
+    from sa_eval.records.types import Facts
     from sa_eval.results.comparison import Comparison, Row, ScoredDocument
 
 HELP = "set two runs side by side: differences on the same documents, which were lost and won"
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _results(kind: str, namespace: argparse.Namespace, arms: tuple[str, str] | None) -> tuple[str, dict[str, Any]]:
+def _results(kind: str, namespace: argparse.Namespace, arms: tuple[str, str] | None) -> tuple[str, Facts]:
     """Two results of fidelity or speed, as text and as plain values."""
     if namespace.documents:
         raise SettingsError(f"--documents names documents of runs; results of `sa-eval {kind}` have none")

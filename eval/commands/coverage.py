@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sa_eval.commands.flags import add_flag, modes_text
 from sa_eval.commands.parser import Parser
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sa_eval.coverage.types import CoverageResult
     from sa_eval.progress import Progress
     from sa_eval.records.directory import RunDirectory
+    from sa_eval.records.types import Facts
 
 HELP = "what layers connect: coverage over depth, theory over simulation, local coherence; no model needed"
 DESCRIPTION = """\
@@ -97,7 +98,7 @@ def report(path: str) -> int:
     return 0
 
 
-def compare(paths: tuple[str, str], arms: tuple[str, str] | None) -> tuple[str, list[dict[str, Any]], list[str]]:
+def compare(paths: tuple[str, str], arms: tuple[str, str] | None) -> tuple[str, list[Facts], list[str]]:
     """Refused: every row of one result already stands beside its theory and its intervals."""
     raise SettingsError(
         f"results of `sa-eval coverage` are not compared ({paths[0]}, {paths[1]}): simulate both sets of modes in one "

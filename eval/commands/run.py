@@ -104,7 +104,7 @@ def _commands() -> str:
 
 def effective_settings(namespace: argparse.Namespace) -> Settings:
     """Defaults, then the file, then the flags."""
-    given: dict[str, Any] = read_yaml(namespace.config) if namespace.config else {}
+    given = read_yaml(namespace.config) if namespace.config else {}
     flags = {name: value for name, value in vars(namespace).items() if name in known_settings() and value is not None}
     return settings_from({**given, **flags})
 

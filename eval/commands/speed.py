@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sa_eval.commands.flags import add_flag, modes_text
 from sa_eval.commands.parser import Parser
@@ -20,6 +20,7 @@ from sa_eval.speed.settings import DEFAULTS, SpeedSettings, shared, speed_settin
 if TYPE_CHECKING:
     from sa_eval.progress import Progress
     from sa_eval.records.directory import RunDirectory
+    from sa_eval.records.types import Facts
     from sa_eval.speed.types import SpeedResult
 
 HELP = "measure speed and memory: time to first token, tokens per second, peak memory, beside full"
@@ -95,7 +96,7 @@ def report(path: str) -> int:
     return 0
 
 
-def compare(paths: tuple[str, str], arms: tuple[str, str] | None) -> tuple[str, list[dict[str, Any]], list[str]]:
+def compare(paths: tuple[str, str], arms: tuple[str, str] | None) -> tuple[str, list[Facts], list[str]]:
     """Two results as text, as rows, and what they differ in besides their numbers."""
     from sa_eval.records.result_folder import different
     from sa_eval.records.types import plain

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from sa_eval.commands.flags import add_flag
 from sa_eval.commands.parser import Parser
@@ -133,9 +133,18 @@ def _tune(asked: TuneSettings, progress: Progress) -> int:
     return 1 if tuned.wrong else 0
 
 
-def _of_model(asked: TuneSettings) -> dict[str, Any]:
+class Tensors(TypedDict, total=False):
+    """What `tune` is told of a layer's tensors."""
+
+    dtype: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+def _of_model(asked: TuneSettings) -> Tensors:
     """Heads, head_dim and dtype of the model that was named, without its weights."""
-    dtype = {} if asked.dtype == "auto" else {"dtype": asked.dtype}
+    dtype: Tensors = {} if asked.dtype == "auto" else {"dtype": asked.dtype}
     if asked.shape is not None:
         from sa_eval.speed.measured_model import shape_file
 
@@ -150,7 +159,7 @@ def _of_model(asked: TuneSettings) -> dict[str, Any]:
     heads = config.num_attention_heads
     own = str(getattr(config, "dtype", None) or "").removeprefix("torch.")
     on_cpu = asked.device.partition(":")[0] == "cpu" or (asked.device == "auto" and not _has_gpu())
-    known = {"dtype": own} if own in ("bfloat16", "float16") and not on_cpu else {}
+    known: Tensors = {"dtype": own} if own in ("bfloat16", "float16") and not on_cpu else {}
     return {
         **known,
         **dtype,

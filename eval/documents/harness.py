@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -104,7 +105,7 @@ def prepare(wanted: Wanted, settings: Settings, lm: Any) -> list[PreparedTask]:
     return [_prepared(leaf, task, wanted, settings, lm) for leaf, task in loaded.items()]
 
 
-def _load(name: str) -> dict[str, Any]:
+def _load(name: str) -> Mapping[str, object]:
     """The tasks of a name.
 
     Raises:

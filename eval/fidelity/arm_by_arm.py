@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from sa_eval import environment, estimate
 from sa_eval.errors import UserError
@@ -24,7 +23,7 @@ from sa_eval.progress import Bar, Progress
 from sa_eval.records import continued, lock, result_folder
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.keys import code_hash
-from sa_eval.records.types import ArmRow, plain
+from sa_eval.records.types import ArmRow, Facts, plain
 from sa_eval.settings.arm import Arm, check_kernels
 from sa_eval.settings.arms import arms_from, left_out
 from sa_eval.settings.config import Settings, SettingsError, settings_from
@@ -98,7 +97,7 @@ def resume(path: str, progress: Progress) -> tuple[RunDirectory, Fidelity, int]:
         return directory, results, _fill(directory, results, subject, material, progress)
 
 
-def _fixed(results: Fidelity) -> dict[str, Any]:
+def _fixed(results: Fidelity) -> Facts:
     """What has to be the same when a result is continued."""
     arms = {arm.name: plain(arm) for arm in results.arms}
     rows = {f"{row.name} at {row.length}": plain(row) for row in results.texts}

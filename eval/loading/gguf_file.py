@@ -7,6 +7,7 @@ without a word, and an evaluation of the rest would be of another model: that is
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def check_nothing_skipped(name: str, header: Header, model: Any) -> None:
         )
 
 
-def _refuse_scaled_positions(name: str, fields: dict[str, Any], tensors: list[str]) -> None:
+def _refuse_scaled_positions(name: str, fields: Mapping[str, object], tensors: list[str]) -> None:
     scaled = [
         key
         for key, value in fields.items()

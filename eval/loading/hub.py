@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 from unittest import mock
 
 from sa_eval.messages import one_line, shown
@@ -18,7 +17,7 @@ TIMEOUT_S = 5.0
 
 
 @contextlib.contextmanager
-def reached(repository: str, revision: str | None) -> Iterator[dict[str, Any]]:
+def reached(repository: str, revision: str | None) -> Iterator[dict[str, str | bool]]:
     """What `from_pretrained` needs for this model; where the hub does not answer, inside only the cache is read.
 
     Raises:

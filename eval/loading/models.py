@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from sa_eval import environment
 from sa_eval.loading import gguf_file, model_files, soundness, tensor_split, weights
 from sa_eval.loading.identity import ModelIdentity
+from sa_eval.loading.model_files import Content
 from sa_eval.loading.sources import Location, Source, location_of
 from sa_eval.messages import one_line, shown
 from sa_eval.settings.config import Settings, SettingsError
@@ -61,7 +62,7 @@ def load(source: Source, settings: Settings) -> Loaded:
         return Loaded(model, tokenizer, source, identity(source, model, header, commit))
 
 
-def _checked_files(source: Source, location: Location, settings: Settings) -> model_files.Json:
+def _checked_files(source: Source, location: Location, settings: Settings) -> model_files.Files:
     """The model's JSON files by name; a GGUF file holds its config itself."""
     if source.file is None:
         return model_files.check_code(source.name, location.path, location.options, settings)
@@ -81,10 +82,10 @@ def _load_tokenizer(location: Location, settings: Settings) -> Any:
     return tokenizer
 
 
-def _load_weights(source: Source, location: Location, settings: Settings, device: str, config: dict[str, Any]) -> Any:
+def _load_weights(source: Source, location: Location, settings: Settings, device: str, config: Content) -> Any:
     from transformers import AutoModelForCausalLM
 
-    options = dict(location.options)
+    options: dict[str, Any] = dict(location.options)
     if source.file is not None:
         options["quantization_config"] = gguf_file.unpacked()
     if settings.device_map is not None:
@@ -193,17 +194,16 @@ def identity(
     source: Source, model: Any, header: gguf_file.Header | None = None, commit: str | None = None
 ) -> ModelIdentity:
     """What was evaluated; `header` is that of the GGUF file it came from, `commit` that of the hub's repository."""
-    if not source.local:
-        origin: dict[str, Any] = {"hub_id": source.path, "revision": commit}
-    elif source.file is not None and header is not None:
-        origin = {"file": source.file.name, "quantization": header.quantization, **weights.identity([source.file])}
-    else:
-        origin = weights.identity(weights.files_of(Path(source.path)))
-    return ModelIdentity(
+    found = ModelIdentity(
         name=source.name,
         model_class=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         layers=model.config.get_text_config().num_hidden_layers,
-        **origin,
     )
+    if not source.local:
+        return replace(found, hub_id=source.path, revision=commit)
+    if source.file is None or header is None:
+        return replace(found, **weights.identity(weights.files_of(Path(source.path))))
+    origin = weights.identity([source.file])
+    return replace(found, file=source.file.name, quantization=header.quantization, **origin)

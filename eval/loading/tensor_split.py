@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from sa_eval.loading.model_files import Content
 from sa_eval.settings.config import SettingsError
 
 
-def plan(name: str, config: dict[str, Any]) -> Any:
+def plan(name: str, config: Content) -> Any:
     """The model's own plan, over all processes.
 
     Args:

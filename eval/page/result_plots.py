@@ -193,7 +193,7 @@ def styles(arms: Sequence[Any]) -> dict[str, Style]:
     return found
 
 
-def look(style: Style, slots: dict[str, int]) -> dict[str, Any]:
+def look(style: Style, slots: dict[str, int]) -> drawing.Look:
     """What matplotlib draws a line with."""
     if style.label == FLOOR:
         return {"color": SOFT, "linestyle": (0, (2, 2)), "linewidth": 1.2, "marker": ""}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import sa_patch
 from sa_eval.settings import layer_sets
@@ -13,6 +13,8 @@ from sa_eval.settings.values import SettingsError
 from sa_patch import kernels
 from sa_patch.saved import from_config
 from sa_patch.variants import make_variant
+
+Options = dict[str, Any]  # a variant's options by name, as `make_variant` takes them
 
 
 def check_kernels(arms: Sequence[Any], model: Any, device: Any = None, dtype: Any = None) -> None:
@@ -43,6 +45,19 @@ def check_kernels(arms: Sequence[Any], model: Any, device: Any = None, dtype: An
         )
 
 
+class ArmFacts(TypedDict):
+    """An arm as JSON holds it."""
+
+    name: str
+    label: str
+    mode: str
+    window: int | float | None
+    dense_tail: int
+    seeds: list[int]
+    kernel: str
+    options: Options
+
+
 @dataclass(frozen=True)
 class Arm:
     """One row of the comparison. `options` is what `sa_patch.apply` gets besides mode, window, seed and kernel.
@@ -58,7 +73,7 @@ class Arm:
     dense_tail: int = 0
     seeds: tuple[int, ...] = (0,)
     kernel: str = "auto"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
     def apply(self, model: Any, seed: int) -> Any:
         """Patch the model; the caller restores. The full arm runs the model's own attention and returns None."""
@@ -120,7 +135,7 @@ class Arm:
         numbers = tuple(layer for layer in self.options.get("dense_layers", ()) if isinstance(layer, int))
         return (self._variant(self.seeds[0], {**self.options, "dense_layers": numbers}),)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ArmFacts:
         return {
             "name": self.name,
             "label": self.label,

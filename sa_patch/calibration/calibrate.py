@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -159,6 +159,18 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class Fit(TypedDict):
+    """What one passage to fit with says, as the journal holds it.
+
+    Attributes:
+        errors: of the attention's output, [layers][candidates].
+        effects: the divergence with one layer alone sparse, [probes][layers].
+    """
+
+    errors: list[list[float]]
+    effects: list[list[float]]
+
+
 @dataclass
 class _Run:
     """One calibration: what it reads, what it may choose from, and what it has measured so far."""
@@ -244,7 +256,7 @@ class _Run:
         weighted = [WEIGHTS[name] * some / some[:, middle].sum().clamp(min=1e-9) for name, some in sums.items()]
         return torch.stack(weighted).sum(0)
 
-    def _fit_passage(self, passage: Passage, probes: Sequence[int]) -> dict[str, Any]:
+    def _fit_passage(self, passage: Passage, probes: Sequence[int]) -> Fit:
         ids, positions = self.reader.ids(passage), thinned(passage.scored, FIT_POSITIONS)
         errors = torch.zeros(self.count, len(self.candidates), dtype=torch.float64)
 

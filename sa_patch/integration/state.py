@@ -33,7 +33,7 @@ class State:
     layers: tuple[Layer, ...]
     original_config: Any = None
     patched_config: Any = None
-    snapshot: dict[str, Any] = field(default_factory=dict)  # the original config's values when it was copied
+    snapshot: dict[str, object] = field(default_factory=dict)  # the original config's values when it was copied
     prompt_threads: set[int] = field(default_factory=set)  # those in which generate is at its prompt
     told: str | None = None  # the implementation set behind the patch that its user was warned of
     # Called by every layer of an eager call with (layer, query, key, value, scaling), heads before any grouping.
