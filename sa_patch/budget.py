@@ -32,7 +32,7 @@ class LayerBudget:
     exact: bool = True
     charged: int = 0
 
-    def told(self) -> str:
+    def in_words(self) -> str:
         """The layer in words, its number aside."""
         parts = [f"{self.kind}, {'' if self.exact else 'at most '}{self.pairs:,} pairs"]
         parts += [f"router {self.router_scores:,} products"] if self.router_scores else []
@@ -99,7 +99,7 @@ class Budget:
         return [
             ("budget", f"{self.length:,} tokens: {whole}"),
             ("asked for", f"{self.target_keys_per_query:,.1f} keys per query {where}{missed}"),
-            *shown.folded(layer.told() for layer in self.per_layer),
+            *shown.folded(layer.in_words() for layer in self.per_layer),
         ]
 
     def __repr__(self) -> str:

@@ -52,9 +52,9 @@ class Rows:
         """Real tokens: [batch, heads, columns, head_dim] -> [sequences, heads, len(index), head_dim]."""
         return tensor[self.rows[:, None], :, index].transpose(1, 2)
 
-    def scatter(self, output: Tensor, part: Tensor) -> None:
-        """Write results [sequences, heads, query_len, head_dim] into `output` [batch, heads, columns, head_dim]."""
-        output.transpose(1, 2).index_put_((self.rows[:, None], self.query_index), part.transpose(1, 2))
+    def scatter(self, output: Tensor, results: Tensor) -> None:
+        """Write `results` [sequences, heads, query_len, head_dim] into `output` [batch, heads, columns, head_dim]."""
+        output.transpose(1, 2).index_put_((self.rows[:, None], self.query_index), results.transpose(1, 2))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sa_eval import environment, estimate
+from sa_eval import environment, estimate, machine
 from sa_eval.calibration.settings import FREE, CalibrationSettings, calibration_settings
 from sa_eval.calibration.types import (
     JOURNAL,
@@ -156,7 +156,7 @@ def head(asked: CalibrationSettings, material: Material) -> CalibrationResult:
         settings=asked.to_dict(),
         model=material.loaded.identity.to_dict(),
         versions=environment.versions(),
-        hardware=environment.hardware(models.input_device(material.loaded.model)),
+        hardware=machine.hardware(models.input_device(material.loaded.model)),
         code=code_hash(),
         texts=material.rows,
         notes=[*guessing, PREFILL],

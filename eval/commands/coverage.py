@@ -14,13 +14,13 @@ from sa_eval.commands.flags import add_flag, modes_text
 from sa_eval.commands.parser import Parser
 from sa_eval.coverage.settings import DEFAULTS, CoverageSettings, coverage_settings, shared
 from sa_eval.processes import interrupts
+from sa_eval.progress import Progress
 from sa_eval.settings.config import known_settings
 from sa_eval.settings.setting import settings_of
 from sa_eval.settings.values import SettingsError
 
 if TYPE_CHECKING:
     from sa_eval.coverage.types import CoverageResult
-    from sa_eval.progress import Progress
     from sa_eval.records.directory import RunDirectory
     from sa_eval.records.types import Facts
 
@@ -72,8 +72,6 @@ def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse(arguments)
     given = {name: value for name, value in vars(namespace).items() if name != "verbose" and value is not None}
     asked = coverage_settings(given)
-    from sa_eval.progress import Progress
-
     progress = Progress(verbose=namespace.verbose)
     with progress.quiet():
         from sa_eval.coverage import simulating

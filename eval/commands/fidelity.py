@@ -15,13 +15,13 @@ from sa_eval.commands.flags import add_flag, modes_text
 from sa_eval.commands.parser import Parser
 from sa_eval.messages import shown
 from sa_eval.processes import interrupts
+from sa_eval.progress import Progress
 from sa_eval.settings.config import Settings, known_settings, option_settings, settings_from
 from sa_eval.settings.settings_file import read_yaml
 from sa_eval.settings.values import SettingsError
 
 if TYPE_CHECKING:
     from sa_eval.fidelity.types import Fidelity
-    from sa_eval.progress import Progress
     from sa_eval.records.directory import RunDirectory
     from sa_eval.records.types import Facts
 
@@ -86,8 +86,6 @@ CHANGED = {
 def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse(arguments)
     settings, passages = settings_of(namespace), _passages(namespace.passages)
-    from sa_eval.progress import Progress
-
     progress = Progress(verbose=namespace.verbose)
     with progress.quiet():
         from sa_eval.fidelity import arm_by_arm

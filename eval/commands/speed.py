@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from sa_eval.commands.flags import add_flag, modes_text
 from sa_eval.commands.parser import Parser
 from sa_eval.processes import interrupts
+from sa_eval.progress import Progress
 from sa_eval.settings.config import known_settings
 from sa_eval.settings.setting import settings_of
 from sa_eval.speed.settings import DEFAULTS, SpeedSettings, shared, speed_settings
 
 if TYPE_CHECKING:
-    from sa_eval.progress import Progress
     from sa_eval.records.directory import RunDirectory
     from sa_eval.records.types import Facts
     from sa_eval.speed.types import SpeedResult
@@ -71,8 +71,6 @@ def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse(arguments)
     given = {name: value for name, value in vars(namespace).items() if name != "verbose" and value is not None}
     asked = speed_settings(given)
-    from sa_eval.progress import Progress
-
     progress = Progress(verbose=namespace.verbose)
     with progress.quiet():
         from sa_eval.speed import length_by_length

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sa_eval import environment
+from sa_eval import environment, machine
 from sa_eval.coverage.settings import CoverageSettings, coverage_settings
 from sa_eval.coverage.types import Coherence, CoverageFailure, CoverageResult, CoverageRow, Curve, MixingRow, World
 from sa_eval.messages import one_line
@@ -111,7 +111,7 @@ def _head(asked: CoverageSettings) -> CoverageResult:
         settings=asked.to_dict(),
         model={},
         versions=environment.versions(),
-        hardware=environment.hardware("cpu"),
+        hardware=machine.hardware("cpu"),
         code=code_hash(),
         arms=[arm.name for arm, _, _ in _arms(asked)],
         fly=dict(analysis.FLY),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from sa_eval import environment, estimate
+from sa_eval import environment, estimate, machine
 from sa_eval.errors import UserError
 from sa_eval.fidelity import buckets, layer_errors, measuring, passages, sums, texts
 from sa_eval.fidelity.types import ArmFailure, Fidelity, Request
@@ -220,7 +220,7 @@ def head(settings: Settings, request: Request, material: Material) -> Fidelity:
         request=request,
         model=material.loaded.identity.to_dict(),
         versions=environment.versions(),
-        hardware=environment.hardware(models.input_device(material.loaded.model)),
+        hardware=machine.hardware(models.input_device(material.loaded.model)),
         code=code_hash(),
         measures=MEASURES,
         probed_places=layer_errors.PROBED,

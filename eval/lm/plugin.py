@@ -151,8 +151,8 @@ class SparseLM(ExactRequests):
 def _joined(items: list[tuple[tuple[str, int], bool]]) -> dict[tuple[str, int], bool]:
     """What several processes found; they share documents where those do not come out even."""
     found: dict[tuple[str, int], bool] = {}
-    for place, cut in items:
-        found[place] = cut or found.get(place, False)
+    for document, cut in items:
+        found[document] = cut or found.get(document, False)
     return found
 
 

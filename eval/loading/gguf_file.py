@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import GgufConfig
+
 from sa_eval.messages import one_line, shown
 from sa_eval.settings.config import SettingsError
 
@@ -66,8 +68,6 @@ def unpacked() -> Any:
 
     Otherwise transformers may keep some of them packed and fetch kernels from the hub to compute with.
     """
-    from transformers import GgufConfig
-
     return GgufConfig(dequantize=True)
 
 

@@ -1,7 +1,7 @@
 """A model's files before transformers reads them: nothing may run, be unpickled or come from outside.
 
 transformers takes more from a folder than an evaluation can: it reads pickles that an index of safetensors names, and
-puts an adapter over the weights unasked. Imports transformers only inside functions.
+puts an adapter over the weights unasked.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest import mock
 
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils.hub import cached_file
+
 from sa_eval.loading import checkpoint
 from sa_eval.messages import shown
 from sa_eval.settings.config import Settings, SettingsError
+from sa_patch.integration.checkpoints import MODEL_TYPE
 
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -79,8 +83,6 @@ def check_weights(name: str, folder: Path | None, found: Files, settings: Settin
 
 def fetched(path: str, hub: Mapping[str, str | bool]) -> Path:
     """The folder of the cache that a hub model was fetched to; its name is the commit."""
-    from transformers.utils.hub import cached_file
-
     return Path(str(cached_file(path, "config.json", **hub))).parent
 
 
@@ -103,10 +105,6 @@ def code_kept_out(settings: Settings) -> Iterator[None]:
 
 
 def _check_kind(name: str, config: Content) -> None:
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
-
-    from sa_patch.integration.checkpoints import MODEL_TYPE
-
     kind = config.get("model_type")
     if kind == MODEL_TYPE:
         raise SettingsError(
@@ -128,8 +126,6 @@ def _check_kind(name: str, config: Content) -> None:
 
 
 def _read_json(path: str, file: str, hub: Mapping[str, str | bool]) -> Content | None:
-    from transformers.utils.hub import cached_file
-
     flags = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     location = cached_file(path, file, **hub, **flags)
     if location is None:

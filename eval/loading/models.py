@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sa_eval import environment
 from sa_eval.loading import gguf_file, model_files, soundness, tensor_split, weights
@@ -42,7 +43,7 @@ def load(source: Source, settings: Settings) -> Loaded:
     torch.set_num_threads(settings.threads or min(torch.get_num_threads(), environment.allowed_cpus()))
     device = pick_device(settings)
     header = None if source.file is None else gguf_file.read(source.name, source.file)
-    with location_of(source, settings) as location, _told(f"cannot load the model {shown(settings.model)}"):
+    with location_of(source, settings) as location, _as_one_message(f"cannot load the model {shown(settings.model)}"):
         found = _checked_files(source, location, settings)
         model_files.check_weights(source.name, source.folder, found, settings)
         model = _load_weights(source, location, settings, device, found["config.json"] or {})
@@ -54,7 +55,7 @@ def load(source: Source, settings: Settings) -> Loaded:
         if header is not None:
             gguf_file.check_nothing_skipped(source.name, header, model)
         soundness.check_weights(source.name, model)
-        with _told(f"cannot load the tokenizer of the model {shown(settings.model)}"):
+        with _as_one_message(f"cannot load the tokenizer of the model {shown(settings.model)}"):
             tokenizer = _load_tokenizer(location, settings)
         if settings.device_map is None and not settings.tp:
             model = model.to(device)
@@ -66,15 +67,11 @@ def _checked_files(source: Source, location: Location, settings: Settings) -> mo
     """The model's JSON files by name; a GGUF file holds its config itself."""
     if source.file is None:
         return model_files.check_code(source.name, location.path, location.options, settings)
-    from transformers import AutoConfig
-
     config = AutoConfig.from_pretrained(location.path, **location.options).to_dict()
     return model_files.check_config(source.name, config)
 
 
 def _load_tokenizer(location: Location, settings: Settings) -> Any:
-    from transformers import AutoTokenizer
-
     trusted = settings.trust_remote_code
     tokenizer = AutoTokenizer.from_pretrained(location.path, trust_remote_code=trusted, **location.options)
     if tokenizer.pad_token_id is None:
@@ -83,8 +80,6 @@ def _load_tokenizer(location: Location, settings: Settings) -> Any:
 
 
 def _load_weights(source: Source, location: Location, settings: Settings, device: str, config: Content) -> Any:
-    from transformers import AutoModelForCausalLM
-
     options: dict[str, Any] = dict(location.options)
     if source.file is not None:
         options["quantization_config"] = gguf_file.unpacked()
@@ -110,9 +105,7 @@ def _load_weights(source: Source, location: Location, settings: Settings, device
 
 def empty_model(source: Source, settings: Settings) -> Any:
     """The model's shape without weights (meta device): enough to count pairs and bytes, for --dry-run."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with location_of(source, settings) as location, _told(f"cannot read the model {shown(settings.model)}"):
+    with location_of(source, settings) as location, _as_one_message(f"cannot read the model {shown(settings.model)}"):
         trusted = settings.trust_remote_code
         if source.file is None:
             model_files.check_code(source.name, location.path, location.options, settings)
@@ -125,7 +118,7 @@ def empty_model(source: Source, settings: Settings) -> Any:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _as_one_message(what: str) -> Iterator[None]:
     """Whatever a library says about a broken model is one message for the user; the cause stays attached."""
     try:
         yield

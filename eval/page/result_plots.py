@@ -153,7 +153,7 @@ class Picture:
     panels: tuple[Panel, ...]
     slots: dict[str, int]
 
-    def part(self) -> Charts:
+    def charts(self) -> Charts:
         """For a page."""
         images = tuple(
             svg.inline(sheet([panel], self.slots), f"{self.name}-{number}", panel.text, _tips(panel))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sa_eval.documents.prepared import requests_by_document
+from sa_eval.documents.score import score_of
 from sa_eval.records.types import Prompt, Record
 from sa_eval.run.chunks import Chunk
 
@@ -20,8 +21,6 @@ def scored(chunk: Chunk, samples: list[Sample], cut: Mapping[tuple[str, int], bo
     Args:
         cut: (task, document) -> whether the limit of new tokens cut an answer, of those that were generated.
     """
-    from sa_eval.documents.harness import score_of
-
     by_document: dict[int, list[Sample]] = {}
     for sample in samples:
         by_document.setdefault(sample["doc_id"], []).append(sample)

@@ -32,16 +32,16 @@ def check_kernels(arms: Sequence[Any], model: Any, device: Any = None, dtype: An
         return
     from sa_patch import integration
 
-    place, precision = integration.place(model)
+    own_device, own_dtype = integration.device_and_dtype(model)
     refused: dict[str, list[str]] = {}
     for arm in asked:
-        reason = arm.kernel_refusal(model, device or place, dtype or precision)
+        reason = arm.kernel_refusal(model, device or own_device, dtype or own_dtype)
         if reason:
             refused.setdefault(f"kernel {arm.kernel!r}: {reason}", []).append(arm.name)
     if refused:
-        told = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in refused.items())
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in refused.items())
         raise SettingsError(
-            f"this cannot run on {device or place}: {told}. Use --kernel auto, or leave those modes out"
+            f"this cannot run on {device or own_device}: {reasons}. Use --kernel auto, or leave those modes out"
         )
 
 

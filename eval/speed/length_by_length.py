@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sa_eval import environment, estimate
+from sa_eval import environment, estimate, machine
 from sa_eval.loading import model_files, models
 from sa_eval.messages import one_line
 from sa_eval.processes import interrupts
@@ -112,7 +112,7 @@ def head(asked: SpeedSettings, subject: measured_model.Subject, arms: Sequence[A
         clock="CPU time of the process" if asked.cpu_time else "wall time",
         model=subject.identity,
         versions=environment.versions(),
-        hardware=environment.hardware(subject.model.device),
+        hardware=machine.hardware(subject.model.device),
         code=code_hash(),
         arms=[arm.row() if isinstance(arm, Floor) else TimedArm(**arm.to_dict()) for arm in arms],
         notes=[f"{RANDOM_WEIGHTS}."] if asked.random_weights else [],

@@ -130,8 +130,8 @@ def check(
     """
     if router_cost not in FAMILIES:
         raise ValueError(f"router_cost must be {' or '.join(map(repr, FAMILIES))}, got {router_cost!r}")
-    numbers = {"window": window, "swaps": swaps, **{f"lengths[{place}]": one for place, one in enumerate(lengths)}}
-    numbers |= {f"passages[{place}]": one for place, one in enumerate(passages)}
+    numbers = {"window": window, "swaps": swaps, **{f"lengths[{index}]": one for index, one in enumerate(lengths)}}
+    numbers |= {f"passages[{index}]": one for index, one in enumerate(passages)}
     for name, number in numbers.items():
         least = 0 if name == "swaps" else LEAST if name == "window" else 1
         if isinstance(number, bool) or not isinstance(number, int) or number < least:

@@ -15,7 +15,7 @@ from sa_patch.forward import Layer
 from sa_patch.integration.checkpoints import SAVING
 from sa_patch.integration.gates import add, make_gates, remove
 from sa_patch.integration.generation import OVERRIDES
-from sa_patch.integration.modules import attention_modules, device, heads_of, is_placed, kv_heads_here, place
+from sa_patch.integration.modules import attention_modules, device, device_and_dtype, heads_of, is_placed, kv_heads_here
 from sa_patch.integration.state import NAME, UNPATCHED, State, state
 from sa_patch.kept import KEPT
 from sa_patch.kernels import crossover
@@ -48,7 +48,7 @@ def bind(model: nn.Module, plan: Variant | Plan, kernel: str, initial: float | N
             if not -count <= layer < count:
                 raise ValueError(f"dense_layers has {layer}, but the model has layers 0..{count - 1}")
         if variant.dense_below == "crossover":
-            crossover(variant.layout, 1, *place(model))
+            crossover(variant.layout, 1, *device_and_dtype(model))
         _check_kernel(model, variant, kernel)
     if state(model) is None and modules[0].__dict__["config"]._attn_implementation == NAME:
         raise ValueError(UNPATCHED)
@@ -86,7 +86,7 @@ def _check_kernel(model: nn.Module, variant: Variant, kernel: str) -> None:
     """Refuse a kernel that was asked for and can't run the variant where the model is."""
     if kernel == "auto" or not is_placed(model):
         return
-    reason = refusal(kernel, variant, *place(model), *heads_of(model))
+    reason = refusal(kernel, variant, *device_and_dtype(model), *heads_of(model))
     if reason:
         raise NotImplementedError(
             f"kernel {kernel!r} can't run {variant.name!r} on this model: {reason}. Use kernel='auto'; or, where "
@@ -104,8 +104,8 @@ def attach(model: nn.Module, patch: State) -> None:
     patch.patched_config._attn_implementation = NAME
     _swap_config(model, patch.original_config, patch.patched_config)
     for module, layer in zip(modules, patch.layers, strict=True):
-        for part in (layer, *layer.branches):  # made now: a compiler can't
-            part.traced.to(device(module))
+        for one in (layer, *layer.branches):  # made now: a compiler can't
+            one.traced.to(device(module))
         module.__dict__.update(_sa_patch=patch, _sa_patch_layer=layer)
     if patch.gates is not None:
         add(model, modules, patch.gates)
@@ -148,8 +148,8 @@ def _tell_when_overridden(module: nn.Module, _: object) -> None:
         return  # a compiled graph can't warn
     held = state(module)
     found = None if held is None else held.overridden
-    if held is not None and found != held.told:
-        held.told = found
+    if held is not None and found != held.warned_of:
+        held.warned_of = found
         if found is not None:
             warnings.warn(
                 f"the sa_patch of this model does not run: its attention implementation was set to {found!r} behind "
