@@ -20,7 +20,8 @@ from sa_eval.page.content import (
     words,
 )
 from sa_eval.page.drawing import looks
-from sa_eval.page.result_plots import Bar, Bars, Dots, Picture, Row, Style
+from sa_eval.page.result_panels import Bar, Bars, Dots, Row, Style
+from sa_eval.page.result_plots import Picture
 from sa_eval.records.directory import RunDirectory
 
 

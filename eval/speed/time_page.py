@@ -20,8 +20,9 @@ from sa_eval.page.content import (
     words,
 )
 from sa_eval.page.drawing import looks
-from sa_eval.page.result_plots import Dots, Lines, Picture, Series, styles
-from sa_eval.page.result_plots import Row as DotRow
+from sa_eval.page.result_panels import Dots, Lines, Series, styles
+from sa_eval.page.result_panels import Row as DotRow
+from sa_eval.page.result_plots import Picture
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.types import FULL
 from sa_eval.speed.beside_full import FLOOR, LEAST_REPEATS, told_apart
