@@ -23,7 +23,7 @@ import torch
 from real_model_arms import LENGTH, WINDOWS, arms, read_counting
 from real_model_tasks import FILES, TASKS, run_task
 
-from sa_eval import environment
+from sa_eval import environment, machine
 from sa_eval.fidelity import buckets, measuring, sums, texts
 from sa_eval.loading import models, sources
 from sa_eval.progress import Progress
@@ -58,7 +58,7 @@ def main() -> None:
     about |= {
         "documents": options.documents,
         "threads": options.threads,
-        "hardware": environment.hardware(loaded.model.device),
+        "hardware": machine.hardware(loaded.model.device),
         "versions": environment.versions(),
     }
     results: dict[str, Any] = {"about": about, "fidelity": fidelity(loaded, options, progress)}

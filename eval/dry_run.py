@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from sa_eval import estimate
 from sa_eval.budgets import measured_budget
 from sa_eval.documents import ruler, selection
@@ -24,8 +26,6 @@ def render(settings: Settings) -> str:
     Raises:
         SettingsError: when no arm but full could run on this model.
     """
-    import torch
-
     source = sources.find(settings.model)
     selection.check_tasks(settings)
     arms = arms_from(settings)

@@ -7,7 +7,6 @@ import os
 import platform
 import time
 from importlib import metadata
-from typing import Any
 
 PACKAGES = ("torch", "transformers", "lm_eval", "sa-patch", "accelerate", "datasets", "numpy", "scipy")
 
@@ -19,28 +18,6 @@ def versions() -> dict[str, str]:
             found[package.replace("-", "_")] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package.replace("-", "_")] = "not installed"
-    return found
-
-
-def hardware(device: Any) -> dict[str, str | int | float | None]:
-    import torch
-
-    from sa_patch.kernels import rules
-    from sa_patch.machine import cpu_name
-
-    found: dict[str, str | int | float | None] = {
-        "device": str(device),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "kernel_rules": rules.used(torch.device(device)),
-    }
-    if torch.device(device).type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-        found["gpu_count"] = torch.cuda.device_count()
-        found["gpu_memory_gib"] = round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
-        found["cuda"] = torch.version.cuda
     return found
 
 

@@ -8,8 +8,10 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 NOISY_LOGGERS = (
     "lm_eval",
@@ -28,13 +30,16 @@ class Progress:
     """Progress on stderr; `verbose` lets the libraries' own logs and bars through, `enabled=False` prints nothing."""
 
     def __init__(self, *, verbose: bool = False, enabled: bool = True) -> None:
+        from tqdm import tqdm  # not for --help
+
         self.verbose, self.enabled = verbose, enabled
+        self._tqdm = tqdm
         self._terminal = sys.stderr  # ours, also while libraries are kept quiet
         self._quiet = False
 
     def say(self, text: str) -> None:
         if self.enabled:
-            tqdm.write(text, file=self._terminal)
+            self._tqdm.write(text, file=self._terminal)
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[None]:
@@ -46,7 +51,7 @@ class Progress:
     @contextlib.contextmanager
     def bar(self, total: int, text: str, unit: str, done: int = 0) -> Iterator[Bar]:
         """A bar over `total`; what was `done` before counts as done, not as speed."""
-        with tqdm(
+        with self._tqdm(
             total=total,
             initial=done,
             desc=text,

@@ -183,11 +183,11 @@ def attention(
     kernels.check_name(kernel)
     mask = None if attention_mask is None else attention_mask.to(device=query.device, dtype=torch.bool)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    place = layer_idx, num_layers or layer_idx + 1
+    numbers = layer_idx, num_layers or layer_idx + 1
     if values_are_hidden(query, mask):
-        return trace_function(query, key, value, mask, variant, *place, kernel, factor)
+        return trace_function(query, key, value, mask, variant, *numbers, kernel, factor)
     geometry = Geometry.build(query.shape[0], query.shape[2], key.shape[2], mask, query.device)
-    return attend_sequences(query, key, value, geometry, Layer(variant, kernel, *place), factor)
+    return attend_sequences(query, key, value, geometry, Layer(variant, kernel, *numbers), factor)
 
 
 def _check_variant(variant: object) -> None:

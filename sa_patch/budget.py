@@ -1,4 +1,4 @@
-"""Budgets: what was asked for, and what a pattern really lets through. Nothing here is assumed, all is counted.
+"""Budgets: the pairs that were asked for, and those that a pattern shows, counted from the pattern.
 
 The unit is causal sliding-window attention: at window w and length n it has n w - w (w - 1) / 2 pairs.
 Imports torch only.
@@ -32,7 +32,7 @@ class LayerBudget:
     exact: bool = True
     charged: int = 0
 
-    def told(self) -> str:
+    def in_words(self) -> str:
         """The layer in words, its number aside."""
         parts = [f"{self.kind}, {'' if self.exact else 'at most '}{self.pairs:,} pairs"]
         parts += [f"router {self.router_scores:,} products"] if self.router_scores else []
@@ -46,10 +46,10 @@ class Budget:
 
     Attributes:
         length: real tokens, n.
-        target_keys_per_query: what swa at the same window has, the budget that was asked for (per sparse layer).
+        target_keys_per_query: the budget that was asked for: keys per query of swa at the same window.
         per_layer: one entry per attention layer.
-        over_all: the target is what all layers have on average, full ones included (a plan's); otherwise what every
-            sparse layer has.
+        over_all: True: the target is for the mean over all layers, full ones included (a plan). False: for every sparse
+            layer.
     """
 
     length: int
@@ -84,7 +84,7 @@ class Budget:
 
     @property
     def off_target(self) -> float:
-        """Relative distance of the layers that the target is about from it: 0.05 is 5 % more keys than asked for."""
+        """Keys per query of the layers that the target is for, over the target, minus 1: 0.05 is 5 % more."""
         counted = [layer.pairs + layer.charged for layer in self.per_layer if self.over_all or layer.kind == "sparse"]
         if not counted:
             return 0.0
@@ -99,7 +99,7 @@ class Budget:
         return [
             ("budget", f"{self.length:,} tokens: {whole}"),
             ("asked for", f"{self.target_keys_per_query:,.1f} keys per query {where}{missed}"),
-            *shown.folded(layer.told() for layer in self.per_layer),
+            *shown.folded(layer.in_words() for layer in self.per_layer),
         ]
 
     def __repr__(self) -> str:
@@ -113,7 +113,7 @@ def expected_union_pairs(length: int, own: int, sinks: int, local: int, first: i
     """Expected pairs of queries first..length-1 in `own` randomly placed pairs together with sinks and a local window.
 
     Args:
-        own: pairs of all `length` queries, diagonal included; spread evenly over what is below the diagonal.
+        own: pairs (i, j), j <= i, of all `length` queries. Those with j < i may lie anywhere, equally likely.
     """
     below = triangle(length - 1)
     share = (own - length) / below if below else 0.0
@@ -125,11 +125,11 @@ def expected_union_pairs(length: int, own: int, sinks: int, local: int, first: i
 def matched_width(
     own_pairs: Callable[[int, int], int], length: int, window: int, sinks: int, local: int, first: int = 0
 ) -> int:
-    """The width at which a variant with sinks and a local window has the pairs it has without them at `window`.
+    """The width at which a variant with sinks and local window has as many pairs as at width `window` without them.
 
     Args:
-        own_pairs: (length, width) -> pairs of the variant's own part, randomly placed, growing with the width.
-        first: only queries first..length-1 are counted.
+        own_pairs: (length, width) -> pairs of the variant's own part. Grows with the width; their places are random.
+        first: only queries i >= first are counted.
     """
     target = expected_union_pairs(length, own_pairs(length, window), 0, 0, first)
 
@@ -140,6 +140,6 @@ def matched_width(
 
 
 def closest(excess: Callable[[int], float], upper: int) -> int:
-    """The argument in 1..upper at which a growing function comes closest to 0."""
+    """The number 1 <= x <= upper at which a growing function is closest to 0."""
     above = bisect_left(range(1, upper), 0, key=excess) + 1
     return above - 1 if above > 1 and -excess(above - 1) <= excess(above) else above

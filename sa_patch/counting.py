@@ -13,7 +13,7 @@ def window_pairs(length: int, window: int) -> int:
 
 
 def band_pairs(length: int, width: int, circular: bool = False) -> int:
-    """Pairs of a Band, whatever its order: each unordered pair of near ranks is causal one way, plus the diagonal."""
+    """Pairs of a Band in any order: of two tokens of near ranks the later one sees the other, and each sees itself."""
     reach = min(width, length) - 1
     if not circular:
         return window_pairs(length, reach + 1)
@@ -21,13 +21,13 @@ def band_pairs(length: int, width: int, circular: bool = False) -> int:
 
 
 def run_pairs(length: int, run_size: int) -> int:
-    """Causal pairs inside consecutive runs of `run_size` tokens."""
+    """Pairs (i, j), j <= i, inside consecutive runs of `run_size` tokens."""
     full, rest = divmod(length, run_size)
     return full * triangle(run_size) + triangle(rest)
 
 
 def extra_pairs(length: int, sinks: int, local: int) -> int:
-    """Pairs strictly below the diagonal that sinks (j < sinks) or the local window (i - j < local) open."""
+    """Pairs (i, j), j < i, with j < sinks or i - j < local."""
     reach = max(min(local, length), 1)
     beyond = [max(0, length - key - reach) for key in range(min(sinks, length))]
     return window_pairs(length, reach) - length + sum(beyond)

@@ -58,8 +58,8 @@ class Layer:
     @cached_property
     def branches(self) -> tuple["Layer", ...]:
         """A layer for each branch of the variant. What ran is counted once, in this layer's counters."""
-        place = self.kernel, self.layer_idx, self.num_layers, self.first_head
-        made = [Layer(branch, *place) for branch in self.variant.branches]
+        same = self.kernel, self.layer_idx, self.num_layers, self.first_head
+        made = [Layer(branch, *same) for branch in self.variant.branches]
         for branch in made:
             branch.ran = self.ran
         made[-1].calls = self.calls

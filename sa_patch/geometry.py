@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-# What `encode` writes per column: flags, and from DOCUMENT on the number of the column's document.
+# Bits of an `encode`d column: two flags; the bits from DOCUMENT upwards hold the number of its document.
 REAL, NEW, DOCUMENT = 1, 2, 4
 
 
@@ -20,10 +20,10 @@ class Group:
 
     Attributes:
         length: keys per sequence, n.
-        query_len: queries per sequence; they are the last positions.
+        query_len: queries per sequence, q; they are at positions n - q .. n - 1.
         device: where orders and masks are built.
-        first_head: the number in the layer of the first kv head that is here (another than 0 under tensor parallelism).
-        kv_heads: how many there are, where no keys tell it.
+        first_head: index in the layer of this process's first kv head; above 0 only under tensor parallelism.
+        kv_heads: kv heads in this process; read only where no key tensor is given.
     """
 
     length: int
@@ -35,12 +35,12 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The sequences of a batch that form one group.
+    """The sequences of a batch that have the length and query_len of one group.
 
     Attributes:
         rows: the batch row each sequence is in, int64 [sequences].
-        query_index: where their real queries are among the call's queries, int64 [sequences, query_len].
-        key_index: where their real tokens are among the columns, int64 [sequences, length].
+        query_index: indices of their real queries in the call's query tensor, int64 [sequences, query_len].
+        key_index: indices of their real tokens in the call's key tensor, int64 [sequences, length].
     """
 
     group: Group
@@ -52,19 +52,21 @@ class Rows:
         """Real tokens: [batch, heads, columns, head_dim] -> [sequences, heads, len(index), head_dim]."""
         return tensor[self.rows[:, None], :, index].transpose(1, 2)
 
-    def scatter(self, output: Tensor, part: Tensor) -> None:
-        """Write results [sequences, heads, query_len, head_dim] into `output` [batch, heads, columns, head_dim]."""
-        output.transpose(1, 2).index_put_((self.rows[:, None], self.query_index), part.transpose(1, 2))
+    def scatter(self, output: Tensor, results: Tensor) -> None:
+        """Write `results` [sequences, heads, query_len, head_dim] into `output` [batch, heads, columns, head_dim]."""
+        output.transpose(1, 2).index_put_((self.rows[:, None], self.query_index), results.transpose(1, 2))
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """All sequences of a forward call; what transformers carries to every layer as the attention mask.
+    """All sequences of a forward call. The mask factory returns it, and transformers hands it to every layer as the
+    attention mask.
 
     Attributes:
-        columns: the call's columns, padding included, as one group.
+        columns: all token columns of the call, padding included, as one group.
         key_mask: bool [batch, columns.length], True at real tokens; None when there is no padding.
-        documents: int64 [batch, columns.length], a number per packed document, ascending; None when a row is one.
+        documents: int64 [batch, columns.length], the number of each token's packed document, ascending along a row;
+            None when every row is one document.
     """
 
     columns: Group
@@ -72,7 +74,7 @@ class Geometry:
     documents: Tensor | None = None
     _moved: dict[torch.device, "Geometry"] = field(default_factory=dict, repr=False)  # one per device, for all layers
 
-    ndim = 2  # generate asks a mask for it
+    ndim = 2  # `generate` reads attention_mask.ndim
 
     @classmethod
     def build(
@@ -90,7 +92,7 @@ class Geometry:
             key_mask: bool [batch, key_len], True at real tokens, or None.
 
         Raises:
-            ValueError: when the mask has other columns than there are keys.
+            ValueError: when the mask is not [batch, key_len].
         """
         cls.check_mask(key_mask, batch, key_len)
         if key_mask is not None and bool(key_mask.all()):
@@ -99,7 +101,7 @@ class Geometry:
 
     @staticmethod
     def check_mask(key_mask: Tensor | None, batch: int, key_len: int) -> None:
-        """Raise ValueError when a mask has other columns than there are keys."""
+        """Raise ValueError when a mask is not [batch, key_len]."""
         if key_mask is not None and key_mask.shape != (batch, key_len):
             raise ValueError(
                 f"attention_mask has shape {tuple(key_mask.shape)}, but this call has {batch} rows of {key_len} keys: "
@@ -108,7 +110,7 @@ class Geometry:
 
     @cached_property
     def parts(self) -> tuple[Rows, ...] | None:
-        """Every sequence with a real query, in groups; None when the columns are one group already."""
+        """Sequences that have a real query, grouped by (length, query_len); None without padding and documents."""
         if self.key_mask is None and self.documents is None:
             return None
         some = self.documents if self.key_mask is None else self.key_mask
@@ -148,7 +150,7 @@ class Geometry:
         return self._moved[device]
 
     def contiguous(self) -> "Geometry":
-        """Itself: generate asks a mask for it."""
+        """Itself: `generate` calls attention_mask.contiguous()."""
         return self
 
 
@@ -161,11 +163,11 @@ def encode(
     documents: Tensor | None,
     device: torch.device,
 ) -> Tensor:
-    """A geometry as a tensor, for static caches and compiled models: no value in it is ever looked at here.
+    """A geometry as a tensor, for static caches and compiled models. Reads no tensor's values, so it can be traced.
 
     Args:
-        key_len: columns of the keys, those that hold nothing yet included.
-        offset: the first new column.
+        key_len: columns of the key tensor; a static cache has empty ones at the end.
+        offset: index of this call's first column, which is the number of cached tokens.
         key_mask: bool [batch, <= key_len], True at real tokens, or None.
 
     Returns:
@@ -191,7 +193,7 @@ def encode(
 
 
 def decode(codes: Tensor, query_len: int) -> Geometry:
-    """The geometry that `encode` wrote; kept with the tensor, so that the layers of a forward share it."""
+    """The geometry that `encode` wrote. It is kept on the tensor, because every layer of a forward gets that tensor."""
     known = getattr(codes, "_sa_patch_geometry", None)
     if known is not None:
         return known
@@ -217,13 +219,13 @@ def decode(codes: Tensor, query_len: int) -> Geometry:
 
 
 def packed(geometry: Geometry, ends: Tensor) -> Geometry:
-    """One row cut into documents; kept with the geometry, so that the layers of a forward share it.
+    """One row cut into documents. The result is kept on the geometry, because every layer of a forward asks for it.
 
     Args:
         ends: cumulative lengths 0, l1, l1 + l2, ..., as FlashAttention takes them: int [documents + 1].
 
     Raises:
-        ValueError: when they don't cover the row, or the row was cut elsewhere already.
+        ValueError: when `ends` don't cover the row, or position_ids cut it into other documents.
     """
     known = geometry.__dict__.get("_packed")
     if known is not None:
@@ -243,7 +245,13 @@ def packed(geometry: Geometry, ends: Tensor) -> Geometry:
 
 
 def refuse_restarts(position_ids: object, geometry: Geometry) -> None:
-    """Packed documents restart their positions; transformers itself sees them only without mask and cache."""
+    """Refuse position_ids that do not ascend by 1 inside a sequence.
+
+    They restart where documents are packed. transformers detects that only in calls without attention_mask and cache.
+
+    Raises:
+        NotImplementedError: they restart or skip.
+    """
     if not isinstance(position_ids, Tensor) or position_ids.dim() != 2 or geometry.columns.query_len == 1:
         return
     if geometry.parts is None:

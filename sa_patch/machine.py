@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+import sa_patch
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -38,8 +40,6 @@ def identity(device: torch.device) -> Identity:
 
 @lru_cache(maxsize=64)
 def _identity(kind: str, index: int | None) -> Identity:
-    import sa_patch
-
     versions = {"torch": torch.__version__, "triton": _installed("triton"), "sa_patch": sa_patch.__version__}
     if kind != "cuda":
         return Identity(cpu_name() if kind == "cpu" else kind, versions)

@@ -154,7 +154,7 @@ class Patch:
             raise ValueError(f"layer_idx={layer_idx} is out of range: the model has layers 0..{self.num_layers - 1}")
         group = Group(length, length, CPU, kv_heads=self._kv_heads)
         variant = self.plan.variants[layer_idx]
-        if is_dense(variant, length, layer_idx, self.num_layers, *integration.place(self.model)):
+        if is_dense(variant, length, layer_idx, self.num_layers, *integration.device_and_dtype(self.model)):
             patterns: list[Pattern] = [variant.dense(group)]
         else:
             patterns = [branch.sparse_pattern(group, layer_idx, None, None) for branch in variant.branches]
@@ -196,9 +196,9 @@ class Patch:
     def budget(self, length: int) -> Budget:
         """What reading a prompt of `length` tokens costs, counted from the patterns: total and per layer."""
         _check_length(length)
-        place, count = integration.place(self.model), self.num_layers
+        where, count = integration.device_and_dtype(self.model), self.num_layers
         layers = tuple(
-            layer_budget(variant, length, layer, count, *place, self._kv_heads)
+            layer_budget(variant, length, layer, count, *where, self._kv_heads)
             for layer, variant in enumerate(self.plan.variants)
         )
         return Budget(length, self.plan.target(length), layers, over_all=self.plan.window is not None)
@@ -253,7 +253,7 @@ class Patch:
             return "sdpa, plain causal"
         layouts = {layout: None for variant in self.plan.distinct for layout in layouts_of(variant)}
         return kernels.describe(
-            self.kernel, [*layouts], *integration.place(self.model), *integration.head_shape(self.model)
+            self.kernel, [*layouts], *integration.device_and_dtype(self.model), *integration.head_shape(self.model)
         )
 
     def _lengths(self) -> list[int]:
@@ -263,10 +263,10 @@ class Patch:
 
     def _refused(self) -> list[tuple[str, str]]:
         """The kernels that can't run here, and why."""
-        place = integration.device(self.model)
+        device = integration.device(self.model)
         found = {}
         for length in reversed(self._lengths()):
-            found |= kernels.refusals(length, place)
+            found |= kernels.refusals(length, device)
         return [("refused", f"kernel {name}: {reason}") for name, reason in found.items()]
 
     def _decode_line(self) -> str:
@@ -275,12 +275,12 @@ class Patch:
         return "sparse: every generated token reads its own row of the pattern"
 
     def _short_line(self, variant: Variant) -> list[str]:
-        place = integration.place(self.model)
+        where = integration.device_and_dtype(self.model)
         if not variant.dense_below or variant.always_dense:
             return []
         if isinstance(variant.dense_below, int):
             return [f"prompts up to {variant.dense_below:,} tokens stay full"]
-        length = bisect_left(range(1 << 24), True, key=lambda length: not is_short(variant, length + 1, *place))
+        length = bisect_left(range(1 << 24), True, key=lambda length: not is_short(variant, length + 1, *where))
         return [f"prompts up to {length:,} tokens stay full: sparse was not measured to be faster there (crossover)"]
 
     def _status(self) -> str:
@@ -291,14 +291,14 @@ class Patch:
 
     def _budget_line(self, length: int) -> str:
         """Of one variant, the first sparse layer's: counting every layer would take seconds on deep models."""
-        place, count = integration.place(self.model), self.num_layers
-        dense = [is_dense(one, length, layer, count, *place) for layer, one in enumerate(self.plan.variants)]
+        where, count = integration.device_and_dtype(self.model), self.num_layers
+        dense = [is_dense(one, length, layer, count, *where) for layer, one in enumerate(self.plan.variants)]
         sparse = [layer for layer in range(count) if not dense[layer]]
         try:
             if self.plan.single is None:
                 budget = self.budget(length)
             else:
-                layer = layer_budget(self.variant, length, sparse[0] if sparse else 0, count, *place, self._kv_heads)
+                layer = layer_budget(self.variant, length, sparse[0] if sparse else 0, count, *where, self._kv_heads)
                 budget = Budget(length, self.plan.target(length), (layer,))
         except ValueError as error:
             return f"{length:,} tokens: {error}"

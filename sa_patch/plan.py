@@ -100,7 +100,7 @@ class Plan:
     def _repr_html_(self) -> str:
         return shown.html(self.facts())
 
-    def to_config(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, object]:
         """Everything the plan holds, JSON-serialisable.
 
         Raises:

@@ -24,7 +24,7 @@ def config_file(path: str | Path) -> Path:
     return path if path.suffix == ".json" and not path.is_dir() else path / CONFIG_NAME
 
 
-def config_of(plan: Plan, kernel: str) -> dict[str, Any]:
+def config_of(plan: Plan, kernel: str) -> dict[str, object]:
     """Everything needed to apply a patch again, JSON-serialisable.
 
     Raises:

@@ -27,20 +27,20 @@ def screen(facts: Sequence[Fact], everything: str) -> str:
     wrap = partial(textwrap.fill, width=SCREEN, subsequent_indent=" " * _MARGIN, break_on_hyphens=False)
     wrapped = [(name, wrap(_line(name, text))) for name, text in facts]
     sizes = [text.count("\n") + 1 for _, text in wrapped]
-    folded = [place for place, (name, _) in enumerate(wrapped) if name == LAYERS]
+    folded = [index for index, (name, _) in enumerate(wrapped) if name == LAYERS]
     if sum(sizes) <= SCREEN_LINES or not folded:
         return "\n".join(text for _, text in wrapped)
-    room = SCREEN_LINES - 1 - sum(size for place, size in enumerate(sizes) if place not in folded)
+    room = SCREEN_LINES - 1 - sum(size for index, size in enumerate(sizes) if index not in folded)
     kept: list[int] = []
-    for place in folded:
-        room -= sizes[place]
+    for index in folded:
+        room -= sizes[index]
         if room < 0:
             break
-        kept.append(place)
+        kept.append(index)
     hidden = set(folded) - set(kept)
     rest = _line(LAYERS, f"and {len(hidden)} kinds more: {everything}")
-    shown = {place: text for place, (_, text) in enumerate(wrapped) if place not in hidden} | {min(hidden): rest}
-    return "\n".join(shown[place] for place in sorted(shown))
+    shown = {index: text for index, (_, text) in enumerate(wrapped) if index not in hidden} | {min(hidden): rest}
+    return "\n".join(shown[index] for index in sorted(shown))
 
 
 def html(facts: Iterable[Fact]) -> str:

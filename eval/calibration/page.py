@@ -20,7 +20,8 @@ from sa_eval.page.content import (
     words,
 )
 from sa_eval.page.drawing import looks
-from sa_eval.page.result_plots import Bar, Bars, Dots, Picture, Row, Style
+from sa_eval.page.result_panels import Bar, Bars, Dots, Row, Style
+from sa_eval.page.result_plots import Picture
 from sa_eval.records.directory import RunDirectory
 
 
@@ -63,14 +64,14 @@ def _found(
             "outcomes",
             "What it costs",
             f"{said.LEGEND} {strata}.",
-            (pictures[0].part(), _outcomes(result, found), each),
+            (pictures[0].charts(), _outcomes(result, found), each),
         ),
         Section(
             "layers",
             "Which layer got what",
             f"Keys per query at {result.length:,} tokens, router included where it is charged; the dashed line is the "
             "mean that was allowed. Colour and mark: the recipe.",
-            (pictures[1].part(), _layers(found)),
+            (pictures[1].charts(), _layers(found)),
         ),
     ]
 
@@ -104,14 +105,14 @@ def _range(row: StratumRow) -> tuple[float, float]:
 
 def layers_picture(result: CalibrationResult, found: Findings) -> Picture:
     """The recipe of every layer by colour and mark, its keys per query by height."""
-    bars = tuple(Bar(Style(row.recipe), row.keys_per_query, _told(row)) for row in found.layers)
+    bars = tuple(Bar(Style(row.recipe), row.keys_per_query, _bar_text(row)) for row in found.layers)
     level = found.allowed[str(result.length)] / len(found.layers) / result.length
     panel = Bars(f"The plan at {result.length:,} tokens", "layer", "keys per query", bars, level)
     slots = _slots(found)
     return Picture("layers", f"Which layer got what: {result.model['name']}", (panel,), slots)
 
 
-def _told(row: LayerRow) -> str:
+def _bar_text(row: LayerRow) -> str:
     window = "all keys" if row.window is None else f"window {row.window}"
     return f"layer {row.layer}: {row.recipe}, {window}, {row.keys_per_query:,.0f} keys per query"
 
@@ -125,8 +126,8 @@ def _outcomes(result: CalibrationResult, found: Findings) -> Table:
     )
     rows = []
     for row in found.outcomes:
-        values = [Field(number(part.divergence), value=part.divergence) for part in row.strata]
-        differences = [_difference(part) for part in row.strata]
+        values = [Field(number(one.divergence), value=one.divergence) for one in row.strata]
+        differences = [_difference(one) for one in row.strata]
         rows.append(
             [
                 words(row.name, row.role if row.role == "control" else ""),

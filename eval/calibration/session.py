@@ -6,44 +6,31 @@ What was measured is in the folder's journal before the next begins; the same co
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sa_eval import environment, estimate
+from sa_eval import environment, estimate, machine
+from sa_eval.calibration.findings import findings
 from sa_eval.calibration.settings import FREE, CalibrationSettings, calibration_settings
-from sa_eval.calibration.types import (
-    JOURNAL,
-    CalibrationResult,
-    Findings,
-    LayerRow,
-    OutcomeRow,
-    StratumRow,
-    TextRow,
-)
+from sa_eval.calibration.steps import Steps, stages
+from sa_eval.calibration.types import JOURNAL, CalibrationResult, TextRow
 from sa_eval.fidelity import passages, texts
 from sa_eval.loading import model_files, models, sources
 from sa_eval.processes import interrupts
-from sa_eval.progress import Bar, Progress
+from sa_eval.progress import Progress
 from sa_eval.records import continued, lock, result_folder
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.keys import code_hash
 from sa_eval.records.opening import THEN_AND_NOW, differences
-from sa_eval.records.types import plain
+from sa_eval.records.types import Facts, plain
 from sa_eval.settings.config import SettingsError
 from sa_patch import calibration
-from sa_patch.calibration import search
-from sa_patch.calibration.calibrate import SEARCH_STEPS
-from sa_patch.calibration.candidates import FAMILIES, RECIPES, recipe_of
 from sa_patch.calibration.reading import Reader
-from sa_patch.calibration.strata import STRATA
 from sa_patch.saved import config_of, write_config
-from sa_patch.variants import options_of
 
 KIND = "calibrate"
-FIT, PROBES, CONTROLS = 4, 2, 7  # passes: candidates on one passage; recipes run in one layer alone; arms of the report
 PREFILL = "Everything is measured while a text is read (prefill); generated tokens read the whole cache."
 
 
@@ -94,7 +81,7 @@ def read(path: str) -> CalibrationResult:
     return result_folder.read_result(path, KIND, CalibrationResult)
 
 
-def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+def _deciding(settings: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in settings.items() if name not in FREE}
 
 
@@ -112,7 +99,7 @@ def _continue(
         return directory, result, _fill(directory, asked, material, result, progress)
 
 
-def _fixed(result: CalibrationResult) -> dict[str, Any]:
+def _fixed(result: CalibrationResult) -> Facts:
     """What has to be the same when a calibration is continued."""
     rows = {row.name: plain(row) for row in result.texts}
     return {**continued.computing(result), "text": rows, "device": result.hardware["device"].partition(":")[0]}
@@ -156,40 +143,11 @@ def head(asked: CalibrationSettings, material: Material) -> CalibrationResult:
         settings=asked.to_dict(),
         model=material.loaded.identity.to_dict(),
         versions=environment.versions(),
-        hardware=environment.hardware(models.input_device(material.loaded.model)),
+        hardware=machine.hardware(models.input_device(material.loaded.model)),
         code=code_hash(),
         texts=material.rows,
         notes=[*guessing, PREFILL],
     )
-
-
-def stages(asked: CalibrationSettings, layers: int) -> dict[str, int]:
-    """About how many passes over a passage every stage takes, in the order of the stages."""
-    fit, choose, report = (len(STRATA) * count for count in asked.passages)
-    return {
-        "fit": fit * (FIT + PROBES * (layers + 1) // 2),
-        **({} if asked.target_kl is None else {"search": choose * SEARCH_STEPS}),
-        "recipes": choose * (len(FAMILIES[asked.router_cost].names) + 1),
-        "swaps": choose * asked.swaps,
-        "report": report * (1 + CONTROLS),
-    }
-
-
-class Steps:
-    """Moves the bar as `calibrate` tells what it does."""
-
-    def __init__(self, bar: Bar, passes: dict[str, int]) -> None:
-        self._bar, self._passes, self._done = bar, passes, 0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        before = sum(list(self._passes.values())[: list(self._passes).index(stage)])
-        reached = before + self._passes[stage] * min(done, total) // max(1, total)
-        self._bar.describe(f"{stage} {done + 1}/{total}", now=True)
-        self._bar.advance(max(0, reached - self._done))
-        self._done = max(self._done, reached)
-
-    def finish(self) -> None:
-        self._bar.advance(sum(self._passes.values()) - self._done)
 
 
 def _fill(
@@ -224,60 +182,3 @@ def _fill(
     result.found, result.finished, result.interrupted = findings(found), environment.now(), False
     result_folder.write_result(directory, KIND, result)
     return 0
-
-
-def findings(found: calibration.Calibration) -> Findings:
-    """A calibration as its file holds it."""
-    return Findings(
-        sentence=found.sentence(),
-        recipe=found.recipe,
-        allowed=_by_length(search.allowed(found.window, len(found.plan.variants), found.lengths)),
-        outcomes=[_outcome(found, one) for one in found.outcomes],
-        layers=[_layer(found, layer) for layer in range(len(found.plan.variants))],
-        swaps_tried=found.swaps[0],
-        swaps_kept=found.swaps[1],
-        seconds=round(found.seconds, 1),
-    )
-
-
-def _by_length(pairs: dict[int, int]) -> dict[str, int]:
-    return {str(length): count for length, count in pairs.items()}
-
-
-def _outcome(found: calibration.Calibration, one: calibration.Outcome) -> OutcomeRow:
-    role = "plan" if one.name == "plan" else "recipe" if one.name in RECIPES else "control"
-    rows = []
-    for stratum in STRATA:
-        mean, low, high = found.difference(one.name, found.recipe, stratum)
-        same = one.name == found.recipe
-        rows.append(
-            StratumRow(
-                stratum=stratum,
-                divergence=one.divergence[stratum],
-                of_passages=one.of_passages[stratum],
-                difference=None if same else mean,
-                low=None if same or math.isinf(low) else low,
-                high=None if same or math.isinf(high) else high,
-            )
-        )
-    pairs = {length: search.total(one.plan.variants, length) for length in found.lengths}
-    router = round(search.router(one.plan.variants, found.lengths[0]), 2)
-    config = config_of(one.plan, "auto")
-    return OutcomeRow(name=one.name, role=role, config=config, pairs=_by_length(pairs), strata=rows, router=router)
-
-
-def _layer(found: calibration.Calibration, layer: int) -> LayerRow:
-    variant, length = found.plan.variants[layer], found.lengths[0]
-    usual = {option.name: option.default for option in options_of(type(variant))}
-    return LayerRow(
-        layer=layer,
-        recipe=recipe_of(variant),
-        mode=variant.name,
-        window=None if variant.always_dense else int(variant.window),
-        keys_per_query=search.cost(variant, length) / length,
-        options={
-            name: value
-            for name, value in variant.options().items()
-            if name != "window" and value not in (usual[name], variant.defaults.get(name, usual[name]))
-        },
-    )

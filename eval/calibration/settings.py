@@ -88,13 +88,11 @@ class CalibrationSettings:
     swaps: int = setting(24, "changes of the plan to try on the passages to choose with", maximum=10_000)
     seed: int = setting(0, "which passages are used for what, and where the needles are")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
+        shared = {name: value for name, value in self.of.to_dict().items() if name in SHARED}
         own = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return {**{name: value for name, value in self.of.to_dict().items() if name in SHARED}, **_without(own, "of")}
-
-
-def _without(found: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in found.items() if key != name}
+        del own["of"]
+        return {**shared, **own}
 
 
 def calibration_settings(given: Mapping[str, Any]) -> CalibrationSettings:
@@ -103,12 +101,9 @@ def calibration_settings(given: Mapping[str, Any]) -> CalibrationSettings:
     Raises:
         SettingsError: for a value that cannot be used, or one that is missing.
     """
-    known, values = (
-        settings_of(CalibrationSettings),
-        {name: value for name, value in given.items() if value is not None},
-    )
+    known, values = settings_of(CalibrationSettings), {key: one for key, one in given.items() if one is not None}
     own = {name: known[name].checked(value) for name, value in values.items() if name in known}
-    asked = CalibrationSettings(settings_from(_shared(values, set(known))), **own)
+    asked = CalibrationSettings(settings_from({key: one for key, one in values.items() if key not in known}), **own)
     if not asked.text:
         raise SettingsError(
             "calibrate needs texts like those the model will read: give UTF-8 files with --text FILE ..."
@@ -116,7 +111,3 @@ def calibration_settings(given: Mapping[str, Any]) -> CalibrationSettings:
     if asked.window is None:
         raise SettingsError("calibrate needs the budget: give keys per query, the mean over layers, with --window N")
     return asked
-
-
-def _shared(values: Mapping[str, Any], own: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in own}

@@ -30,18 +30,18 @@ def answer(result: CalibrationResult) -> list[str]:
     found, plan = result.found, result.found.outcome("plan")
     losses = [
         f"On {row.stratum} this plan loses to {found.recipe}: {number(row.divergence)} nats against "
-        f"{number(found.outcome(found.recipe).stratum(row.stratum).divergence)} ({_told(row)})."
+        f"{number(found.outcome(found.recipe).stratum(row.stratum).divergence)} ({_difference(row)})."
         for row in plan.strata
         if (row.difference or 0) > 0
     ]
     return [*losses, found.sentence]
 
 
-def _told(row: StratumRow) -> str:
+def _difference(row: StratumRow) -> str:
     if row.low is None or row.high is None:
         return "one passage: no interval"
-    told = f"difference {signed(row.difference)}, 95\u00a0% {signed(row.low)} to {signed(row.high)}"
-    return told if row.low > 0 else f"{told}: may be chance"
+    text = f"difference {signed(row.difference)}, 95\u00a0% {signed(row.low)} to {signed(row.high)}"
+    return text if row.low > 0 else f"{text}: may be chance"
 
 
 def signed(value: float | None) -> str:
@@ -134,13 +134,13 @@ def router(row: OutcomeRow) -> str:
 
 def layers_told(found: Findings, width: int) -> str:
     """Which layers got what, a line per recipe."""
-    told, recipes = [], list(dict.fromkeys(row.recipe for row in found.layers))
+    blocks, recipes = [], list(dict.fromkeys(row.recipe for row in found.layers))
     for recipe in recipes:
         rows = [row for row in found.layers if row.recipe == recipe]
         each = ", ".join(str(row.layer) if row.window is None else f"{row.layer} (w {row.window})" for row in rows)
         start = f"  {recipe:<{max(map(len, recipes))}}  layers "
-        told.append(textwrap.fill(each, width, initial_indent=start, subsequent_indent=" " * len(start)))
-    return "\n".join(told)
+        blocks.append(textwrap.fill(each, width, initial_indent=start, subsequent_indent=" " * len(start)))
+    return "\n".join(blocks)
 
 
 def usage(folder: str) -> str:

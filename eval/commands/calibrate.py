@@ -14,13 +14,13 @@ from sa_eval.calibration.settings import SHARED, CalibrationSettings, calibratio
 from sa_eval.commands.flags import add_flag
 from sa_eval.commands.parser import Parser
 from sa_eval.processes import interrupts
+from sa_eval.progress import Progress
 from sa_eval.settings.config import known_settings
 from sa_eval.settings.setting import settings_of
 from sa_eval.settings.values import SettingsError
 
 if TYPE_CHECKING:
     from sa_eval.calibration.types import CalibrationResult
-    from sa_eval.progress import Progress
     from sa_eval.records.directory import RunDirectory
 
 HELP = "find the best plan for a model on your own text: another variant per layer, at a budget; no training"
@@ -76,8 +76,6 @@ CHANGED = {"out": "directory of the result (default: runs/<time>-calibrate-<mode
 def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse(arguments)
     asked = calibration_settings({name: value for name, value in vars(namespace).items() if name != "verbose"})
-    from sa_eval.progress import Progress
-
     progress = Progress(verbose=namespace.verbose)
     with progress.quiet():
         from sa_eval.calibration import session

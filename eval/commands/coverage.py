@@ -8,20 +8,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sa_eval.commands.flags import add_flag, modes_text
 from sa_eval.commands.parser import Parser
 from sa_eval.coverage.settings import DEFAULTS, CoverageSettings, coverage_settings, shared
 from sa_eval.processes import interrupts
+from sa_eval.progress import Progress
 from sa_eval.settings.config import known_settings
 from sa_eval.settings.setting import settings_of
 from sa_eval.settings.values import SettingsError
 
 if TYPE_CHECKING:
     from sa_eval.coverage.types import CoverageResult
-    from sa_eval.progress import Progress
     from sa_eval.records.directory import RunDirectory
+    from sa_eval.records.types import Facts
 
 HELP = "what layers connect: coverage over depth, theory over simulation, local coherence; no model needed"
 DESCRIPTION = """\
@@ -71,8 +72,6 @@ def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse(arguments)
     given = {name: value for name, value in vars(namespace).items() if name != "verbose" and value is not None}
     asked = coverage_settings(given)
-    from sa_eval.progress import Progress
-
     progress = Progress(verbose=namespace.verbose)
     with progress.quiet():
         from sa_eval.coverage import simulating
@@ -97,7 +96,7 @@ def report(path: str) -> int:
     return 0
 
 
-def compare(paths: tuple[str, str], arms: tuple[str, str] | None) -> tuple[str, list[dict[str, Any]], list[str]]:
+def compare(paths: tuple[str, str], arms: tuple[str, str] | None) -> tuple[str, list[Facts], list[str]]:
     """Refused: every row of one result already stands beside its theory and its intervals."""
     raise SettingsError(
         f"results of `sa-eval coverage` are not compared ({paths[0]}, {paths[1]}): simulate both sets of modes in one "

@@ -9,20 +9,21 @@ import argparse
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sa_eval.commands.flags import add_flag, modes_text
 from sa_eval.commands.parser import Parser
 from sa_eval.messages import shown
 from sa_eval.processes import interrupts
+from sa_eval.progress import Progress
 from sa_eval.settings.config import Settings, known_settings, option_settings, settings_from
 from sa_eval.settings.settings_file import read_yaml
 from sa_eval.settings.values import SettingsError
 
 if TYPE_CHECKING:
     from sa_eval.fidelity.types import Fidelity
-    from sa_eval.progress import Progress
     from sa_eval.records.directory import RunDirectory
+    from sa_eval.records.types import Facts
 
 HELP = "compare every arm's next-token distribution with the full model's, on your own texts; no task needed"
 DESCRIPTION = """\
@@ -85,8 +86,6 @@ CHANGED = {
 def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse(arguments)
     settings, passages = settings_of(namespace), _passages(namespace.passages)
-    from sa_eval.progress import Progress
-
     progress = Progress(verbose=namespace.verbose)
     with progress.quiet():
         from sa_eval.fidelity import arm_by_arm
@@ -113,7 +112,7 @@ def report(path: str) -> int:
     return 0
 
 
-def compare(paths: tuple[str, str], arms: tuple[str, str] | None) -> tuple[str, list[dict[str, Any]], list[str]]:
+def compare(paths: tuple[str, str], arms: tuple[str, str] | None) -> tuple[str, list[Facts], list[str]]:
     """Two results as text, as rows, and what they differ in besides their numbers."""
     from sa_eval.fidelity import loss_comparison
     from sa_eval.fidelity.types import Fidelity
@@ -164,7 +163,7 @@ def settings_of(namespace: argparse.Namespace) -> Settings:
     """Defaults, then what the file says about models and arms (not about tasks), then the flags."""
     given = read_yaml(namespace.config) if namespace.config else {}
     settings_from(given)  # a typo is an error, also where the setting means nothing here
-    known: dict[str, Any] = {name: value for name, value in given.items() if name in (*shared(), "arms")}
+    known = {name: value for name, value in given.items() if name in (*shared(), "arms")}
     flags = {name: value for name, value in vars(namespace).items() if name in shared() and value is not None}
     return settings_from({**known, **flags})
 

@@ -8,6 +8,7 @@ from sa_eval.commands import load
 from sa_eval.commands.parser import Parser
 from sa_eval.commands.run import finish, is_first_process
 from sa_eval.processes import interrupts
+from sa_eval.progress import Progress
 
 HELP = "continue a run, or a result of fidelity, speed or coverage, that was killed or in which something failed"
 DETAILS = """\
@@ -30,7 +31,6 @@ exit status
 
 def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse(arguments)
-    from sa_eval.progress import Progress
     from sa_eval.records.result_folder import RUN, kind_of
 
     progress = Progress(verbose=namespace.verbose, enabled=is_first_process())

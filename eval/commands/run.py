@@ -15,6 +15,7 @@ from sa_eval.commands import COMMANDS, load
 from sa_eval.commands.flags import add_flag, modes_text
 from sa_eval.commands.parser import Parser
 from sa_eval.processes import interrupts
+from sa_eval.progress import Progress
 from sa_eval.settings import presets
 from sa_eval.settings.config import Settings, known_settings, settings_from
 from sa_eval.settings.settings_file import read_yaml
@@ -104,14 +105,12 @@ def _commands() -> str:
 
 def effective_settings(namespace: argparse.Namespace) -> Settings:
     """Defaults, then the file, then the flags."""
-    given: dict[str, Any] = read_yaml(namespace.config) if namespace.config else {}
+    given = read_yaml(namespace.config) if namespace.config else {}
     flags = {name: value for name, value in vars(namespace).items() if name in known_settings() and value is not None}
     return settings_from({**given, **flags})
 
 
 def run(settings: Settings, *, verbose: bool = False) -> int:
-    from sa_eval.progress import Progress
-
     progress = Progress(verbose=verbose, enabled=is_first_process())
     with progress.quiet():
         from sa_eval.run import runner

@@ -8,18 +8,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sa_eval.commands.flags import add_flag, modes_text
 from sa_eval.commands.parser import Parser
 from sa_eval.processes import interrupts
+from sa_eval.progress import Progress
 from sa_eval.settings.config import known_settings
 from sa_eval.settings.setting import settings_of
 from sa_eval.speed.settings import DEFAULTS, SpeedSettings, shared, speed_settings
 
 if TYPE_CHECKING:
-    from sa_eval.progress import Progress
     from sa_eval.records.directory import RunDirectory
+    from sa_eval.records.types import Facts
     from sa_eval.speed.types import SpeedResult
 
 HELP = "measure speed and memory: time to first token, tokens per second, peak memory, beside full"
@@ -70,8 +71,6 @@ def main(arguments: Sequence[str]) -> int:
     namespace = build_parser().parse(arguments)
     given = {name: value for name, value in vars(namespace).items() if name != "verbose" and value is not None}
     asked = speed_settings(given)
-    from sa_eval.progress import Progress
-
     progress = Progress(verbose=namespace.verbose)
     with progress.quiet():
         from sa_eval.speed import length_by_length
@@ -95,7 +94,7 @@ def report(path: str) -> int:
     return 0
 
 
-def compare(paths: tuple[str, str], arms: tuple[str, str] | None) -> tuple[str, list[dict[str, Any]], list[str]]:
+def compare(paths: tuple[str, str], arms: tuple[str, str] | None) -> tuple[str, list[Facts], list[str]]:
     """Two results as text, as rows, and what they differ in besides their numbers."""
     from sa_eval.records.result_folder import different
     from sa_eval.records.types import plain

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from sa_eval.commands.flags import add_flag
 from sa_eval.commands.parser import Parser
 from sa_eval.messages import one_line
 from sa_eval.processes import interrupts
+from sa_eval.progress import Progress
 from sa_eval.settings import presets
-from sa_eval.settings.config import settings_from
 from sa_eval.settings.setting import setting, settings_of
 from sa_eval.settings.values import SettingsError
-
-if TYPE_CHECKING:
-    from sa_eval.progress import Progress
 
 HELP = "find the fastest right kernels on this device, for `kernel: auto` (a minute, once)"
 DESCRIPTION = """\
@@ -86,8 +83,6 @@ def main(arguments: Sequence[str]) -> int:
     asked = TuneSettings(**{name: known[name].checked(value) for name, value in given.items()})
     if asked.model is not None and asked.shape is not None:
         raise SettingsError("model and shape were both given: each says what heads there are; drop one")
-    from sa_eval.progress import Progress
-
     with interrupts.sigterm_stops():
         try:
             return _tune(asked, Progress(verbose=namespace.verbose))
@@ -98,14 +93,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _tune(asked: TuneSettings, progress: Progress) -> int:
     with progress.quiet():
-        import torch
-
-        from sa_eval import environment
+        from sa_eval.speed import layer_tensors
         from sa_patch.tuning import tune
 
-        torch.set_num_threads(asked.threads or min(torch.get_num_threads(), environment.allowed_cpus()))
+        layer_tensors.use_threads(asked.threads)
         more = {name: getattr(asked, name) for name in ("heads", "kv_heads", "head_dim") if getattr(asked, name)}
-        settings = {**_of_model(asked), **more}
+        settings = {**layer_tensors.of_model(asked.model, asked.shape, asked.device, asked.dtype), **more}
     with progress.bar(asked.seconds, "tune", unit="s") as bar, progress.quiet():
         shown = 0
 
@@ -131,39 +124,6 @@ def _tune(asked: TuneSettings, progress: Progress) -> int:
             raise SettingsError(one_line(error)) from error
     print(f"\n{tuned}")
     return 1 if tuned.wrong else 0
-
-
-def _of_model(asked: TuneSettings) -> dict[str, Any]:
-    """Heads, head_dim and dtype of the model that was named, without its weights."""
-    dtype = {} if asked.dtype == "auto" else {"dtype": asked.dtype}
-    if asked.shape is not None:
-        from sa_eval.speed.measured_model import shape_file
-
-        config = shape_file(asked.shape)
-    elif asked.model is not None:
-        from sa_eval.loading import models, sources
-
-        config = models.empty_model(sources.find(asked.model), settings_from({"model": asked.model})).config
-    else:
-        return dtype
-    config = config.get_text_config()
-    heads = config.num_attention_heads
-    own = str(getattr(config, "dtype", None) or "").removeprefix("torch.")
-    on_cpu = asked.device.partition(":")[0] == "cpu" or (asked.device == "auto" and not _has_gpu())
-    known = {"dtype": own} if own in ("bfloat16", "float16") and not on_cpu else {}
-    return {
-        **known,
-        **dtype,
-        "heads": heads,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-    }
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def build_parser() -> Parser:

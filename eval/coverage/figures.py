@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any, cast
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sa_eval.coverage.types import CoverageResult, CoverageRow
+from sa_eval.coverage.types import CoverageResult, CoverageRow, Curve
 from sa_eval.records.directory import RunDirectory
 from sa_patch.analysis import Coverage, plot_coverage, plot_distances
 
@@ -24,7 +25,7 @@ def write(directory: RunDirectory, result: CoverageResult) -> list[str]:
     for length in dict.fromkeys(row.length for row in result.rows):
         rows = [row for row in result.rows if row.length == length]
         for causal in (True, False):
-            shown = [(row, curve) for row in rows for curve in row.curves if curve["causal"] == causal]
+            shown = [(row, curve) for row in rows for curve in row.curves if curve.causal == causal]
             if shown:
                 name = f"coverage-{length}-{'causal' if causal else 'both'}"
                 _save(folder, name, _curves(shown))
@@ -35,31 +36,28 @@ def write(directory: RunDirectory, result: CoverageResult) -> list[str]:
     return names
 
 
-def curve_of(facts: dict[str, Any]) -> Coverage:
+def curve_of(row: Curve) -> Coverage:
     """The simulated curve that a row holds."""
-    known = dict(facts)
-    known["intervals"] = [
-        tuple(math.nan if end is None else end for end in interval) for interval in facts["intervals"]
-    ]
-    return Coverage(**known)
+    intervals = [tuple(math.nan if end is None else end for end in interval) for interval in row.intervals]
+    return Coverage(**{**asdict(row), "intervals": intervals})
 
 
-def _curves(shown: list[tuple[CoverageRow, dict[str, Any]]]) -> Figure:
+def _curves(shown: list[tuple[CoverageRow, Curve]]) -> Figure:
     labels = list(dict.fromkeys(row.label for row, _ in shown))
     figure, panels = _panels(len(labels))
     for label, axes in zip(labels, panels, strict=True):
-        own = [(row, curve_of(facts)) for row, facts in shown if row.label == label]
+        own = [(row, curve_of(curve)) for row, curve in shown if row.label == label]
         plot_coverage([curve for _, curve in own], axes, labels=[f"w = {row.window}" for row, _ in own])
         axes.set_title(f"{label}, {axes.get_title()}", fontsize=9)
     return figure
 
 
-def _distances(shown: list[tuple[CoverageRow, dict[str, Any]]]) -> Figure:
+def _distances(shown: list[tuple[CoverageRow, Curve]]) -> Figure:
     """A panel per label, at its smallest window."""
-    first = {row.label: (row, facts) for row, facts in reversed(shown)}
+    first = {row.label: (row, curve) for row, curve in reversed(shown)}
     figure, panels = _panels(len(first))
-    for (row, facts), axes in zip(reversed(first.values()), panels, strict=True):
-        plot_distances(curve_of(facts), axes, depths=DEPTHS)
+    for (row, curve), axes in zip(reversed(first.values()), panels, strict=True):
+        plot_distances(curve_of(curve), axes, depths=DEPTHS)
         axes.set_title(f"{row.arm}, {row.length:,} tokens", fontsize=9)
     return figure
 

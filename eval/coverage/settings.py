@@ -13,7 +13,7 @@ from sa_eval.settings.values import SettingsError
 # Settings of a run that mean the same here, besides the variants' options; what is generated takes no part.
 SHARED = ("modes", "plans", "lengths", "seeds", "out")
 WITHOUT = ("decode",)
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, object] = {
     "modes": ("swa", "sa", "sa+swa"),
     "window": (64, 128, 256),
     "lengths": (1024, 8192),
@@ -37,7 +37,7 @@ class CoverageSettings:
     )
     last: int = setting(64, "tokens before a query that local coherence is about", minimum=1, maximum=LONGEST)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         own = {name: value for name, value in asdict(self).items() if name != "of"}
         own["directions"] = list(self.directions)
         return {**{name: value for name, value in self.of.to_dict().items() if name in shared()}, **own}

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sa_eval import environment
+from sa_eval import environment, machine
 from sa_eval.coverage.settings import CoverageSettings, coverage_settings
-from sa_eval.coverage.types import CoverageFailure, CoverageResult, CoverageRow
+from sa_eval.coverage.types import Coherence, CoverageFailure, CoverageResult, CoverageRow, Curve, MixingRow, World
 from sa_eval.messages import one_line
 from sa_eval.processes import interrupts
 from sa_eval.progress import Progress
@@ -18,7 +18,7 @@ from sa_eval.records import continued, lock, result_folder
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.keys import code_hash
 from sa_eval.settings import layer_sets
-from sa_eval.settings.arm import Arm
+from sa_eval.settings.arm import Arm, Options
 from sa_eval.settings.arms import arms_from
 from sa_eval.settings.roles import PLAN
 from sa_eval.settings.values import SettingsError
@@ -98,7 +98,7 @@ def variant_of(arm: Arm, depth: int) -> Variant | Plan:
     """What the layers of an arm run."""
     if arm.mode == PLAN:
         return from_config(arm.options["plan"], arm.name)[0]
-    options: dict[str, Any] = dict(arm.options)
+    options: Options = dict(arm.options)
     if "dense_layers" in options:
         options["dense_layers"] = layer_sets.resolve(options["dense_layers"], depth)
     return make_variant(arm.mode, {"window": arm.window or 1, **options})
@@ -111,7 +111,7 @@ def _head(asked: CoverageSettings) -> CoverageResult:
         settings=asked.to_dict(),
         model={},
         versions=environment.versions(),
-        hardware=environment.hardware("cpu"),
+        hardware=machine.hardware("cpu"),
         code=code_hash(),
         arms=[arm.name for arm, _, _ in _arms(asked)],
         fly=dict(analysis.FLY),
@@ -192,10 +192,10 @@ def simulate(
         window=arm.window,
         length=length,
         layers=depth,
-        curves=[_plain(asdict(one)) for one in curves],
-        coherence=_plain(asdict(analysis.local_coherence(variant, length, depth, seeds, last=asked.last))),
-        world=_plain({**asdict(world), **{name: getattr(world, name) for name in beside}}),
-        mixing=[_plain({**asdict(one), "mixing_time": one.mixing_time}) for one in mixed],
+        curves=[Curve(**_plain(asdict(one))) for one in curves],
+        coherence=Coherence(**_plain(asdict(analysis.local_coherence(variant, length, depth, seeds, last=asked.last)))),
+        world=World(**_plain({**asdict(world), **{name: getattr(world, name) for name in beside}})),
+        mixing=[MixingRow(**_plain({**asdict(one), "mixing_time": one.mixing_time})) for one in mixed],
         log_depth=None if window is None or window < 2 else analysis.theory.log_depth(length, window),
     )
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
-from sa_eval.coverage.types import CoverageResult, CoverageRow
+from sa_eval.coverage.types import CoverageResult, CoverageRow, Curve
 from sa_eval.results.text_tables import aligned, columns
 
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -49,24 +48,24 @@ def _coverage(rows: Sequence[CoverageRow]) -> str:
     lines = [[*head, *(f"{share:.0%}".replace("%", " %") for share in SHARES), "all"]]
     for row in rows:
         for curve in row.curves:
-            way = "causal" if curve["causal"] else "both"
+            way = "causal" if curve.causal else "both"
             log = DASH if row.log_depth is None else f"{row.log_depth:.1f}"
             measured = [_measured(curve, depth) for depth in depths]
-            needed = [_needed(curve["covered"], share) for share in SHARES]
+            needed = [_needed(curve.covered, share) for share in SHARES]
             lines.append([row.arm, f"{row.length:,}", way, log, *measured, *needed, _everything(curve)])
-            if curve["expected"] is not None:
-                expected = [_percent(curve["expected"], depth) for depth in depths]
-                layers = [_needed(curve["expected"], share) for share in SHARES]
+            if curve.expected is not None:
+                expected = [_percent(curve.expected, depth) for depth in depths]
+                layers = [_needed(curve.expected, share) for share in SHARES]
                 lines.append(["  theory", "", "", "", *expected, *layers, ""])
     return aligned(lines)
 
 
-def _measured(curve: dict[str, Any], depth: int) -> str:
-    text = _percent(curve["covered"], depth)
+def _measured(curve: Curve, depth: int) -> str:
+    text = _percent(curve.covered, depth)
     if text == DASH:
         return text
-    low, high = curve["intervals"][depth - 1]
-    return text if low is None or high - low < 1e-9 else f"{text}±{50 * (high - low):.2f}"
+    low, high = curve.intervals[depth - 1]
+    return text if low is None or high is None or high - low < 1e-9 else f"{text}±{50 * (high - low):.2f}"
 
 
 def _percent(shares: Sequence[float], depth: int) -> str:
@@ -77,18 +76,18 @@ def _needed(shares: Sequence[float], share: float) -> str:
     return next((str(layer + 1) for layer, found in enumerate(shares) if found >= share), f">{len(shares)}")
 
 
-def _everything(curve: dict[str, Any]) -> str:
-    bound = "" if curve["exact"] or not curve["everything"][-1] else "<="
-    return f"{bound}{100 * curve['everything'][-1]:.0f} %"
+def _everything(curve: Curve) -> str:
+    bound = "" if curve.exact or not curve.everything[-1] else "<="
+    return f"{bound}{100 * curve.everything[-1]:.0f} %"
 
 
 def _coherence(rows: Sequence[CoverageRow]) -> str:
     lines = [["local, %", "tokens", "of the last", "seen", "previous", "never"]]
     for row in rows:
         found = row.coherence
-        never = 100 * (1 - found["previous_within"][-1])
-        seen, previous = f"{100 * found['share']:.1f}", f"{100 * found['previous']:.1f}"
-        lines.append([row.arm, f"{row.length:,}", str(found["last"]), seen, previous, f"{never:.1f}"])
+        never = 100 * (1 - found.previous_within[-1])
+        seen, previous = f"{100 * found.share:.1f}", f"{100 * found.previous:.1f}"
+        lines.append([row.arm, f"{row.length:,}", str(found.last), seen, previous, f"{never:.1f}"])
     return aligned(lines) if rows else ""
 
 
@@ -99,11 +98,11 @@ def _worlds(result: CoverageResult) -> str:
     lines = [head]
     for row in result.rows:
         found = row.world
-        clustering = [f"{found[name]:.3f}" for name in ("clustering", "random_clustering", "ring_clustering")]
-        paths = [_number(found[name]) for name in ("path_length", "random_path_length", "ring_path_length")]
-        density = f"{100 * found['density']:.3g} %"
-        lines.append([row.arm, f"{row.length:,}", f"{found['degree']:,.0f}", density, *clustering, *paths])
-        lines[-1].append(_number(found["index"]))
+        clustering = [f"{one:.3f}" for one in (found.clustering, found.random_clustering, found.ring_clustering)]
+        paths = list(map(_number, (found.path_length, found.random_path_length, found.ring_path_length)))
+        density = f"{100 * found.density:.3g} %"
+        lines.append([row.arm, f"{row.length:,}", f"{found.degree:,.0f}", density, *clustering, *paths])
+        lines[-1].append(_number(found.index))
     fly = f"{100 * result.fly['density']:.2g} %"
     lines.append(["fly (quoted)", "", "", fly, DASH, DASH, DASH, f"{result.fly['hops']}", DASH, DASH, DASH])
     return aligned(lines)
@@ -113,9 +112,9 @@ def _mixing(rows: Sequence[CoverageRow]) -> str:
     lines = [["mixing", "tokens", "", "gap, one layer", "gap, averaged", "layers to mix"]]
     for row in rows:
         for found in row.mixing:
-            way = "causal" if found["causal"] else "both"
-            gaps = [f"{found[name]:.4f}" for name in ("layer_gap", "averaged_gap")]
-            time = f">{row.layers}" if found["mixing_time"] is None else str(found["mixing_time"])
+            way = "causal" if found.causal else "both"
+            gaps = [f"{found.layer_gap:.4f}", f"{found.averaged_gap:.4f}"]
+            time = f">{row.layers}" if found.mixing_time is None else str(found.mixing_time)
             lines.append([row.arm, f"{row.length:,}", way, *gaps, time])
     return aligned(lines) if len(lines) > 1 else ""
 

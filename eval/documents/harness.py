@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +18,6 @@ from sa_eval.documents.prepared import PreparedTask, build_requests
 from sa_eval.records.types import task_key
 from sa_eval.settings.config import Settings, SettingsError, nearest
 from sa_eval.tasks import OFFLINE, TASKS
-
-SCORE_METRICS = ("acc", "exact_match", "score", "acc_norm", "pass@1", "f1", "em")
 
 
 @cache
@@ -104,7 +103,7 @@ def prepare(wanted: Wanted, settings: Settings, lm: Any) -> list[PreparedTask]:
     return [_prepared(leaf, task, wanted, settings, lm) for leaf, task in loaded.items()]
 
 
-def _load(name: str) -> dict[str, Any]:
+def _load(name: str) -> Mapping[str, object]:
     """The tasks of a name.
 
     Raises:
@@ -169,24 +168,3 @@ def _refuse_lower_is_better(name: str, task: Any) -> None:
             f"{name} measures {', '.join(better)}, where less is better: only shares of right answers (0 to 1) are "
             "compared here"
         )
-
-
-def score_of(metrics: dict[str, float], preferred: str | None, better: dict[str, bool]) -> tuple[str, float]:
-    """The one number that counts for a document: the preferred metric, else the usual ones, else the first.
-
-    Args:
-        better: False for metrics where less is better; they are passed over.
-
-    Raises:
-        ValueError: there is none, or it is no share of a right answer.
-    """
-    for name in (preferred, *SCORE_METRICS, *metrics):
-        if name in metrics and better.get(name) is not False:
-            score = float(metrics[name])
-            if not 0 <= score <= 1:  # NaN too
-                raise ValueError(f"{name} is {score}: only shares of right answers (0 to 1) are compared here")
-            return name, score
-    raise ValueError(
-        "the task gives no number per document (a corpus metric like perplexity?), so it cannot be compared "
-        "document by document"
-    )

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from sa_eval.documents.prepared import PreparedTask, build_requests
 from sa_eval.lm.stock import Instance, Task
 from sa_eval.records.types import task_key
 from sa_eval.settings.config import Settings, SettingsError
 from sa_eval.tasks import TASKS, document
+
+
+class Doc(TypedDict):
+    """A document as lm-eval holds it; `gold` numbers the right choice."""
+
+    prompt: str
+    answers: list[str]
+    choices: list[str]
+    gold: int
+    depth: float | None
 
 
 class OfflineLmTask(Task):
@@ -20,7 +30,7 @@ class OfflineLmTask(Task):
     def __init__(self, offline_task: Any, length: int, documents: Sequence[Any]) -> None:
         self.offline_task = offline_task
         self.OUTPUT_TYPE = "generate_until" if offline_task.output == "generate" else "multiple_choice"
-        self._documents = [
+        self._documents: list[Doc] = [
             {
                 "prompt": document.prompt,
                 "answers": list(document.answers),
@@ -51,19 +61,19 @@ class OfflineLmTask(Task):
     def has_test_docs(self) -> bool:
         return True
 
-    def test_docs(self) -> list[dict[str, Any]]:
+    def test_docs(self) -> list[Doc]:
         return self._documents
 
-    def doc_to_text(self, doc: dict[str, Any]) -> str:
+    def doc_to_text(self, doc: Doc) -> str:
         return doc["prompt"]
 
-    def doc_to_target(self, doc: dict[str, Any]) -> str:
+    def doc_to_target(self, doc: Doc) -> str:
         return doc["choices"][doc["gold"]] if doc["choices"] else ", ".join(doc["answers"])
 
-    def fewshot_context(self, doc: dict[str, Any], num_fewshot: int = 0, **kwargs: Any) -> str:
+    def fewshot_context(self, doc: Doc, num_fewshot: int = 0, **kwargs: Any) -> str:
         return doc["prompt"]
 
-    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
+    def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:
         metadata = kwargs["metadata"]
         if self.OUTPUT_TYPE == "generate_until":
             arguments = {"until": ["\n"], "max_gen_toks": self.offline_task.max_new_tokens, "do_sample": False}
@@ -72,7 +82,7 @@ class OfflineLmTask(Task):
             Instance("loglikelihood", doc, (ctx, choice), idx, metadata) for idx, choice in enumerate(doc["choices"])
         ]
 
-    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
+    def process_results(self, doc: Doc, results: list[Any]) -> dict[str, float]:
         if self.offline_task.output == "generate":
             text = results[0].lower()
             return {"score": sum(answer.lower() in text for answer in doc["answers"]) / len(doc["answers"])}

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
+from transformers import AutoTokenizer
+
 from sa_eval.settings.config import Settings
 
 OFFLINE = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe")
@@ -97,9 +100,6 @@ def load(name: str, length: int, settings: Settings, tokenizer: Any) -> Any:
 
 def _build(name: str, length: int, doc_seed: int, tokenizer: Any) -> Any:
     """Runs in the child: the same documents whatever ran before, and no code from the hub."""
-    import numpy as np
-    from transformers import AutoTokenizer
-
     digest = hashlib.sha256(f"{name}|{length}|{doc_seed}".encode()).digest()
     random.seed(int.from_bytes(digest[:8], "big"))
     np.random.seed(int.from_bytes(digest[:4], "big"))

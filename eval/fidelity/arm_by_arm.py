@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-from sa_eval import environment, estimate
+from sa_eval import environment, estimate, machine
 from sa_eval.errors import UserError
 from sa_eval.fidelity import buckets, layer_errors, measuring, passages, sums, texts
 from sa_eval.fidelity.types import ArmFailure, Fidelity, Request
@@ -24,7 +23,7 @@ from sa_eval.progress import Bar, Progress
 from sa_eval.records import continued, lock, result_folder
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.keys import code_hash
-from sa_eval.records.types import ArmRow, plain
+from sa_eval.records.types import ArmRow, Facts, plain
 from sa_eval.settings.arm import Arm, check_kernels
 from sa_eval.settings.arms import arms_from, left_out
 from sa_eval.settings.config import Settings, SettingsError, settings_from
@@ -98,7 +97,7 @@ def resume(path: str, progress: Progress) -> tuple[RunDirectory, Fidelity, int]:
         return directory, results, _fill(directory, results, subject, material, progress)
 
 
-def _fixed(results: Fidelity) -> dict[str, Any]:
+def _fixed(results: Fidelity) -> Facts:
     """What has to be the same when a result is continued."""
     arms = {arm.name: plain(arm) for arm in results.arms}
     rows = {f"{row.name} at {row.length}": plain(row) for row in results.texts}
@@ -221,7 +220,7 @@ def head(settings: Settings, request: Request, material: Material) -> Fidelity:
         request=request,
         model=material.loaded.identity.to_dict(),
         versions=environment.versions(),
-        hardware=environment.hardware(models.input_device(material.loaded.model)),
+        hardware=machine.hardware(models.input_device(material.loaded.model)),
         code=code_hash(),
         measures=MEASURES,
         probed_places=layer_errors.PROBED,

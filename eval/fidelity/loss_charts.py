@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from sa_eval.fidelity.types import Cell, CopyRow, Fidelity, MassRow
 from sa_eval.page.drawing import looks
-from sa_eval.page.result_plots import Dots, Lines, Picture, Row, Series, Style, styles
+from sa_eval.page.result_panels import Dots, Lines, Row, Series, Style, styles
+from sa_eval.page.result_plots import Picture
 from sa_eval.records.types import FULL
 
 SMALLEST_KL = 1e-4  # the axis is linear below, so that full's 0 is on it

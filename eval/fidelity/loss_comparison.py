@@ -61,13 +61,13 @@ def _check_passages(one: Fidelity, other: Fidelity, cell: Cell, partner: Cell) -
         raise SettingsError(
             f"the texts differ at {cell.length:,} tokens ({odd}): only the same passages can be compared"
         )
-    if [_place(row) for row in cell.by_passage] != [_place(row) for row in partner.by_passage]:
+    if [_identity(row) for row in cell.by_passage] != [_identity(row) for row in partner.by_passage]:
         raise SettingsError(
             f"the passages differ at {cell.length:,} tokens: read as many of each text, with the same tokenizer"
         )
 
 
-def _place(row: PassageRow) -> tuple[str, int, int, int]:
+def _identity(row: PassageRow) -> tuple[str, int, int, int]:
     return row.text, row.index, row.tokens, row.predictions
 
 

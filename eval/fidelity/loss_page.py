@@ -53,26 +53,26 @@ def _measured(results: Fidelity, pictures: dict[str, Picture]) -> list[Section]:
         "An arm is called the closest only where its paired differences to all others exclude 0 together. "
     )
     return [
-        Section("losses", "How far from full", intro + LEGEND, (pictures["losses"].part(), *tables, passages)),
+        Section("losses", "How far from full", intro + LEGEND, (pictures["losses"].charts(), *tables, passages)),
         Section(
             "where",
             "Where it is lost",
             "By the tokens read before a prediction (all predictions), and by how far back the next token could be "
             "copied from: the last earlier occurrence of the same two tokens (scored predictions).",
-            (pictures["kl_by_position"].part(), pictures["kl_by_copy_distance"].part()),
+            (pictures["kl_by_position"].charts(), pictures["kl_by_copy_distance"].charts()),
         ),
         Section(
             "mass",
             "Attention mass that is kept",
             "Lines: % of full attention's mass at a distance that an arm's keys hold. Bars: % of all mass there. The "
             f"first {results.sink_tokens} tokens of a text are apart: trained models park attention on them.",
-            (pictures["kept_mass_by_distance"].part(),),
+            (pictures["kept_mass_by_distance"].charts(),),
         ),
         Section(
             "layers",
             "Layer by layer",
             f"Measured at up to {results.probed_places} positions of a passage, the same for every arm.",
-            (pictures["layers"].part(),),
+            (pictures["layers"].charts(),),
         ),
     ]
 

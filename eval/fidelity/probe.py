@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_eval.settings.values import SettingsError
 
@@ -82,10 +83,8 @@ class Probe:
     @contextlib.contextmanager
     def _wrapped(self, see: Callable[[nn.Module, Call], None]) -> Iterator[None]:
         """The attention function that the model uses at this moment (a patch brings its own), with an observer."""
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
-
         name = self.model.base_model.config._attn_implementation
-        original = functions.get(name)
+        original = ALL_ATTENTION_FUNCTIONS.get(name)
 
         def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
             # Eager attention is no entry of the table: it is a function of the model's own file.
@@ -96,11 +95,11 @@ class Probe:
             see(module, Call(module.layer_idx, query, key, value, factor, output[0]))
             return output, weights
 
-        functions[name] = attend  # of this instance of the table, over what all instances share
+        ALL_ATTENTION_FUNCTIONS[name] = attend  # of this instance of the table, over what all instances share
         try:
             yield
         finally:
-            del functions[name]
+            del ALL_ATTENTION_FUNCTIONS[name]
 
 
 def _parent(model: nn.Module, child: nn.Module) -> nn.Module:

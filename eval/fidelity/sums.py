@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -35,7 +35,7 @@ from sa_eval.fidelity.types import (
     SeedRow,
     Seeds,
 )
-from sa_eval.records.types import plain
+from sa_eval.records.types import Facts, plain
 from sa_eval.results import stats
 
 ERRORS = ("isolated_error", "attention_error", "residual_error")
@@ -44,6 +44,14 @@ CSV_COLUMNS = (
     *("arm", "length", "by", "bucket", "predictions", "kl", "agreement", "nats", "perplexity", "perplexity_full"),
     *("kept_mass", "share_of_mass", *ERRORS),
 )
+
+
+class Bounds(TypedDict):
+    """A bucket of distances: its name and both ends in tokens, included."""
+
+    bucket: str
+    low: int | None
+    high: int | None
 
 
 def summarise(found: ArmAtLength) -> Cell:
@@ -211,7 +219,7 @@ def _layer(layer: int, sums: LayerSums) -> LayerRow:
     return LayerRow(layer=layer, mass_by_distance=_masses(sums.mass[layer]), **plain(measured))
 
 
-def _distance(bucket: int) -> dict[str, Any]:
+def _distance(bucket: int) -> Bounds:
     low, high = buckets.distance_range(bucket)
     return {"bucket": buckets.label(low, high), "low": low, "high": high}
 
@@ -231,7 +239,7 @@ def to_csv(results: Fidelity) -> str:
     return stream.getvalue()
 
 
-def _rows(cell: Cell) -> Iterable[tuple[str, dict[str, Any]]]:
+def _rows(cell: Cell) -> Iterable[tuple[str, Facts]]:
     yield "overall", plain(cell.overall)
     yield "all predictions", plain(cell.all_predictions)
     yield from (("position", plain(row)) for row in cell.by_position)

@@ -136,8 +136,8 @@ class ExactRequests(ExactTokens):
                 batch = members[start : start + self.batch_size]
                 found = self._generate_batch([self.encoded_prompt(requests[idx]) for idx in batch], dict(options))
                 for idx, (text, cut) in zip(batch, found, strict=True):
-                    answers[idx], place = text, (requests[idx].task_name, requests[idx].doc_id)
-                    self.cut_answers[place] = cut or self.cut_answers.get(place, False)
+                    answers[idx], document = text, (requests[idx].task_name, requests[idx].doc_id)
+                    self.cut_answers[document] = cut or self.cut_answers.get(document, False)
                 self._progress(len(batch))
         return answers
 

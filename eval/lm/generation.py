@@ -3,7 +3,7 @@ stops."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_
 SPARE_TOKENS = 2  # a stop string may begin inside one token and end inside another
 
 
-def generation_options(arguments: dict[str, Any]) -> dict[str, Any]:
+def generation_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """lm-eval's generation arguments as `generate` takes them: greedy unless the task asks to sample."""
     options = dict(arguments)
     lengths = [options.pop(name, None) for name in LENGTH_NAMES]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import torch
 from accelerate.utils import gather_object
@@ -44,6 +45,13 @@ CUT = (
     "window has another share of them, a comparison of scores compares lengths (cut_answers in the results names them)"
 )
 LIKE = 0.8  # names that are this much like one of ours are typing errors, not transformers' arguments
+
+
+class CutAnswers(TypedDict):
+    """Of a task: documents with a generated answer, and the numbers of those that the limit of new tokens cut."""
+
+    answered: int
+    cut: list[int]
 
 
 class SparseLM(ExactRequests):
@@ -131,9 +139,8 @@ class SparseLM(ExactRequests):
             **({"cut_answers": cut} if cut else {}),
         }
 
-    def _cut_by_task(self) -> dict[str, dict[str, Any]]:
-        """By task: documents with a generated answer, and the numbers of those that the limit of new tokens cut."""
-        found: dict[str, dict[str, Any]] = {}
+    def _cut_by_task(self) -> dict[str, CutAnswers]:
+        found: dict[str, CutAnswers] = {}
         for (task, document), cut in sorted(self.cut_answers.items()):
             said = found.setdefault(task, {"answered": 0, "cut": []})
             said["answered"] += 1
@@ -144,12 +151,12 @@ class SparseLM(ExactRequests):
 def _joined(items: list[tuple[tuple[str, int], bool]]) -> dict[tuple[str, int], bool]:
     """What several processes found; they share documents where those do not come out even."""
     found: dict[tuple[str, int], bool] = {}
-    for place, cut in items:
-        found[place] = cut or found.get(place, False)
+    for document, cut in items:
+        found[document] = cut or found.get(document, False)
     return found
 
 
-def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The variant's options and the others; a name that is nearly one of ours or HFLM's is refused."""
     ours = list(all_options())
     others = {name: value for name, value in options.items() if name not in ours}
@@ -162,7 +169,7 @@ def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: value for name, value in options.items() if name in ours}, others
 
 
-def _variant(mode: str | None, options: dict[str, Any]) -> sa_patch.Variant | None:
+def _variant(mode: str | None, options: Mapping[str, Any]) -> sa_patch.Variant | None:
     """The variant that was asked for; None is the model's own attention."""
     if mode is None:
         raise SettingsError(f"--model sa needs mode=... in --model_args: one of {', '.join(modes())}")
@@ -175,7 +182,7 @@ def _variant(mode: str | None, options: dict[str, Any]) -> sa_patch.Variant | No
     return None if mode == "full" else found
 
 
-def _refuse_ignored(others: dict[str, Any], batch_size: int | str) -> None:
+def _refuse_ignored(others: Mapping[str, object], batch_size: int | str) -> None:
     for name, reason in IGNORED.items():
         if others.get(name):
             raise SettingsError(f"{name}={others[name]!r} does nothing with --model sa: {reason}")

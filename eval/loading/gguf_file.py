@@ -7,9 +7,12 @@ without a word, and an evaluation of the rest would be of another model: that is
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from transformers import GgufConfig
 
 from sa_eval.messages import one_line, shown
 from sa_eval.settings.config import SettingsError
@@ -65,8 +68,6 @@ def unpacked() -> Any:
 
     Otherwise transformers may keep some of them packed and fetch kernels from the hub to compute with.
     """
-    from transformers import GgufConfig
-
     return GgufConfig(dequantize=True)
 
 
@@ -80,7 +81,7 @@ def check_nothing_skipped(name: str, header: Header, model: Any) -> None:
         )
 
 
-def _refuse_scaled_positions(name: str, fields: dict[str, Any], tensors: list[str]) -> None:
+def _refuse_scaled_positions(name: str, fields: Mapping[str, object], tensors: list[str]) -> None:
     scaled = [
         key
         for key, value in fields.items()

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 from unittest import mock
+
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import errors as hub
 
 from sa_eval.messages import one_line, shown
 from sa_eval.settings.config import SettingsError
@@ -18,14 +20,12 @@ TIMEOUT_S = 5.0
 
 
 @contextlib.contextmanager
-def reached(repository: str, revision: str | None) -> Iterator[dict[str, Any]]:
+def reached(repository: str, revision: str | None) -> Iterator[dict[str, str | bool]]:
     """What `from_pretrained` needs for this model; where the hub does not answer, inside only the cache is read.
 
     Raises:
         SettingsError: no such repository or revision, gated, no transformers model, or neither cached nor in reach.
     """
-    from huggingface_hub import constants
-
     wanted = revision or "main"
     if _answers(repository, wanted):
         yield {"revision": wanted}
@@ -36,9 +36,6 @@ def reached(repository: str, revision: str | None) -> Iterator[dict[str, Any]]:
 
 def _answers(repository: str, wanted: str) -> bool:
     """Whether the hub has the model; False where it does not answer and the model is in the cache."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub import errors as hub
-
     page, cached = f"{constants.ENDPOINT}/{repository}", False
     try:
         cached = isinstance(try_to_load_from_cache(repository, CONFIG, revision=wanted), str)
@@ -71,10 +68,7 @@ def _answers(repository: str, wanted: str) -> bool:
 
 
 def _out_of_reach(repository: str, revision: str, error: Exception) -> str:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, hub.OfflineModeIsEnabled):
         reason, way_out = "HF_HUB_OFFLINE is set", "unset it"
     else:
         reason, way_out = f"{constants.ENDPOINT} cannot be reached ({one_line(error)})", "connect to it"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,9 @@ class ModelIdentity:
     weights_sha256: str | None = None
     weights_fingerprint: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As the manifest holds it: only what such a model has."""
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             "name": self.name,
             "class": self.model_class,
             "parameters": self.parameters,

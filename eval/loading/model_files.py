@@ -1,7 +1,7 @@
 """A model's files before transformers reads them: nothing may run, be unpickled or come from outside.
 
 transformers takes more from a folder than an evaluation can: it reads pickles that an index of safetensors names, and
-puts an adapter over the weights unasked. Imports transformers only inside functions.
+puts an adapter over the weights unasked.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest import mock
 
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils.hub import cached_file
+
 from sa_eval.loading import checkpoint
 from sa_eval.messages import shown
 from sa_eval.settings.config import Settings, SettingsError
+from sa_patch.integration.checkpoints import MODEL_TYPE
 
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -27,10 +31,11 @@ DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")  # transfor
 LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 MOST_LAYERS = 10_000  # building a module takes a millisecond: beyond any model, and a typing error would take hours
 
-Json = dict[str, dict[str, Any] | None]
+Content = dict[str, Any]  # a JSON object as somebody else wrote it
+Files = dict[str, Content | None]  # a model's JSON files by name
 
 
-def check_code(name: str, path: str, hub: dict[str, Any], settings: Settings) -> Json:
+def check_code(name: str, path: str, hub: Mapping[str, str | bool], settings: Settings) -> Files:
     """Refuse broken JSON, code of the model's own, adapters and no language models; returns the JSON files by name."""
     found = {file: _read_json(path, file, hub) for file in JSON_FILES}
     if not settings.trust_remote_code:
@@ -49,13 +54,13 @@ def check_code(name: str, path: str, hub: dict[str, Any], settings: Settings) ->
     return found
 
 
-def check_config(name: str, config: dict[str, Any]) -> Json:
+def check_config(name: str, config: Content) -> Files:
     """Refuse what is no language model; for a model whose config lies in no file of its own."""
     _check_kind(name, config)
     return {**dict.fromkeys(JSON_FILES), "config.json": config}
 
 
-def check_weights(name: str, folder: Path | None, found: Json, settings: Settings) -> None:
+def check_weights(name: str, folder: Path | None, found: Files, settings: Settings) -> None:
     """Refuse weights that are pickled, incomplete, damaged or ambiguous, from names and headers alone.
 
     `folder` is None while a hub model is not here yet, and for a GGUF file: then only what an index names is looked at.
@@ -76,10 +81,8 @@ def check_weights(name: str, folder: Path | None, found: Json, settings: Setting
         checkpoint.check(name, folder, names, quantized=bool(config.get("quantization_config")))
 
 
-def fetched(path: str, hub: dict[str, Any]) -> Path:
+def fetched(path: str, hub: Mapping[str, str | bool]) -> Path:
     """The folder of the cache that a hub model was fetched to; its name is the commit."""
-    from transformers.utils.hub import cached_file
-
     return Path(str(cached_file(path, "config.json", **hub))).parent
 
 
@@ -101,11 +104,7 @@ def code_kept_out(settings: Settings) -> Iterator[None]:
         yield
 
 
-def _check_kind(name: str, config: dict[str, Any]) -> None:
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
-
-    from sa_patch.integration.checkpoints import MODEL_TYPE
-
+def _check_kind(name: str, config: Content) -> None:
     kind = config.get("model_type")
     if kind == MODEL_TYPE:
         raise SettingsError(
@@ -126,9 +125,7 @@ def _check_kind(name: str, config: dict[str, Any]) -> None:
             raise SettingsError(f"config.json of the model {name} asks for {shown(layers)} layers: that is no model")
 
 
-def _read_json(path: str, file: str, hub: dict[str, Any]) -> dict[str, Any] | None:
-    from transformers.utils.hub import cached_file
-
+def _read_json(path: str, file: str, hub: Mapping[str, str | bool]) -> Content | None:
     flags = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     location = cached_file(path, file, **hub, **flags)
     if location is None:
@@ -144,7 +141,7 @@ def _read_json(path: str, file: str, hub: dict[str, Any]) -> dict[str, Any] | No
     return content
 
 
-def _code_in(content: dict[str, Any] | None) -> Iterator[Any]:
+def _code_in(content: Content | None) -> Iterator[Any]:
     """Classes to import from the repository, and attention kernels to fetch from another one."""
     yield from (value for value in _values(content, ("auto_map",)) if value)
     implementations = ("attn_implementation", "_attn_implementation", "experts_implementation")
@@ -162,7 +159,7 @@ def _values(content: Any, keys: tuple[str, ...]) -> Iterator[Any]:
             yield from _values(value, keys)
 
 
-def _named(name: str, config: dict[str, Any], found: Json, settings: Settings, folder: Path | None) -> list[str]:
+def _named(name: str, config: Content, found: Files, settings: Settings, folder: Path | None) -> list[str]:
     """The weight files that transformers would read."""
     single, index = (SAFE, SAFE_INDEX) if settings.use_safetensors else (PICKLED, PICKLED_INDEX)
     explicit = config.get("transformers_weights")
@@ -190,7 +187,7 @@ def _way_out(settings: Settings, folder: Path) -> str:
     return "save it with transformers' save_pretrained"
 
 
-def _in_index(name: str, file: str, index: dict[str, Any], endings: tuple[str, ...]) -> list[str]:
+def _in_index(name: str, file: str, index: Content, endings: tuple[str, ...]) -> list[str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not isinstance(index.get("metadata"), dict):
         raise SettingsError(f"{file} of the model {name} has no metadata or no weight_map: fetch it again")

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sa_eval import environment
 from sa_eval.loading import gguf_file, model_files, soundness, tensor_split, weights
 from sa_eval.loading.identity import ModelIdentity
+from sa_eval.loading.model_files import Content
 from sa_eval.loading.sources import Location, Source, location_of
 from sa_eval.messages import one_line, shown
 from sa_eval.settings.config import Settings, SettingsError
@@ -41,7 +43,7 @@ def load(source: Source, settings: Settings) -> Loaded:
     torch.set_num_threads(settings.threads or min(torch.get_num_threads(), environment.allowed_cpus()))
     device = pick_device(settings)
     header = None if source.file is None else gguf_file.read(source.name, source.file)
-    with location_of(source, settings) as location, _told(f"cannot load the model {shown(settings.model)}"):
+    with location_of(source, settings) as location, _as_one_message(f"cannot load the model {shown(settings.model)}"):
         found = _checked_files(source, location, settings)
         model_files.check_weights(source.name, source.folder, found, settings)
         model = _load_weights(source, location, settings, device, found["config.json"] or {})
@@ -53,7 +55,7 @@ def load(source: Source, settings: Settings) -> Loaded:
         if header is not None:
             gguf_file.check_nothing_skipped(source.name, header, model)
         soundness.check_weights(source.name, model)
-        with _told(f"cannot load the tokenizer of the model {shown(settings.model)}"):
+        with _as_one_message(f"cannot load the tokenizer of the model {shown(settings.model)}"):
             tokenizer = _load_tokenizer(location, settings)
         if settings.device_map is None and not settings.tp:
             model = model.to(device)
@@ -61,19 +63,15 @@ def load(source: Source, settings: Settings) -> Loaded:
         return Loaded(model, tokenizer, source, identity(source, model, header, commit))
 
 
-def _checked_files(source: Source, location: Location, settings: Settings) -> model_files.Json:
+def _checked_files(source: Source, location: Location, settings: Settings) -> model_files.Files:
     """The model's JSON files by name; a GGUF file holds its config itself."""
     if source.file is None:
         return model_files.check_code(source.name, location.path, location.options, settings)
-    from transformers import AutoConfig
-
     config = AutoConfig.from_pretrained(location.path, **location.options).to_dict()
     return model_files.check_config(source.name, config)
 
 
 def _load_tokenizer(location: Location, settings: Settings) -> Any:
-    from transformers import AutoTokenizer
-
     trusted = settings.trust_remote_code
     tokenizer = AutoTokenizer.from_pretrained(location.path, trust_remote_code=trusted, **location.options)
     if tokenizer.pad_token_id is None:
@@ -81,10 +79,8 @@ def _load_tokenizer(location: Location, settings: Settings) -> Any:
     return tokenizer
 
 
-def _load_weights(source: Source, location: Location, settings: Settings, device: str, config: dict[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    options = dict(location.options)
+def _load_weights(source: Source, location: Location, settings: Settings, device: str, config: Content) -> Any:
+    options: dict[str, Any] = dict(location.options)
     if source.file is not None:
         options["quantization_config"] = gguf_file.unpacked()
     if settings.device_map is not None:
@@ -109,9 +105,7 @@ def _load_weights(source: Source, location: Location, settings: Settings, device
 
 def empty_model(source: Source, settings: Settings) -> Any:
     """The model's shape without weights (meta device): enough to count pairs and bytes, for --dry-run."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with location_of(source, settings) as location, _told(f"cannot read the model {shown(settings.model)}"):
+    with location_of(source, settings) as location, _as_one_message(f"cannot read the model {shown(settings.model)}"):
         trusted = settings.trust_remote_code
         if source.file is None:
             model_files.check_code(source.name, location.path, location.options, settings)
@@ -124,7 +118,7 @@ def empty_model(source: Source, settings: Settings) -> Any:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _as_one_message(what: str) -> Iterator[None]:
     """Whatever a library says about a broken model is one message for the user; the cause stays attached."""
     try:
         yield
@@ -193,17 +187,16 @@ def identity(
     source: Source, model: Any, header: gguf_file.Header | None = None, commit: str | None = None
 ) -> ModelIdentity:
     """What was evaluated; `header` is that of the GGUF file it came from, `commit` that of the hub's repository."""
-    if not source.local:
-        origin: dict[str, Any] = {"hub_id": source.path, "revision": commit}
-    elif source.file is not None and header is not None:
-        origin = {"file": source.file.name, "quantization": header.quantization, **weights.identity([source.file])}
-    else:
-        origin = weights.identity(weights.files_of(Path(source.path)))
-    return ModelIdentity(
+    found = ModelIdentity(
         name=source.name,
         model_class=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         layers=model.config.get_text_config().num_hidden_layers,
-        **origin,
     )
+    if not source.local:
+        return replace(found, hub_id=source.path, revision=commit)
+    if source.file is None or header is None:
+        return replace(found, **weights.identity(weights.files_of(Path(source.path))))
+    origin = weights.identity([source.file])
+    return replace(found, file=source.file.name, quantization=header.quantization, **origin)

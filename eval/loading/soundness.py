@@ -6,7 +6,7 @@ number that looks like a right one, so everything here is an error. Imports torc
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ SENTENCE = "The quick brown fox jumps over the lazy dog."
 MOST_NAMES = 3
 
 
-def check_report(name: str, report: dict[str, Any], *, gguf: bool = False) -> None:
+def check_report(name: str, report: Mapping[str, Any], *, gguf: bool = False) -> None:
     """`report` is what from_pretrained(output_loading_info=True) says; tied weights are not missing there."""
     for key, found, wanted in sorted(report["mismatched_keys"]):
         tensor = f"tensor {shown(key)} of the model {name} is {list(found)} in the checkpoint and {list(wanted)}"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from sa_eval.loading import gguf_file, hub
 from sa_eval.messages import shown
@@ -42,7 +41,7 @@ class Location:
     """What `from_pretrained` is asked for, everywhere the same."""
 
     path: str
-    options: dict[str, Any]
+    options: Mapping[str, str | bool]
 
 
 def find(name: str) -> Source:

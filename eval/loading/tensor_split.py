@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import distributed
+from transformers.distributed.configuration_utils import DistributedConfig
+
+from sa_eval.loading.model_files import Content
 from sa_eval.settings.config import SettingsError
 
 
-def plan(name: str, config: dict[str, Any]) -> Any:
+def plan(name: str, config: Content) -> Any:
     """The model's own plan, over all processes.
 
     Args:
@@ -16,9 +20,6 @@ def plan(name: str, config: dict[str, Any]) -> Any:
     Raises:
         SettingsError: heads that cannot be shared out evenly.
     """
-    from torch import distributed
-    from transformers.distributed.configuration_utils import DistributedConfig
-
     world = distributed.get_world_size()
     text = config.get("text_config", config)
     heads = text.get("num_key_value_heads") or text.get("num_attention_heads")

@@ -40,13 +40,13 @@ def fingerprint(files: list[Path]) -> str:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())
         with file.open("rb") as stream:
-            header, places = _header(stream.read(8), size), _evenly(size)
+            header, starts = _header(stream.read(8), size), _evenly(size)
             if header:
                 text = stream.read(header)
                 digest.update(text)
-                places = _middles(text, 8 + header)
-            for place in places:
-                stream.seek(place)
+                starts = _middles(text, 8 + header)
+            for start in starts:
+                stream.seek(start)
                 digest.update(stream.read(BLOCK_BYTES))
     return f"sampled-{digest.hexdigest()[:CHARACTERS]}"
 

@@ -23,6 +23,7 @@ from sa_eval.page.visible import visible
 from sa_eval.records.types import FULL
 from sa_eval.settings import roles
 
+Look = dict[str, Any]  # keyword arguments of matplotlib's plot
 INK, SOFT, LINE, CARD, HEAT = "#1c1d1f", "#5d6066", "#e2e3e1", "#ffffff", "#2e6fc7"
 # A declared mode keeps its colour and mark in every run; any other label takes the next free one.
 COLOURS = (
@@ -165,7 +166,7 @@ def legend(labels: Iterable[str], slots: Mapping[str, int]) -> list[Line2D]:
     return [*handles, level]
 
 
-def look(label: str, slots: Mapping[str, int]) -> dict[str, Any]:
+def look(label: str, slots: Mapping[str, int]) -> Look:
     if label == FULL:
         return {"color": INK, "marker": "*", "markersize": 8.5, "markeredgecolor": CARD, "markeredgewidth": 0.5}
     turn, colour = divmod(slots[label], len(COLOURS))
@@ -179,7 +180,7 @@ def look(label: str, slots: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _series(axes: Axes, series: list[tuple[int, Point]], dodge: float, style: dict[str, Any]) -> None:
+def _series(axes: Axes, series: list[tuple[int, Point]], dodge: float, style: Look) -> None:
     """One label's points with their whiskers, joined; moved `dodge` inches to the right."""
     moved = axes.transData + ScaledTranslation(dodge, 0, axes.figure.dpi_scale_trans)
     colour = style["color"]

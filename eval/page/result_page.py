@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +69,7 @@ def setup(result: Result, command: str, parts: Sequence[Any] = ()) -> Section:
     return Section("setup", "Set-up", intro, (Pre("Effective settings", settings), *parts, *tables))
 
 
-def facts(caption: str, found: dict[str, Any]) -> Table:
+def facts(caption: str, found: Mapping[str, object]) -> Table:
     """Names and values, nested ones spelled out."""
     rows = [[words(name), words(_plain(value))] for name, value in found.items()]
     return Table(caption, columns("name", text("value")), rows_of(rows), sortable=False)

@@ -19,129 +19,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from sa_eval.page import drawing, svg
 from sa_eval.page.content import Charts
 from sa_eval.page.drawing import CARD, INK, LINE, SOFT
+from sa_eval.page.result_panels import BOTTOM, RIGHT, TOP, Bars, Dots, Lines, Panel, Row, Series, Style
 from sa_eval.page.visible import visible
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 3.6, 0.52, 0.14, 0.34, 0.46  # inches
-LINES_HEIGHT, ROW = 2.5, 0.2
+WIDTH = 3.6  # inches of a panel with what is around it
 COLUMNS = 4
 PATTERNS = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 FLOOR = "none"  # no arm: the model without attention
-
-
-@dataclass(frozen=True)
-class Style:
-    """How an arm looks: its label's colour and mark, and which of the label's patterns."""
-
-    label: str
-    pattern: int = 0
-
-
-@dataclass(frozen=True)
-class Series:
-    """One arm: points (x, y, low, high); low and high are y where there is no range. A gap is x None."""
-
-    name: str
-    style: Style
-    points: tuple[tuple[float | None, float, float, float], ...]
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Series over x. `ticks` are (position, text); `bars` (x, height) lie behind; `linear_below`: log axis with 0."""
-
-    title: str
-    x_name: str
-    series: tuple[Series, ...]
-    ticks: tuple[tuple[float, str], ...]
-    x_log: bool = False
-    y_log: bool = False
-    linear_below: float | None = None
-    bars: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def text(self) -> str:
-        found = "; ".join(
-            f"{one.name} " + ", ".join(f"{y:.3g}" for x, y, _, _ in one.points if x is not None) for one in self.series
-        )
-        return f"{self.title} over {self.x_name}. {found}."
-
-    @property
-    def height(self) -> float:
-        return LINES_HEIGHT
-
-    @property
-    def left(self) -> float:
-        return LEFT
-
-
-@dataclass(frozen=True)
-class Row:
-    """A value with its interval, or with its range."""
-
-    name: str
-    style: Style
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Dots:
-    """Rows below each other. `level` is drawn across them, `log` makes a factor the same length everywhere."""
-
-    title: str
-    x_name: str
-    rows: tuple[Row, ...]
-    level: float | None = None
-    log: bool = False
-
-    @property
-    def text(self) -> str:
-        found = "; ".join(f"{row.name} {row.value:.3g} ({row.low:.3g} to {row.high:.3g})" for row in self.rows)
-        return f"{self.title}: {self.x_name}. {found}."
-
-    @property
-    def height(self) -> float:
-        return TOP + BOTTOM + ROW * (len(self.rows) + 0.6)
-
-    @property
-    def left(self) -> float:
-        return min(0.24 + 0.062 * max(len(row.name) for row in self.rows), 1.9)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar: its colour and the mark on its top are its style's label, `said` is read instead of it."""
-
-    style: Style
-    height: float
-    said: str
-
-
-@dataclass(frozen=True)
-class Bars:
-    """Bars beside each other, numbered from 0. `level` is drawn across them."""
-
-    title: str
-    x_name: str
-    y_name: str
-    bars: tuple[Bar, ...]
-    level: float | None = None
-
-    @property
-    def text(self) -> str:
-        return f"{self.title}: {self.y_name} by {self.x_name}. {'; '.join(bar.said for bar in self.bars)}."
-
-    @property
-    def height(self) -> float:
-        return LINES_HEIGHT
-
-    @property
-    def left(self) -> float:
-        return LEFT
-
-
-Panel = Lines | Dots | Bars
 
 
 @dataclass(frozen=True)
@@ -153,7 +37,7 @@ class Picture:
     panels: tuple[Panel, ...]
     slots: dict[str, int]
 
-    def part(self) -> Charts:
+    def charts(self) -> Charts:
         """For a page."""
         images = tuple(
             svg.inline(sheet([panel], self.slots), f"{self.name}-{number}", panel.text, _tips(panel))
@@ -183,17 +67,7 @@ class Picture:
         return sheet(self.panels, self.slots, self.heading, handles if self._needs_legend() else ())
 
 
-def styles(arms: Sequence[Any]) -> dict[str, Style]:
-    """Arm -> style, from arms with name and label, in their order."""
-    counts: dict[str, int] = {}
-    found = {}
-    for arm in arms:
-        found[arm.name] = Style(arm.label, counts.get(arm.label, 0))
-        counts[arm.label] = counts.get(arm.label, 0) + 1
-    return found
-
-
-def look(style: Style, slots: dict[str, int]) -> dict[str, Any]:
+def look(style: Style, slots: dict[str, int]) -> drawing.Look:
     """What matplotlib draws a line with."""
     if style.label == FLOOR:
         return {"color": SOFT, "linestyle": (0, (2, 2)), "linewidth": 1.2, "marker": ""}

@@ -18,6 +18,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
 from sa_eval.errors import UserError
 from sa_eval.records import lock
 from sa_eval.records.directory import RunDirectory
@@ -55,8 +58,6 @@ class Ranks:
         """What `make` returns on the main rank, on every rank; its UserError ends all of them."""
         if self.world == 1:
             return make()
-        from accelerate.utils import broadcast_object_list
-
         error, box = None, [None]
         if self.main:
             try:
@@ -88,8 +89,6 @@ def find(device: str) -> Ranks:
     """
     if not launched():
         return Ranks()
-    from accelerate import PartialState
-
     kind, _, number = device.partition(":")
     if number:
         raise SettingsError(
@@ -124,8 +123,6 @@ class Crew:
         if not self._others:
             yield
             return
-        from accelerate import PartialState
-
         PartialState().wait_for_everyone()  # the main rank has forgotten an earlier session's messages
         self._folder.mkdir(exist_ok=True)
         with contextlib.nullcontext() if self.ranks.main else lock.hold(self._lock_of(self.ranks.rank)):

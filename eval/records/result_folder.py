@@ -114,7 +114,7 @@ def check_out(out: str | None, parent: str = "runs") -> None:
             )
         RunDirectory.refuse_used(out)
         path = Path(out or parent).absolute()
-        above = next(place for place in (path, *path.parents) if place.exists())
+        above = next(folder for folder in (path, *path.parents) if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise NotADirectoryError(f"{above} is no directory that can be written")
     except SettingsError:

@@ -6,11 +6,13 @@ Imports neither torch nor what only statistics need.
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 WIDTH = 118  # where the terminal does not say how wide it is
 NARROWEST = 30
+NAMED = 8  # differences of versions and the like that are printed; --json has all
 DASH = "\u2013"
 
 
@@ -66,3 +68,11 @@ def _lines(rows: Sequence[Sequence[str]], widths: Sequence[int], numbers: Sequen
         for row in rows
     ]
     return "\n".join([lines[0], DASH * max(map(len, lines)), *lines[1:]])
+
+
+def sides(a: str, b: str, different: list[str]) -> str:
+    """The two results of a comparison, and what they differ in besides their numbers."""
+    lines = [f"differ in {text}" for text in different[:NAMED]] or ["alike in model, versions, code and machine"]
+    lines += [f"... and {len(different) - NAMED} more"] if len(different) > NAMED else []
+    filled = (textwrap.fill(line, columns(), initial_indent="   ", subsequent_indent="     ") for line in lines)
+    return "\n".join([f"A  {a}", f"B  {b}", *filled])

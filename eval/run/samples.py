@@ -7,21 +7,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sa_eval.documents.prepared import requests_by_document
+from sa_eval.documents.score import score_of
 from sa_eval.records.types import Prompt, Record
 from sa_eval.run.chunks import Chunk
 
+Sample = dict[str, Any]  # a row of lm-eval's own log
 HEAD_CHARACTERS, TAIL_CHARACTERS = 240, 480
 
 
-def scored(chunk: Chunk, samples: list[dict[str, Any]], cut: Mapping[tuple[str, int], bool]) -> list[Record]:
+def scored(chunk: Chunk, samples: list[Sample], cut: Mapping[tuple[str, int], bool]) -> list[Record]:
     """Per-document records; the first filter's metrics give the score, other filters' are kept beside them.
 
     Args:
         cut: (task, document) -> whether the limit of new tokens cut an answer, of those that were generated.
     """
-    from sa_eval.documents.harness import score_of
-
-    by_document: dict[int, list[dict[str, Any]]] = {}
+    by_document: dict[int, list[Sample]] = {}
     for sample in samples:
         by_document.setdefault(sample["doc_id"], []).append(sample)
     task = chunk.task
@@ -87,13 +87,13 @@ def prompts(task: Any) -> list[Prompt]:
     return rows
 
 
-def _numbers(sample: dict[str, Any], suffix: str) -> dict[str, float]:
+def _numbers(sample: Sample, suffix: str) -> dict[str, float]:
     return {
         name + suffix: float(sample[name]) for name in sample["metrics"] if isinstance(sample.get(name), (int, float))
     }
 
 
-def _output(sample: dict[str, Any]) -> Any:
+def _output(sample: Sample) -> Any:
     """The generated text, or the log-likelihood of every choice."""
     answers = [response[0] for response in sample["resps"]]
     if len(answers) == 1:

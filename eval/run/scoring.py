@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from sa_eval.documents.prepared import requests_by_document
 from sa_eval.documents.subset import TaskSubset
@@ -131,8 +132,6 @@ class Scorer:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether a smaller batch may help."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
     known = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, known) or (isinstance(error, Exception) and should_reduce_batch_size(error))
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sa_eval import environment
+from sa_eval import environment, machine
 from sa_eval.documents import selection
+from sa_eval.lm.exact import ExactLM
 from sa_eval.loading import models
 from sa_eval.processes.ranks import Crew, Ranks
 from sa_eval.progress import Progress
@@ -20,6 +21,7 @@ from sa_eval.records.opening import differences
 from sa_eval.records.types import ArmRow, ArmRun, Facts, Failure, Manifest, Place, SessionRow
 from sa_eval.run import preparation, samples
 from sa_eval.run.chunks import Chunk
+from sa_eval.run.scoring import Scored, Scorer
 from sa_eval.run.trouble import DocumentsFailed, Trouble, trouble_of
 from sa_eval.settings.arms import Arm, left_out
 from sa_eval.settings.config import Settings, SettingsError
@@ -63,8 +65,6 @@ class Session:
         ranks: Ranks,
         together: Crew | None = None,
     ) -> None:
-        from sa_eval.lm.exact import ExactLM
-
         self.settings, self.loaded, self.arms = settings, loaded, arms
         self.directory, self.progress, self.ranks = directory, progress, ranks
         self.earlier = directory.manifest() if directory.has(MANIFEST) else None
@@ -134,7 +134,7 @@ class Session:
 
     def _write_manifest(self, finished: str | None = None) -> None:
         device = models.input_device(self.loaded.model)
-        hardware = environment.hardware(device)
+        hardware = machine.hardware(device)
         manifest = Manifest(
             schema=types.VERSION,
             started=self.earlier.started if self.earlier else self.started,
@@ -179,8 +179,6 @@ class Session:
         return models.pick_batch_size(self.settings, models.input_device(self.loaded.model), tokens)
 
     def scorer(self, bar: Any) -> Any:
-        from sa_eval.run.scoring import Scorer
-
         return Scorer(self.lm, bar, unsafe_code=self.settings.confirm_unsafe_code)
 
     def record(self, chunk: Chunk, scored: Any, work: ArmRun | None = None) -> None:
@@ -195,8 +193,6 @@ class Session:
 
     def record_unasked(self, arm: Arm, seed: int, members: Sequence[Chunk], error: Exception) -> None:
         """The documents of an arm that could not be applied: they count as wrong."""
-        from sa_eval.run.scoring import Scored
-
         trouble = trouble_of(error)
         for chunk in members:
             failed = DocumentsFailed(trouble, list(chunk.indices))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import sa_patch
 from sa_eval.settings import layer_sets
@@ -13,6 +13,8 @@ from sa_eval.settings.values import SettingsError
 from sa_patch import kernels
 from sa_patch.saved import from_config
 from sa_patch.variants import make_variant
+
+Options = dict[str, Any]  # a variant's options by name, as `make_variant` takes them
 
 
 def check_kernels(arms: Sequence[Any], model: Any, device: Any = None, dtype: Any = None) -> None:
@@ -30,17 +32,30 @@ def check_kernels(arms: Sequence[Any], model: Any, device: Any = None, dtype: An
         return
     from sa_patch import integration
 
-    place, precision = integration.place(model)
+    own_device, own_dtype = integration.device_and_dtype(model)
     refused: dict[str, list[str]] = {}
     for arm in asked:
-        reason = arm.kernel_refusal(model, device or place, dtype or precision)
+        reason = arm.kernel_refusal(model, device or own_device, dtype or own_dtype)
         if reason:
             refused.setdefault(f"kernel {arm.kernel!r}: {reason}", []).append(arm.name)
     if refused:
-        told = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in refused.items())
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in refused.items())
         raise SettingsError(
-            f"this cannot run on {device or place}: {told}. Use --kernel auto, or leave those modes out"
+            f"this cannot run on {device or own_device}: {reasons}. Use --kernel auto, or leave those modes out"
         )
+
+
+class ArmFacts(TypedDict):
+    """An arm as JSON holds it."""
+
+    name: str
+    label: str
+    mode: str
+    window: int | float | None
+    dense_tail: int
+    seeds: list[int]
+    kernel: str
+    options: Options
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,7 @@ class Arm:
     dense_tail: int = 0
     seeds: tuple[int, ...] = (0,)
     kernel: str = "auto"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
     def apply(self, model: Any, seed: int) -> Any:
         """Patch the model; the caller restores. The full arm runs the model's own attention and returns None."""
@@ -120,7 +135,7 @@ class Arm:
         numbers = tuple(layer for layer in self.options.get("dense_layers", ()) if isinstance(layer, int))
         return (self._variant(self.seeds[0], {**self.options, "dense_layers": numbers}),)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ArmFacts:
         return {
             "name": self.name,
             "label": self.label,

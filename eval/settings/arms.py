@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from sa_eval.settings import grid, plan_arms
-from sa_eval.settings.arm import Arm
+from sa_eval.settings.arm import Arm, ArmFacts
 from sa_eval.settings.config import Settings, SettingsError
 
 MOST_COMBINATIONS = 5_000  # beyond it a list is a slip of the keyboard
+
+
+class LeftOut(ArmFacts):
+    """A combination that is no arm of the run, and why."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,8 @@ def arms_from(settings: Settings) -> list[Arm]:
     return list(sweep.arms)
 
 
-def left_out(settings: Settings) -> list[dict[str, Any]]:
-    """The combinations that are no arm of the run: Arm.to_dict with a `reason`."""
+def left_out(settings: Settings) -> list[LeftOut]:
+    """The combinations that are no arm of the run."""
     return [{**arm.to_dict(), "reason": reason} for arm, reason in sweep_of(settings).left_out]
 
 

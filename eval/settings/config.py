@@ -16,7 +16,7 @@ from sa_eval.settings.declared import Option, declared
 from sa_eval.settings.setting import Setting, setting, settings_of
 from sa_eval.settings.values import SettingsError, nearest
 
-DEFAULTS: dict[str, Any] = {"window": (64, 256)}  # where a run's default is not the option's own
+DEFAULTS: dict[str, tuple[int, ...]] = {"window": (64, 256)}  # where a run's default is not the option's own
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Settings:
         many=True,
         also=("--plan",),
     )
-    published: Mapping[str, Any] | None = setting(
+    published: Mapping[str, object] | None = setting(
         None,
         "numbers to compare with, and their source",
         optional=True,
@@ -102,7 +102,7 @@ class Settings:
     )
     out: str | None = setting(None, "run directory (default: runs/<time>-<model>)")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, as YAML and JSON hold them; `settings_from` takes them back."""
         return {name: _plain(self.options.get(name, getattr(self, name, None))) for name in known_settings()}
 

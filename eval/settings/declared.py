@@ -14,7 +14,6 @@ from importlib import resources
 from typing import Any
 
 FILE = "declared.json"
-Facts = dict[str, Any]  # one declaration as JSON holds it
 
 
 @dataclass(frozen=True)
@@ -103,5 +102,5 @@ def _written() -> Declared:
     return Declared({name: Mode(**row) for name, row in found["modes"].items()}, options)
 
 
-def _without_lists(row: Facts) -> Facts:
+def _without_lists(row: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}

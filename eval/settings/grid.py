@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from sa_eval.settings import layer_sets
-from sa_eval.settings.arm import Arm
+from sa_eval.settings.arm import Arm, Options
 from sa_eval.settings.config import Settings, SettingsError
 from sa_eval.settings.named_arms import NamedArm
 from sa_patch.variants import NamedMode, Option, Variant, modes, options_of
@@ -53,7 +53,7 @@ def _own_options(mode: NamedMode) -> tuple[Option, ...]:
     return options_of(mode.variant)[len(options_of(Variant)) :]
 
 
-def _product(lists: Lists) -> Iterator[dict[str, Any]]:
+def _product(lists: Lists) -> Iterator[Options]:
     for values in itertools.product(*lists.values()):
         yield dict(zip(lists, values, strict=True))
 

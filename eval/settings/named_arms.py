@@ -26,7 +26,7 @@ class NamedArm:
     mode: str  # a name of `sa_patch.variants.modes`
     values: Mapping[str, tuple[Any, ...]]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"name": self.name, "mode": self.mode, **self.values}
 
 

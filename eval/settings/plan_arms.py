@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from sa_eval.settings.arm import Arm
 from sa_eval.settings.config import Settings
 from sa_eval.settings.plan_files import PlanFile
 from sa_eval.settings.roles import PLAN
 from sa_eval.settings.values import SettingsError
-from sa_patch import Plan
+from sa_patch import Plan, Variant
 from sa_patch.saved import from_config
 
 
@@ -30,9 +30,11 @@ def _arm(settings: Settings, file: PlanFile) -> Arm:
     except (ValueError, NotImplementedError) as error:
         raise SettingsError(f"plan {file.name} cannot be used: {error}") from error
     kernel = own_kernel if settings.kernel == "auto" else settings.kernel
-    options = {"decode": plan.decode, **_shared(plan), "plan": dict(file.config)}
+    sparse = [variant for variant in plan.variants if not variant.always_dense]
+    tail = max(variant.dense_tail for variant in sparse)
+    options = {"decode": plan.decode, "dense_tail": tail, **_shared(sparse), "plan": dict(file.config)}
     name = f"plan-{file.name}"
-    return Arm(name, name, PLAN, window, options["dense_tail"], (0,), kernel, options)
+    return Arm(name, name, PLAN, window, tail, (0,), kernel, options)
 
 
 def _window(plan: Plan) -> int | float:
@@ -49,10 +51,9 @@ def _window(plan: Plan) -> int | float:
     return round(sum(windows) / len(windows))
 
 
-def _shared(plan: Plan) -> dict[str, Any]:
+def _shared(sparse: Sequence[Variant]) -> dict[str, object]:
     """What arms have to have in common besides the window to be comparable, as all sparse layers have it."""
-    sparse = [variant for variant in plan.variants if not variant.always_dense]
-    found: dict[str, Any] = {"dense_tail": max(variant.dense_tail for variant in sparse)}
+    found: dict[str, object] = {}
     for name in ("budget", "dense_layers", "dense_below"):
         values = {getattr(variant, name) for variant in sparse}
         value = values.pop() if len(values) == 1 else "several"

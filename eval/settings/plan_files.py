@@ -30,7 +30,7 @@ class PlanFile:
     name: str
     config: Mapping[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"name": self.name, "config": dict(self.config)}
 
 

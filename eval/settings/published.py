@@ -11,16 +11,34 @@ published:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from sa_eval.messages import shown
 from sa_eval.settings.values import SettingsError, nearest, number
 
 AVERAGE = "average"
 LONGEST = 200
+Windows = dict[str, dict[str, dict[str, float]]]  # window, arm, and task or average: percent
 
 
-def checked(value: Any, modes: Sequence[str]) -> dict[str, Any]:
+class Published(TypedDict):
+    """The checked setting: `models` by name."""
+
+    source: str
+    models: dict[str, Windows]
+
+
+class PublishedRow(TypedDict):
+    """One number: `window` None for full, `name` a task or "average", `value` a share between 0 and 1."""
+
+    label: str
+    window: int | float | None
+    name: str
+    value: float
+    source: str
+
+
+def checked(value: Any, modes: Sequence[str]) -> Published:
     """The same mapping with text keys and the numbers of every arm, which has the name of a mode; or an error."""
     found = _mapping("published", value)
     for key in found:
@@ -36,8 +54,8 @@ def checked(value: Any, modes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _model(name: Any, value: Any, modes: Sequence[str]) -> dict[str, Any]:
-    windows: dict[str, Any] = {}
+def _model(name: Any, value: Any, modes: Sequence[str]) -> Windows:
+    windows: Windows = {}
     for window, arms in _mapping(f"published: {shown(name)}", value).items():
         key = _window(window)
         if key in windows:
@@ -86,7 +104,7 @@ def _key(what: str, value: Any) -> str:
     return value
 
 
-def published_for(settings: Mapping[str, Any], model_name: str) -> list[dict[str, Any]]:
+def published_for(settings: Mapping[str, Any], model_name: str) -> list[PublishedRow]:
     """What was published about the model that ran.
 
     Args:
@@ -94,8 +112,7 @@ def published_for(settings: Mapping[str, Any], model_name: str) -> list[dict[str
         model_name: a hub id or a folder; its last part counts, so a local copy finds its model.
 
     Returns:
-        Rows {label, window, name, value, source}: window None for full, name a task or "average", value a share
-        between 0 and 1 like our own accuracies. Empty when nothing is known of this model.
+        Empty when nothing is known of this model.
     """
     given = settings.get("published")
     if not given:

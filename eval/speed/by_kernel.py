@@ -60,8 +60,8 @@ def refusals(arm: Arm | Floor, model: Any) -> dict[str, str | None]:
     """By kernel: why it can't run a sparse arm where the model is; None where nothing is known against it."""
     if not isinstance(arm, Arm) or arm.window is None:
         return {}
-    place = integration.place(model)
-    return {name: replace(arm, kernel=name).kernel_refusal(model, *place) for name in NAMES}
+    device, dtype = integration.device_and_dtype(model)
+    return {name: replace(arm, kernel=name).kernel_refusal(model, device, dtype) for name in NAMES}
 
 
 def kernel_times(

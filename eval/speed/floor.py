@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from sa_eval.speed.types import TimedArm
+
 NAME = "sa_eval_none"  # of the attention implementation
 
 
@@ -50,8 +52,8 @@ class Floor:
             )
         return Removed(model, before)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "label": self.label, "mode": "none (attention removed: a floor, not a method)"}
+    def row(self) -> TimedArm:
+        return TimedArm(self.name, self.label, "none (attention removed: a floor, not a method)")
 
 
 @dataclass(frozen=True)

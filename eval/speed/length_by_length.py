@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sa_eval import environment, estimate
+from sa_eval import environment, estimate, machine
 from sa_eval.loading import model_files, models
 from sa_eval.messages import one_line
 from sa_eval.processes import interrupts
@@ -20,7 +20,7 @@ from sa_eval.progress import Progress
 from sa_eval.records import continued, lock, result_folder
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.keys import code_hash
-from sa_eval.records.types import plain
+from sa_eval.records.types import Facts, plain
 from sa_eval.settings.arm import Arm, check_kernels
 from sa_eval.settings.arms import arms_from
 from sa_eval.settings.config import SettingsError
@@ -84,7 +84,7 @@ def _asked(recorded: Mapping[str, Any]) -> SpeedSettings:
     return speed_settings(given)
 
 
-def _fixed(result: SpeedResult) -> dict[str, Any]:
+def _fixed(result: SpeedResult) -> Facts:
     """What has to be the same when a result is continued: the machine, too, whose times they are."""
     arms = {arm.name: plain(arm) for arm in result.arms}
     return {**continued.computing(result), "arm": arms, "hardware": result.hardware}
@@ -112,9 +112,9 @@ def head(asked: SpeedSettings, subject: measured_model.Subject, arms: Sequence[A
         clock="CPU time of the process" if asked.cpu_time else "wall time",
         model=subject.identity,
         versions=environment.versions(),
-        hardware=environment.hardware(subject.model.device),
+        hardware=machine.hardware(subject.model.device),
         code=code_hash(),
-        arms=[TimedArm(**arm.to_dict()) for arm in arms],
+        arms=[arm.row() if isinstance(arm, Floor) else TimedArm(**arm.to_dict()) for arm in arms],
         notes=[f"{RANDOM_WEIGHTS}."] if asked.random_weights else [],
     )
 

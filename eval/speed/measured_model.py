@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sa_eval import environment
 from sa_eval.loading import models, sources
 from sa_eval.messages import one_line, shown
+from sa_eval.records.types import Facts
 from sa_eval.settings import presets
 from sa_eval.settings.values import SettingsError
 from sa_eval.speed.settings import SpeedSettings
@@ -30,7 +31,7 @@ class Subject:
 
     model: Any
     prompt: list[int]
-    identity: dict[str, Any]
+    identity: Facts
 
 
 def prepare(asked: SpeedSettings) -> Subject:

@@ -16,7 +16,7 @@ SHARED = (
     *("model", "revision", "modes", "plans", "lengths", "kernel"),
     *("batch_size", "threads", "device", "dtype", "device_map", "use_safetensors", "trust_remote_code", "out"),
 )
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, object] = {
     "modes": ("full", "swa", "sa", "sa-bucket", "moba"),
     "window": (128,),
     "lengths": (512, 1024, 2048),
@@ -58,7 +58,7 @@ class SpeedSettings:
         """What the result is called."""
         return str(self.shape or self.of.model)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         own = {name: value for name, value in asdict(self).items() if name != "of"}
         return {**{name: value for name, value in self.of.to_dict().items() if name in shared()}, **own}
 

@@ -20,8 +20,9 @@ from sa_eval.page.content import (
     words,
 )
 from sa_eval.page.drawing import looks
-from sa_eval.page.result_plots import Dots, Lines, Picture, Series, styles
-from sa_eval.page.result_plots import Row as DotRow
+from sa_eval.page.result_panels import Dots, Lines, Series, styles
+from sa_eval.page.result_panels import Row as DotRow
+from sa_eval.page.result_plots import Picture
 from sa_eval.records.directory import RunDirectory
 from sa_eval.records.types import FULL
 from sa_eval.speed.beside_full import FLOOR, LEAST_REPEATS, told_apart
@@ -41,8 +42,8 @@ def write(directory: RunDirectory, result: SpeedResult) -> None:
     pictures = [_against_full(result), _over_length(result)] if result.rows else []
     parts = [part for length in result.lengths if result.at(length) for part in _length(result, length)]
     sections = [
-        Section("times", "Beside full attention", _intro(), (*(picture.part() for picture in pictures[:1]), *parts)),
-        *([Section("lengths", "Over the prompt's length", LENGTHS, (pictures[1].part(),))] if pictures else []),
+        Section("times", "Beside full attention", _intro(), (*(picture.charts() for picture in pictures[:1]), *parts)),
+        *([Section("lengths", "Over the prompt's length", LENGTHS, (pictures[1].charts(),))] if pictures else []),
         result_page.setup(result, "sa-eval speed", (Text(f"Protocol: {result.protocol}. Clock: {result.clock}."),)),
     ]
     page = result_page.Page(
@@ -149,8 +150,8 @@ def _span(repeats: Sequence[float]) -> str:
 def _kernels(row: Row) -> Field:
     """What ran, over the best and the worst kernel where all were timed."""
     ranked = [("best", row.best_kernel), ("worst", row.worst_kernel)]
-    told = [f"{word} {one.kernel} {one.prefill_ms:,.1f}\u00a0ms" for word, one in ranked if one]
-    return Field("+".join(row.kernels), ", ".join(told))
+    times = [f"{word} {one.kernel} {one.prefill_ms:,.1f}\u00a0ms" for word, one in ranked if one]
+    return Field("+".join(row.kernels), ", ".join(times))
 
 
 def _fields(row: Row, full: Row | None) -> list[Field]:

@@ -155,11 +155,11 @@ def draw_sources(length: int, count: int, seed: int, *, causal: bool = True) -> 
     """
     number = torch.arange(count, dtype=torch.int64)
     random = (mixed(steps(number, stream(seed, length, _USE))) >> 11 & ((1 << 53) - 1)).double() / (1 << 53)
-    place = (number + random) / count
+    share = (number + random) / count
     if not causal:
-        return (place * length).long().clamp(max=length - 1)
+        return (share * length).long().clamp(max=length - 1)
     pairs = torch.arange(length, 0, -1).cumsum(0)
-    return torch.searchsorted(pairs, (place * pairs[-1]).long(), right=True).clamp(max=length - 1)
+    return torch.searchsorted(pairs, (share * pairs[-1]).long(), right=True).clamp(max=length - 1)
 
 
 def follow(

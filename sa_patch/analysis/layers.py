@@ -104,8 +104,8 @@ def pattern_of(
 
 def distinct_patterns(variant: Variant | Plan, length: int, num_layers: int, seed: int) -> Iterator[Pattern]:
     """`patterns`, where layers that are equal for certain come once."""
-    told: set[Variant] = set()
+    seen: set[Variant] = set()
     for one, pattern in zip(variants_of(variant, num_layers), patterns(variant, length, num_layers, seed), strict=True):
-        if one.seeded or one.dense_layers or one not in told:
-            told.add(one)
+        if one.seeded or one.dense_layers or one not in seen:
+            seen.add(one)
             yield pattern

@@ -133,8 +133,8 @@ def needle_sight(patch: Patch, input_ids: Tensor, needle: range, query: int = -1
     """
     row = _single(input_ids)
     length = len(row)
-    place = query % length if -length <= query < length else length
-    if not needle or needle.step != 1 or needle.start < 0 or needle.stop - 1 > place or place >= length:
+    position = query % length if -length <= query < length else length
+    if not needle or needle.step != 1 or needle.start < 0 or needle.stop - 1 > position or position >= length:
         raise ValueError(
             f"needle={needle!r} must be consecutive positions up to query={query} of a prompt of {length} tokens"
         )
@@ -148,12 +148,12 @@ def needle_sight(patch: Patch, input_ids: Tensor, needle: range, query: int = -1
         nonlocal reached
         mask = pattern.visible().cpu()
         heads = mask[0] if mask.dim() == 4 else mask.expand(query_heads.shape[1], *mask.shape)
-        shares.append(heads[:, place, needle.start : needle.stop].double().mean(-1))
+        shares.append(heads[:, position, needle.start : needle.stop].double().mean(-1))
         reached = ((heads.any(0).float() @ reached) > 0).float()
-        connected.append(float(reached[place].mean()))
+        connected.append(float(reached[position].mean()))
 
     _read(patch, row, _with_patterns(patch, see))
-    return NeedleSight(torch.stack(shares), tuple(connected), (needle.start, needle.stop - 1), place)
+    return NeedleSight(torch.stack(shares), tuple(connected), (needle.start, needle.stop - 1), position)
 
 
 def _connected(patch: Patch, row: Tensor) -> Found:

@@ -35,7 +35,7 @@ RECIPES: dict[str, tuple[str, Any]] = {
 }
 
 
-def _charged(block: int) -> dict[str, Any]:
+def _charged(block: int) -> dict[str, int | str]:
     return {"block_size": max(1, block), "router": "mean", "router_cost": "charged"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class Journal:
         ValueError: when the file belongs to other settings.
     """
 
-    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, settings: Mapping[str, object]) -> None:
         self.path, self.seconds = path, 0.0
         self._known: dict[str, Any] = {}
         if path is None:
@@ -31,7 +31,7 @@ class Journal:
         if not path.exists() or not path.stat().st_size:
             self._append({"settings": settings})
 
-    def _read(self, path: Path, settings: dict[str, Any]) -> None:
+    def _read(self, path: Path, settings: Mapping[str, object]) -> None:
         whole = path.read_bytes()
         lines = whole.split(b"\n")
         if lines[-1]:  # torn: the process died while it wrote
@@ -63,7 +63,7 @@ class Journal:
             self._append({"key": key, "value": value, "seconds": round(seconds, 3)})
         return self._known[key]
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def _append(self, row: Mapping[str, object]) -> None:
         if self.path is None:
             return
         with self.path.open("a") as file:

@@ -82,16 +82,16 @@ def fitted(chosen: Sequence[Candidate], window: int, lengths: Sequence[int]) -> 
     def fits(some: Sequence[Candidate]) -> bool:
         return all(total([one.variant for one in some], length) <= budgets[length] for length in lengths)
 
-    def resized(place: int, change: int) -> list[Candidate] | None:
-        one = found[place]
+    def resized(layer: int, change: int) -> list[Candidate] | None:
+        one = found[layer]
         if one.variant.always_dense:
             return None
         other = candidate(one.recipe, int(one.variant.window) + change)
         if other is None or not possible(other.variant, lengths):
             return None
-        return [*found[:place], other, *found[place + 1 :]]
+        return [*found[:layer], other, *found[layer + 1 :]]
 
-    order = sorted(range(len(found)), key=lambda place: -cost(found[place].variant, min(lengths)))
+    order = sorted(range(len(found)), key=lambda layer: -cost(found[layer].variant, min(lengths)))
     step = 0
     while not fits(found):
         smaller = resized(order[step % len(order)], -1)
@@ -174,7 +174,7 @@ def _replaced(
     """Another recipe in one layer."""
     if not sparse:
         return None
-    place = source.choice(sparse)
-    recipe = source.choice([name for name in recipes if name != chosen[place].recipe])
-    other = candidate(recipe, int(chosen[place].variant.window))
-    return None if other is None else [other if layer == place else one for layer, one in enumerate(chosen)]
+    changed = source.choice(sparse)
+    recipe = source.choice([name for name in recipes if name != chosen[changed].recipe])
+    other = candidate(recipe, int(chosen[changed].variant.window))
+    return None if other is None else [other if layer == changed else one for layer, one in enumerate(chosen)]

@@ -96,9 +96,9 @@ def _needle(piece: tuple[str, Sequence[int]], source: random.Random) -> Passage:
     """The end repeats a snippet from the first three quarters; scored is the repetition after its first tokens."""
     name, ids = piece
     body = list(ids[: len(ids) - SNIPPET])
-    place = source.randrange(len(body) * 3 // 4)
+    start = source.randrange(len(body) * 3 // 4)
     scored = range(len(body) + CUE - 1, len(ids) - 1)
-    return Passage("needle", (*body, *body[place : place + SNIPPET]), tuple(scored), f"{name}, needle at {place}")
+    return Passage("needle", (*body, *body[start : start + SNIPPET]), tuple(scored), f"{name}, needle at {start}")
 
 
 def _aggregation(piece: tuple[str, Sequence[int]], source: random.Random) -> Passage:
@@ -108,6 +108,6 @@ def _aggregation(piece: tuple[str, Sequence[int]], source: random.Random) -> Pas
     weights = [1 / (kind + 1) for kind in range(KINDS)]
     order = source.choices(range(KINDS), weights, k=-(-len(ids) // UNIT))
     body = [token for kind in order for token in ids[starts[kind] : starts[kind] + UNIT]][: len(ids)]
-    begins = [place for place in range(UNIT, len(body), UNIT) if place > len(body) // 2]
-    scored = [position for place in begins for position in (place - 1, place) if position < len(body) - 1]
+    begins = [start for start in range(UNIT, len(body), UNIT) if start > len(body) // 2]
+    scored = [position for start in begins for position in (start - 1, start) if position < len(body) - 1]
     return Passage("aggregation", tuple(body), tuple(scored), f"{name}, snippets counted")

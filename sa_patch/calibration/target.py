@@ -27,8 +27,8 @@ def cheapest(keeps: Callable[[int], bool], most: int) -> int:
 
 def unreached(target: float, window: int, found: Mapping[str, float]) -> str:
     """Why nothing can be returned, with the nearest figures, by stratum."""
-    told = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
+    reached = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
     return (
         f"no plan was found that keeps KL at or below {target:g} on every stratum with {window} keys per query on "
-        f"average: the best one reaches {told}. Raise window, or target_kl to {max(found.values()):.3g}"
+        f"average: the best one reaches {reached}. Raise window, or target_kl to {max(found.values()):.3g}"
     )

@@ -1,6 +1,7 @@
 """Binding a variant to a model's attention modules, and undoing it.
 
-The implementation name lives in a copy of the config that only the patched model holds.
+transformers picks a model's attention function by a name in its config. Models may share one config object, so the
+patched model gets a copy with our name in it.
 """
 
 import copy
@@ -15,7 +16,7 @@ from sa_patch.forward import Layer
 from sa_patch.integration.checkpoints import SAVING
 from sa_patch.integration.gates import add, make_gates, remove
 from sa_patch.integration.generation import OVERRIDES
-from sa_patch.integration.modules import attention_modules, device, heads_of, is_placed, kv_heads_here, place
+from sa_patch.integration.modules import attention_modules, device, device_and_dtype, heads_of, is_placed, kv_heads_here
 from sa_patch.integration.state import NAME, UNPATCHED, State, state
 from sa_patch.kept import KEPT
 from sa_patch.kernels import crossover
@@ -24,7 +25,7 @@ from sa_patch.probing import refusal
 from sa_patch.variants.base import Variant
 from sa_patch.variants.gated import Gated
 
-_IMPLEMENTATION = "_attn_implementation_internal"  # where a config keeps the name
+_IMPLEMENTATION = "_attn_implementation_internal"  # the attribute in which transformers' configs keep that name
 
 
 def bind(model: nn.Module, plan: Variant | Plan, kernel: str, initial: float | None = None) -> State:
@@ -48,7 +49,7 @@ def bind(model: nn.Module, plan: Variant | Plan, kernel: str, initial: float | N
             if not -count <= layer < count:
                 raise ValueError(f"dense_layers has {layer}, but the model has layers 0..{count - 1}")
         if variant.dense_below == "crossover":
-            crossover(variant.layout, 1, *place(model))
+            crossover(variant.layout, 1, *device_and_dtype(model))
         _check_kernel(model, variant, kernel)
     if state(model) is None and modules[0].__dict__["config"]._attn_implementation == NAME:
         raise ValueError(UNPATCHED)
@@ -69,7 +70,7 @@ def bind(model: nn.Module, plan: Variant | Plan, kernel: str, initial: float | N
 
 
 def _heads_here(model: nn.Module, module: nn.Module, variant: Variant) -> tuple[int, int | None]:
-    """`Layer`'s first_head and kv_heads; (0, None) where the variant does not ask which heads it gets."""
+    """`Layer`'s first_head and kv_heads; (0, None) where a head's keys do not depend on its number."""
     if variant.head_dependent == "no":
         return 0, None
     total = heads_of(model)[1]
@@ -83,10 +84,10 @@ def _heads_here(model: nn.Module, module: nn.Module, variant: Variant) -> tuple[
 
 
 def _check_kernel(model: nn.Module, variant: Variant, kernel: str) -> None:
-    """Refuse a kernel that was asked for and can't run the variant where the model is."""
+    """Raise NotImplementedError where the requested kernel can't run the variant on the model's device and dtype."""
     if kernel == "auto" or not is_placed(model):
         return
-    reason = refusal(kernel, variant, *place(model), *heads_of(model))
+    reason = refusal(kernel, variant, *device_and_dtype(model), *heads_of(model))
     if reason:
         raise NotImplementedError(
             f"kernel {kernel!r} can't run {variant.name!r} on this model: {reason}. Use kernel='auto'; or, where "
@@ -95,7 +96,7 @@ def _check_kernel(model: nn.Module, variant: Variant, kernel: str) -> None:
 
 
 def attach(model: nn.Module, patch: State) -> None:
-    """Make the model run a patch that was bound to it before; its counters go on."""
+    """Make the model run a patch that `bind` made for it; the counts of an earlier use are kept."""
     unbind(model)
     modules = attention_modules(model)
     patch.original_config = modules[0].__dict__["config"]
@@ -104,8 +105,8 @@ def attach(model: nn.Module, patch: State) -> None:
     patch.patched_config._attn_implementation = NAME
     _swap_config(model, patch.original_config, patch.patched_config)
     for module, layer in zip(modules, patch.layers, strict=True):
-        for part in (layer, *layer.branches):  # made now: a compiler can't
-            part.traced.to(device(module))
+        for one in (layer, *layer.branches):  # cached here, because code that torch.compile traces can't make it
+            one.traced.to(device(module))
         module.__dict__.update(_sa_patch=patch, _sa_patch_layer=layer)
     if patch.gates is not None:
         add(model, modules, patch.gates)
@@ -114,13 +115,16 @@ def attach(model: nn.Module, patch: State) -> None:
             module.__dict__.update({name: partial(function, module) for name, function in OVERRIDES.items()})
         if isinstance(module, PreTrainedModel) and patch.gates is not None:
             module.__dict__.update({name: partial(function, module) for name, function in SAVING.items()})
-    # On the innermost model, not on a layer: layers that are compiled one by one stay alike.
+    # On the innermost model: a hook on one layer would make torch.compile compile that layer apart from the others.
     backbone = [module for module in model.modules() if isinstance(module, PreTrainedModel)][-1]
     backbone.register_forward_pre_hook(_tell_when_overridden)
 
 
 def unbind(model: nn.Module) -> None:
-    """Undo `bind`; nothing happens when the model is not patched. Other edits of the config are kept."""
+    """Undo `bind`; does nothing when the model is not patched.
+
+    What was written into the copy of the config in the meantime is written into the original.
+    """
     held = state(model)
     if held is None:
         return
@@ -130,26 +134,26 @@ def unbind(model: nn.Module) -> None:
     for name in held.snapshot.keys() - held.patched_config.__dict__.keys():
         held.original_config.__dict__.pop(name, None)
     KEPT.forget()
-    # A wrapper outside `model` may still hold the copy: let it say what the original says.
+    # A wrapper outside `model` may still hold the copy, so the copy gets the original's name.
     held.patched_config._attn_implementation = held.original_config._attn_implementation
     _swap_config(model, held.patched_config, held.original_config)
     remove(model)
     for module in model.modules():
         for name in ("_sa_patch", "_sa_patch_layer", *OVERRIDES, *SAVING):
             module.__dict__.pop(name, None)
-        # By the function: the handle that registering returned would not know the hook of a copy.
+        # By the function: in a deep copy of the model the hook has no handle.
         for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _tell_when_overridden]:
             del module._forward_pre_hooks[key]
 
 
 def _tell_when_overridden(module: nn.Module, _: object) -> None:
-    """The backbone's forward pre-hook: a patch that was switched off behind our back says so, once."""
+    """The backbone's forward pre-hook: warns, once per name, when another attention implementation was set."""
     if torch.compiler.is_compiling():
         return  # a compiled graph can't warn
     held = state(module)
     found = None if held is None else held.overridden
-    if held is not None and found != held.told:
-        held.told = found
+    if held is not None and found != held.warned_of:
+        held.warned_of = found
         if found is not None:
             warnings.warn(
                 f"the sa_patch of this model does not run: its attention implementation was set to {found!r} behind "

@@ -5,6 +5,7 @@ model like any other: in its state_dict, trained, moved and wrapped with it.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any
@@ -152,7 +153,7 @@ def _count_step(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
 
 
 def step_of(
-    module: nn.Module, steps: TrainingSteps | None, mask: Geometry | Tensor, given: dict[str, Any]
+    module: nn.Module, steps: TrainingSteps | None, mask: Geometry | Tensor, given: Mapping[str, Any]
 ) -> Tensor | None:
     """The training step whose permutations a call takes; None in evaluation.
 

@@ -69,7 +69,7 @@ def device(model: nn.Module) -> torch.device:
     return next(kinds, torch.device("cpu"))
 
 
-def place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where attention runs, and in which dtype."""
     floating = (parameter.dtype for parameter in model.parameters() if parameter.dtype.is_floating_point)
     return device(model), next(floating, torch.float32)

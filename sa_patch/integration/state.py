@@ -33,13 +33,13 @@ class State:
     layers: tuple[Layer, ...]
     original_config: Any = None
     patched_config: Any = None
-    snapshot: dict[str, Any] = field(default_factory=dict)  # the original config's values when it was copied
+    snapshot: dict[str, object] = field(default_factory=dict)  # the original config's values when it was copied
     prompt_threads: set[int] = field(default_factory=set)  # those in which generate is at its prompt
-    told: str | None = None  # the implementation set behind the patch that its user was warned of
+    warned_of: str | None = None  # the implementation set behind the patch that its user was warned of
     # Called by every layer of an eager call with (layer, query, key, value, scaling), heads before any grouping.
     observer: Callable[[int, Tensor, Tensor, Tensor, float], None] | None = None
     gates: Gates | None = None  # of a gated model
-    short_told: bool = False  # whether its user was warned of a prompt that is not longer than the window
+    short_warned: bool = False  # whether its user was warned of a prompt that is not longer than the window
 
     @property
     def reads_prompt(self) -> bool:
@@ -55,11 +55,11 @@ class State:
         """
         sparse = [variant for variant in self.plan.distinct if not variant.always_dense]
         branches = [branch for variant in sparse for branch in variant.branches]
-        if self.short_told or any(length > branch.window_at(length) or branch.dense_below for branch in branches):
+        if self.short_warned or any(length > branch.window_at(length) or branch.dense_below for branch in branches):
             return
         if not sparse:
             return
-        self.short_told = True
+        self.short_warned = True
         window, name = min(branch.window_at(length) for branch in branches), " and ".join(v.name for v in sparse)
         warnings.warn(
             f"the prompt has {length} tokens, not more than window={window}: {name!r} is full attention "

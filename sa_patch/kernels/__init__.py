@@ -183,20 +183,20 @@ def describe(
     if requested != "auto":
         return f"kernel {requested}, as asked for"
     found = rules.choice(device, dtype, head_dim, group)
-    told: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for layout in layouts or [rules.ANY]:
         source = found.source(layout).source
         why = f"nothing was measured here: rules {source}" if found.is_borrowed(layout) else source
-        told.setdefault(f"{steps_text(found.at(layout))}: {why}", []).append(layout)
-    each = [f"{' and '.join(named)}: {text}" if len(told) > 1 else text for text, named in told.items()]
+        reasons.setdefault(f"{steps_text(found.at(layout))}: {why}", []).append(layout)
+    each = [f"{' and '.join(named)}: {text}" if len(reasons) > 1 else text for text, named in reasons.items()]
     return "; ".join([f"kernel auto: {'; '.join(each)}", *rules.ignored(device)])
 
 
 def steps_text(steps: rules.Steps) -> str:
     """The kernels by prompt length, in words."""
-    told = [f"{_called(name)} up to {most:,} tokens" for most, name in steps if most is not None]
+    each = [f"{_called(name)} up to {most:,} tokens" for most, name in steps if most is not None]
     last = _called(steps[-1][1])
-    return ", ".join([*told, f"{last} beyond" if told else last])
+    return ", ".join([*each, f"{last} beyond" if each else last])
 
 
 def _called(name: str) -> str:

@@ -19,8 +19,8 @@ class Pattern:
         sinks: the first `sinks` keys are visible to every later query.
         local: the last `local` keys (the query's own included) are visible.
         tail: the last `tail` queries see every earlier key.
-        weight: 0, or the scores of sampled keys are raised by weight * log(N / k). A query's certain keys are sinks,
-            local window and itself; N earlier keys are not certain, and k of them are seen, the sampled ones.
+        weight: the scores of sampled keys are raised by weight * log(N / k). A query always sees itself, sinks and
+            local window; of the N other earlier keys it sees k, the sampled ones.
     """
 
     length: int
@@ -44,19 +44,19 @@ class Pattern:
         raise NotImplementedError
 
     def _own_visible(self, queries: Tensor) -> Tensor:
-        """The own part for the given query positions, causality aside: bool [..., len(queries), length]."""
+        """The own part at these query positions: bool [..., len(queries), length]; later keys may be True."""
         raise NotImplementedError
 
     def _own_pairs(self) -> float:
-        """Pairs of the own part over the pattern's queries, causality included."""
+        """Pairs (i, j), j <= i, of the own part over the pattern's queries."""
         raise NotImplementedError
 
     def _own_extra_overlap(self) -> float:
-        """Pairs strictly below the diagonal in the own part and also in sinks or local, over the pattern's queries."""
+        """Pairs (i, j), j < i, of the pattern's queries that both the own part and sinks or local window show."""
         raise NotImplementedError
 
     def visible(self, queries: Tensor | None = None) -> Tensor:
-        """The mask itself, O(query_len x length) memory: for people, tests and short sequences.
+        """The mask, in O(query_len x length) memory: for people, tests and short sequences.
 
         Args:
             queries: query positions, int64 [q]; all the pattern's queries when None.
@@ -72,7 +72,7 @@ class Pattern:
         return (own | opened) & (key <= row)
 
     def raised(self, queries: Tensor | None = None) -> Tensor:
-        """What is added to the scores of visible keys: float64, as `visible`; 0 for all that are not sampled."""
+        """What is added to the scores: float64 of `visible`'s shape, above 0 at sampled keys only."""
         if queries is None:
             queries = torch.arange(self.first, self.length, device=self._device())
         row, key = queries[:, None], torch.arange(self.length, device=queries.device)
@@ -99,7 +99,7 @@ class Pattern:
 
 
 def sampling_weight(weight: float, candidates: Tensor, sampled: Tensor) -> Tensor:
-    """weight * log(N / k) of every query, 0 where nothing was sampled: float64, as `sampled`."""
+    """weight * log(N / k) of every query, N = candidates and k = sampled; 0 where k = 0: float64 of their shape."""
     seen = sampled.double()
     return weight * torch.where(sampled > 0, candidates.double().clamp(min=1).log() - seen.clamp(min=1).log(), 0.0)
 

@@ -15,7 +15,7 @@ class Pieces(Pattern):
     """Consecutive stretches of queries, each with its own pattern over the keys up to its own end.
 
     Attributes:
-        pieces: in order; piece k's queries end where piece k + 1's begin, and the last one's keys are all keys.
+        pieces: in order. Piece k's queries end where piece k + 1's begin; the last piece's keys are all keys.
     """
 
     pieces: tuple[Pattern, ...]
@@ -69,7 +69,7 @@ class Heads(Pattern):
 
     @classmethod
     def of(cls, of_head: Sequence[Pattern], group: int) -> Pattern:
-        """The patterns as one; where there is one head, or all of them are full attention, the first is all of them."""
+        """The patterns as one: the first of them where there is one head, or where all are full attention."""
         first = of_head[0]
         if len(of_head) == 1 or all(pattern.covers_all for pattern in of_head):
             return first

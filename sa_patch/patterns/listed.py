@@ -10,7 +10,7 @@ from sa_patch.patterns.base import Pattern
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scattered(Pattern):
-    """The query itself and a list of earlier keys for every query, in no order that a kernel could use.
+    """The query itself and a list of earlier keys for every query, which have no structure that a kernel could use.
 
     Attributes:
         keys: int32 [query_len, drawn], distinct earlier positions of each query; -1 where it has fewer.
@@ -43,8 +43,9 @@ class Scattered(Pattern):
 class Lines(Pattern):
     """The query itself, and for every query head vertical and slash lines beside sinks and local window.
 
-    A vertical line is one key, for every later query; a slash line is one distance, at which every query sees the key
-    that lies so far back. Both begin where sinks and local window end, so that only lines that cross share a pair.
+    Vertical line c: every query i >= c sees key c; before i = c + max(local, 1) the local window shows it anyway.
+    Slash line d: every query i >= d sees key i - d; before i = d + sinks that is a sink. Beyond these pairs, only lines
+    that cross share one.
 
     Attributes:
         verticals: int64 [batch, heads, v], positions of keys from `sinks` on, ascending, filled up with `length`.
@@ -71,7 +72,7 @@ class Lines(Pattern):
         return marked.scatter_(-1, lines.clamp(max=self.length), True)[..., : self.length]
 
     def _own_pairs(self) -> float:
-        """Of lines beyond sinks and local window."""
+        """Of the queries themselves, and of lines beyond sinks and local window; the mean over batch and heads."""
         reach = max(self.local, 1)
         begins = torch.cat([self.verticals + reach, self.slashes + self.sinks], dim=-1).clamp(min=self.first)
         alone = int((self.length - begins).clamp(min=0).sum())
@@ -89,15 +90,15 @@ class Lines(Pattern):
 class Selected(Pattern):
     """Sinks, the local window, and for every tile of queries some blocks that lie wholly between the two.
 
-    Blocks are `block_size` consecutive tokens, counted from the end of the sinks, so no pair is ever in two parts.
-    Tiles are `query_block` consecutive positions, counted from 0. A block may be chosen by a tile where it ends before
-    the local window of the tile's first query begins. Queries before `whole` see every earlier key.
+    Block b begins at token sinks + b * block_size, so no pair is ever in two parts.
+    Tile t holds the queries t * query_block .. (t + 1) * query_block - 1. A tile may choose the blocks that end before
+    the local window of its first query begins. Queries i < `whole` see every earlier key.
 
     Attributes:
         block_size: tokens per block.
         query_block: queries per tile.
-        count_per_tile: blocks a tile chooses, fewer where fewer may be chosen; the mean over choosers if `pooled`.
-        whole: see above; at least sinks + local.
+        count_per_tile: blocks that a tile chooses, at most all that it may; the mean over choosers if `pooled`.
+        whole: >= sinks + local.
         selected: int64 [batch, choosers, tiles, count_per_tile or more], indices of blocks, -1 where there is none; a
             chooser is one query head or the heads of a kv head. None where only the number of pairs is asked for.
         heads: query heads.
@@ -133,7 +134,7 @@ class Selected(Pattern):
         return mask | (key == queries[:, None]) | (queries[:, None] < self.whole)
 
     def count(self) -> int:
-        """Number of visible pairs per head, exact whatever is chosen; if `pooled`, the mean over heads."""
+        """Visible pairs per head, which do not depend on which blocks are chosen; the mean over heads if `pooled`."""
         row = torch.arange(self.first, self.length)
         shown = self.sinks + max(self.local, 1) + self.block_size * self.choosable(row).clamp(max=self.count_per_tile)
         everything = (row < self.whole) | (row >= self.length - self.tail)

@@ -16,10 +16,11 @@ class Band(Pattern):
     """Keys whose rank differs from the query's by less than `width`, in a given order of the tokens.
 
     Attributes:
-        width: keys on each side, the query's own included.
+        width: |rank(i) - rank(j)| < width.
         order: int64 [horizon], `order[rank] = position`, horizon >= length; None is the identity (a sliding window).
-        circular: ranks form a ring.
-        source: what the order was made from: equal sources, equal orders. None: nothing made from it is kept.
+        circular: the last rank is next to the first.
+        source: what the order was made from, so that equal sources have equal orders; the key under which what is made
+            from the order is cached. None: nothing is cached.
     """
 
     width: int
@@ -32,12 +33,12 @@ class Band(Pattern):
 
     @property
     def horizon(self) -> int:
-        """Tokens that have ranks."""
+        """How many tokens have ranks: above `length` where later tokens are ranked already."""
         return self.length if self.order is None else self.order.numel()
 
     @property
     def own_key(self) -> tuple | None:
-        """Equal tuples, equal own parts; None where the source of the order is not known."""
+        """Patterns of equal tuples have equal own parts; None where the source of the order is not known."""
         return _own_key(self, self.width, self.circular)
 
     def _own_covers_all(self) -> bool:
@@ -78,7 +79,8 @@ class Band(Pattern):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Blocks(Pattern):
-    """The tokens in a given order cut into runs of `block_size`: own run, causal, plus selected whole earlier runs.
+    """The tokens in a given order, cut into runs of `block_size`. A query i sees the keys j <= i of its own run, and
+    selected earlier runs whole.
 
     Attributes:
         block_size: tokens per run; the last run may be shorter.
@@ -86,7 +88,7 @@ class Blocks(Pattern):
             is the identity.
         selected: int64 [batch, heads, query_len, k], indices of further runs, -1 where there is none; only with the
             identity order, where every token of an earlier run precedes the query.
-        source: what the order was made from: equal sources, equal orders. None: nothing made from it is kept.
+        source: as of a `Band`.
     """
 
     block_size: int
@@ -100,7 +102,7 @@ class Blocks(Pattern):
 
     @property
     def own_key(self) -> tuple | None:
-        """Equal tuples, equal own parts, selected runs aside; None where the source of the order is not known."""
+        """Patterns of equal tuples have equal own parts but for `selected`; None where the source is not known."""
         return _own_key(self, self.block_size)
 
     def _own_covers_all(self) -> bool:

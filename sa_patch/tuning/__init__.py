@@ -115,8 +115,8 @@ def _shape(
     if model is not None:
         from sa_patch import integration
 
-        place, precision = integration.place(model)
-        device, dtype = device or place, dtype or precision
+        own_device, own_dtype = integration.device_and_dtype(model)
+        device, dtype = device or own_device, dtype or own_dtype
         own = integration.heads_of(model)
     where = _device(device)
     own = own or (_GPU if where.type == "cuda" else _CPU)[0]

@@ -71,8 +71,8 @@ def _replaces(name: str, other: str, cells: Sequence[Cell]) -> bool:
     What it refuses runs on the fallback.
     """
     faster = False
-    for place in {(cell.arm, cell.window) for cell in cells}:
-        here = [cell for cell in cells if (cell.arm, cell.window) == place]
+    for key in {(cell.arm, cell.window) for cell in cells}:
+        here = [cell for cell in cells if (cell.arm, cell.window) == key]
         if any(name in cell.refused for cell in here):
             if other == FALLBACK or any(other in cell.refused for cell in here):
                 continue  # nothing changes
@@ -117,9 +117,9 @@ def crossovers(cells: Sequence[Cell], choices: Mapping[tuple[str, int], str]) ->
             kernel = choices.get((cell.layout, cell.length))
             kernel = FALLBACK if kernel in cell.refused else kernel
             if layout in cell.layouts and kernel is not None and kernel in cell.readings:
-                place = cell.window, cell.length
+                key = cell.window, cell.length
                 wins = cell.readings[kernel].is_faster(cell.readings[FULL])
-                faster[place] = faster.get(place, True) and wins
+                faster[key] = faster.get(key, True) and wins
         limits = [(window, _limit(faster, window)) for window in sorted({window for window, _ in faster})]
         known = [(window, limit) for window, limit in limits if limit is not None]
         if known and known == limits:  # where one is beyond all lengths, nobody knows

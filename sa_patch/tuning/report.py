@@ -38,12 +38,12 @@ def text(search: Search, spent: float, path: Path) -> str:
 def _figures(search: Search, layout: str) -> str:
     """Times as fast as full at the longest prompt that was read."""
     cells = [cell for cell in search.cells if cell.layout == layout and not cell.pieces]
-    choices, told = search.choices(strict=True), []
+    choices, found = search.choices(strict=True), []
     for window in search.windows:
         here = [cell for cell in cells if cell.window == window]
         read = [cell for cell in here if choices.get((layout, cell.length)) in cell.readings]
         if read:
             cell = max(read, key=lambda cell: cell.length)
             mine = cell.readings[choices[layout, cell.length]]
-            told.append(f"{cell.readings[FULL].ms / mine.ms:.1f}x full at {cell.length:,}, w={window}")
-    return f" ({'; '.join(told)})" if told else ""
+            found.append(f"{cell.readings[FULL].ms / mine.ms:.1f}x full at {cell.length:,}, w={window}")
+    return f" ({'; '.join(found)})" if found else ""

@@ -207,14 +207,14 @@ class Search:
 
     def _case(self, arm: Arm, window: int) -> Case:
         """Made once for all kernels."""
-        place = arm.name, window
-        if place not in self._cases:
+        key = arm.name, window
+        if key not in self._cases:
             tensors = self.shape.tensors(2 * window + 45, min(_VERIFIED_GROUPS, self.shape.kv_heads))
             pattern = make_pattern(arm.at(window), *tensors[:2])
             exact = exact_output(*tensors, pattern, self.shape.scaling)
             allowed = allowed_error(*tensors, pattern, self.shape.scaling, exact)
-            self._cases[place] = Case(pattern, tensors, exact, allowed)
-        return self._cases[place]
+            self._cases[key] = Case(pattern, tensors, exact, allowed)
+        return self._cases[key]
 
     def _compare(self, kernel: Kernel, case: Case, where: str) -> Verdict:
         try:
@@ -311,8 +311,8 @@ class Search:
 
     def _warm(self, name: str, arm: Arm, window: int, length: int, call: timing.Call) -> float | None:
         """Seconds of one call, if the budget has room for it and its readings; None where it has not, or it fails."""
-        place = name, arm.name, window
-        before, taken = self._took.get(place, (length, 0.0))
+        key = name, arm.name, window
+        before, taken = self._took.get(key, (length, 0.0))
         if _RESERVE * taken * max(1.0, length / before) > self.left():
             self._leave_out(f"{name} on {arm.name} at {length:,} tokens and window {window}")
             return None
@@ -320,10 +320,10 @@ class Search:
             timing.once(call, self.shape.device)  # compiles, and makes what is kept
             taken = timing.once(call, self.shape.device)
         except Exception as trouble:  # out of memory at this length, say
-            self._failed_at(length).add(place)
+            self._failed_at(length).add(key)
             self.left_out.append(f"{name} on {arm.name} at {length:,} tokens failed: {type(trouble).__name__}")
             return None
-        self._took[place] = length, taken
+        self._took[key] = length, taken
         return taken if _RESERVE * taken <= self.left() else None
 
     def _failed_at(self, length: int) -> set[tuple[str, str, int]]:

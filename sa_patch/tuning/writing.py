@@ -3,8 +3,9 @@
 import json
 import re
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from sa_patch import machine
 from sa_patch.kernels import rules
@@ -14,7 +15,31 @@ from sa_patch.tuning.search import Search
 SHAPE = ("dtype", "head_dim", "heads", "kv_heads")
 
 
-def entry(search: Search) -> dict[str, Any]:
+class Figure(TypedDict):
+    """A cell as the file holds it: [median, fastest, slowest] in ms by kernel."""
+
+    arm: str
+    tokens: int
+    window: int
+    ms: dict[str, list[float]]
+
+
+class Entry(TypedDict):
+    """The rules of one kind of tensors as the file holds them (`rules.Entry` is how they are read)."""
+
+    dtype: str
+    head_dim: int
+    heads: int
+    kv_heads: int
+    kernels: dict[str, rules.Steps]
+    crossover: dict[str, tuple[int, int]]
+    tiles: dict[str, tuple[int, ...]]
+    wrong: dict[str, str]
+    left_out: list[str]
+    figures: list[Figure]
+
+
+def entry(search: Search) -> Entry:
     """What was found for the tensors of a search, with its figures."""
     shape, choices = search.shape, search.choices(strict=True)
     default = rules.default_choice(shape.device, shape.dtype, shape.head_dim, shape.group)
@@ -37,7 +62,7 @@ def entry(search: Search) -> dict[str, Any]:
     }
 
 
-def figure(cell: Cell) -> dict[str, Any]:
+def figure(cell: Cell) -> Figure:
     """A cell: milliseconds by kernel, the median, the fastest and the slowest."""
     ms = {name: [_short(reading.ms), _short(reading.low), _short(reading.high)] for name, reading in
           cell.readings.items()}  # fmt: skip
@@ -67,7 +92,7 @@ def save(search: Search, spent: float, path: Path) -> Path:
     return path
 
 
-def _others(path: Path, now: machine.Identity, search: Search) -> list[dict[str, Any]]:
+def _others(path: Path, now: machine.Identity, search: Search) -> list[object]:
     try:
         text = path.read_text(encoding="utf-8")
         known = rules.parse(text)
@@ -80,7 +105,7 @@ def _others(path: Path, now: machine.Identity, search: Search) -> list[dict[str,
     return [held for held in json.loads(text)["entries"] if tuple(held[name] for name in SHAPE) != mine]
 
 
-def lines(held: dict[str, Any]) -> str:
+def lines(held: Mapping[str, object]) -> str:
     """JSON whose innermost lists and objects are a line each."""
     text = json.dumps(held, indent=1)
     for _ in range(2):  # [median, low, high], and then the object of kernels that holds them
@@ -92,7 +117,7 @@ def _short(ms: float) -> float:
     return float(f"{ms:.4g}")
 
 
-def read_cells(figures: list[dict[str, Any]]) -> dict[tuple[str, int, int], dict[str, Reading]]:
+def read_cells(figures: Sequence[Figure]) -> dict[tuple[str, int, int], dict[str, Reading]]:
     """(arm, tokens, window) -> readings, from what `figure` gives."""
     return {
         (held["arm"], held["tokens"], held["window"]): {name: Reading(*ms) for name, ms in held["ms"].items()}

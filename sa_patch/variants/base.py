@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -47,6 +47,16 @@ class Sizes:
     window: int
     sinks: int
     local: int
+
+
+class Common(TypedDict):
+    """The fields of `Pattern` that every variant fills alike."""
+
+    length: int
+    query_len: int
+    sinks: int
+    local: int
+    tail: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +212,7 @@ class Variant(ABC):
         pattern = self.sparse_pattern(Group(length, length, CPU, kv_heads=kv_heads), layer_idx, None, None)
         return LayerBudget(layer_idx, "sparse", pattern.count())
 
-    def common(self, group: Group, sizes: Sizes, after: int = 0) -> dict[str, Any]:
+    def common(self, group: Group, sizes: Sizes, after: int = 0) -> Common:
         """What every pattern of this variant starts from: lengths, sinks, local window and dense tail.
 
         Args:
@@ -220,7 +230,7 @@ class Variant(ABC):
         """Causal attention for this sequence."""
         return Dense(length=group.length, query_len=group.query_len)
 
-    def changed(self) -> dict[str, Any]:
+    def changed(self) -> dict[str, object]:
         """The options that are not what the variant takes by itself, the window aside."""
         declared = {item.name: self.defaults.get(item.name, item.default) for item in options_of(type(self))}
         found = {name: getattr(self, name) for name in declared}

@@ -84,12 +84,12 @@ class Gated(Stochastic):
         raise NotImplementedError(f"{self.name!r} has two patterns, those of its `branches`: ask one of them")
 
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
-        parts = [branch.sparse_budget(length, layer_idx) for branch in self.branches]
-        return LayerBudget(layer_idx, "sparse", sum(part.pairs for part in parts))
+        budgets = [branch.sparse_budget(length, layer_idx) for branch in self.branches]
+        return LayerBudget(layer_idx, "sparse", sum(one.pairs for one in budgets))
 
     def heads_budget(self, length: int, layer_idx: int, kv_heads: int) -> LayerBudget:
-        parts = [branch.heads_budget(length, layer_idx, kv_heads) for branch in self.branches]
-        return LayerBudget(layer_idx, "sparse", sum(part.pairs for part in parts))
+        budgets = [branch.heads_budget(length, layer_idx, kv_heads) for branch in self.branches]
+        return LayerBudget(layer_idx, "sparse", sum(one.pairs for one in budgets))
 
 
 @lru_cache(maxsize=8)  # all layers of a step ask for the same

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from sa_patch.geometry import Group
 from sa_patch.horizons import opening, stretches
 from sa_patch.kept import kept_order
 from sa_patch.patterns import Band, Blocks, Heads, Pattern, Pieces
-from sa_patch.variants.base import Form, HeadDependent, Sizes, Variant
+from sa_patch.variants.base import Common, Form, HeadDependent, Sizes, Variant
 from sa_patch.variants.options import option
 
 
@@ -163,36 +163,33 @@ class Stochastic(Variant):
     def _of_head(self, group: Group, layer_idx: int, head: int | None) -> Pattern:
         """The pattern of one kv head, or of all of them where they share one."""
         sizes, length = self.sizes(group.length), group.length
-        place = layer_idx, head
         if self.horizon == "length":
             width = self._width(sizes, length)
-            return self._permuted(width, length, place, group, self.common(group, sizes))
+            return self._permuted(width, length, layer_idx, head, group, self.common(group, sizes))
         pieces: list[Pattern] = []
         for start, stop, horizon in stretches(length - group.query_len, length):
             width = self._width(sizes, horizon, opening(horizon))
-            part = Group(stop, stop - start, group.device)
+            stretch = Group(stop, stop - start, group.device)
             if (2 * width - 1 if self.form == "bucket" else width) >= horizon:
                 covered = Group(stop, stop - (length - group.query_len), group.device)
                 pieces = [self.dense(covered)]  # whatever came before it is covered as well
             else:
-                common = self.common(part, sizes, after=length - stop)
-                pieces.append(self._permuted(width, horizon, place, part, common))
+                common = self.common(stretch, sizes, after=length - stop)
+                pieces.append(self._permuted(width, horizon, layer_idx, head, stretch, common))
         return Pieces.of(pieces)
 
     def _permuted(
-        self, width: int, horizon: int, place: tuple[int, int | None], group: Group, common: dict[str, Any]
+        self, width: int, horizon: int, layer_idx: int, head: int | None, group: Group, common: Common
     ) -> Pattern:
-        """The pattern of one horizon; `place` is the layer, and the head or None."""
+        """The pattern of one horizon; `head` is None where the heads share a permutation."""
         run_size = 2 * width - 1 if self.form == "bucket" else 0
-        layer_idx, head = place
         source = (horizon, self.seed, layer_idx, run_size, head)
-        if self.weight == "sampled":
-            common = {**common, "weight": float(self.weight_power)}
+        weight = float(self.weight_power) if self.weight == "sampled" else 0.0
         # The next prompt of that length needs it again, and so does the next token that is decoded.
         order = kept_order(*source, group.device)
         if self.form == "bucket":
-            return Blocks(block_size=run_size, order=order, source=source, **common)
-        return Band(width=width, order=order, circular=self.circular, source=source, **common)
+            return Blocks(block_size=run_size, order=order, source=source, weight=weight, **common)
+        return Band(width=width, order=order, circular=self.circular, source=source, weight=weight, **common)
 
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:
         """Where heads have permutations of their own, that of the first: others may have some pairs more or less."""

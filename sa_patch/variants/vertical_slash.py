@@ -144,7 +144,8 @@ class VerticalSlash(Variant):
             )
         with torch.no_grad():
             lines = choose_lines(*line_scores(query, key, probe), shares, in_pairs=self.budget == "pairs")
-        common = self.common(group, self.sizes(group.length)) | {"local": shares.local}
+        common = self.common(group, self.sizes(group.length))
+        common["local"] = shares.local
         return Lines(verticals=lines[0], slashes=lines[1], **common)
 
     def sparse_budget(self, length: int, layer_idx: int) -> LayerBudget:

@@ -9,7 +9,7 @@ from pathlib import Path
 import sa_eval
 
 ROOT = Path(sa_eval.__file__).parent
-TOP = {"errors", "messages", "environment", "progress"}  # modules that everything may use
+TOP = {"errors", "messages", "environment", "machine", "progress"}  # modules that everything may use
 # folder or module -> what of sa_eval it may import, besides TOP
 ALLOWED = {
     "settings": set(),

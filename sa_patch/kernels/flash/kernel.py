@@ -115,7 +115,7 @@ def varlen(
         from torch.nn.attention.varlen import AuxRequest
 
         # In torch 2.11 there is no such argument: it always takes grouped heads.
-        grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _parameters(function) else {}
+        grouped = {"enable_gqa": True} if "enable_gqa" in _parameters(function) else {}
         output, lse = function(
             *(query, key, value, *packing),
             return_aux=AuxRequest(lse=True),

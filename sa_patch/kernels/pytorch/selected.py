@@ -76,8 +76,10 @@ def _tiles(query: Tensor, key: Tensor, value: Tensor, pattern: Selected, scaling
     step = max(1, most // (batch * choosers * shown * key.shape[3]))
     found = []
     for start in range(0, tiles, step):
-        part = slice(start, start + step)
-        found.append(_attend(rows[:, :, part], key, value, first[part], selected[:, :, part], pattern, lists, scaling))
+        chunk = slice(start, start + step)
+        found.append(
+            _attend(rows[:, :, chunk], key, value, first[chunk], selected[:, :, chunk], pattern, lists, scaling)
+        )
     if not found:
         return query.new_empty(batch, query.shape[1], 0, key.shape[3])
     output = torch.cat(found, dim=2).unflatten(3, (-1, size))  # [batch, choosers, tiles, heads, queries, head_dim]

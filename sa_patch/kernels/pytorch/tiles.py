@@ -24,14 +24,13 @@ class Tiles:
     Attributes:
         queries: positions, int [tiles, rows]; every query of the pattern, and copies that fill tiles up.
         keys: positions, int [tiles, span]; `length` in empty slots.
-        slot: int64 [query_len], where in the flattened `queries` each query's result is; None where only the last tile
-            holds copies: what precedes them are all queries, each once.
-        near: (slice of tiles) -> bool [tiles or 1, rows, span], the pairs whose ranks are near enough. Without it, all
-            pairs of a tile are.
-        line: where the keys of tile t are line[t * step : t * step + span]: (line, step). `keys` is a view of it.
+        slot: int64 [query_len], the index of each query in the flattened `queries`; None where these hold every query
+            once, and copies only at their end.
+        near: (slice of tiles) -> bool [tiles or 1, rows, span], the pairs whose ranks are near enough; None: all pairs.
+        line: (line, step): the keys of tile t are line[t * step : t * step + span], and `keys` is a view of that.
         alike: (mask, start, stop): the mask of each of the tiles start .. stop - 1 is this one, bool [1, rows, span].
         causal: the queries of a tile are its keys, in the order of their positions.
-        ordered: the flattened `queries` ascend by 1, but for copies of the last one.
+        ordered: the flattened `queries` ascend by 1, up to the copies at the end.
     """
 
     queries: Tensor

@@ -7,7 +7,7 @@ import pytest
 import torch
 from eval_helpers import save_tiny_model
 
-from sa_eval import environment
+from sa_eval import machine
 from sa_eval.cli import main
 from sa_patch.kernels import rules
 
@@ -46,7 +46,7 @@ def test_a_run_names_the_rules_it_followed(model, tmp_path):
     hardware = json.loads((out / "manifest.json").read_text())["hardware"]
     sha256 = rules.shipped()["cpu"].sha256
     assert hardware["kernel_rules"] == f"measured on an x86 CPU in float32 (sha256 {sha256[:16]})"
-    assert environment.hardware(torch.device("cpu"))["kernel_rules"] == hardware["kernel_rules"]
+    assert machine.hardware(torch.device("cpu"))["kernel_rules"] == hardware["kernel_rules"]
 
 
 def test_speed_shows_which_kernel_ran(model, tmp_path, capsys):

@@ -10,6 +10,7 @@ import sa_patch
 from sa_eval.cli import main
 from sa_eval.coverage import figures, simulating
 from sa_eval.coverage.settings import coverage_settings
+from sa_eval.coverage.types import Curve
 from sa_patch import analysis
 
 SMALL = ["--lengths", "96", "--window", "16", "--layers", "4", "--seeds", "0,1,2", "--last", "16"]
@@ -32,7 +33,7 @@ def test_the_file_holds_what_analysis_finds(folder):
     assert row["curves"][0]["expected"] == list(causal.expected)
     assert row["coherence"]["previous"] == analysis.local_coherence(variant, 96, 4, [0, 1, 2], last=16).previous
     assert row["mixing"][1]["distance"] == list(analysis.mixing(variant, 96, 4, [0, 1, 2]).distance)
-    assert figures.curve_of(row["curves"][0]).covered == list(causal.covered)
+    assert figures.curve_of(Curve(**row["curves"][0])).covered == list(causal.covered)
     assert held["fly"] == {"density": 0.0002, "hops": 4.4}
 
 

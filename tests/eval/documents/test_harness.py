@@ -14,6 +14,7 @@ from eval_helpers import tiny_model, tiny_tokenizer
 from planted import summarised
 
 from sa_eval.documents import harness, ruler
+from sa_eval.documents.score import score_of
 from sa_eval.lm.exact import ExactLM
 from sa_eval.loading import models, sources
 from sa_eval.progress import Progress
@@ -92,17 +93,17 @@ def test_any_task_runs_with_its_own_metric_and_documents(task_files, tmp_path, n
 
 
 def test_the_preferred_metric_scores_a_document():
-    assert harness.score_of({"acc": 1.0, "4096": 0.5}, "4096", {}) == ("4096", 0.5)
-    assert harness.score_of({"acc_norm": 0.0, "acc": 1.0}, None, {}) == ("acc", 1.0)
-    assert harness.score_of({"ter": 37.5, "hit": 1.0}, None, {"ter": False, "hit": True}) == ("hit", 1.0)
+    assert score_of({"acc": 1.0, "4096": 0.5}, "4096", {}) == ("4096", 0.5)
+    assert score_of({"acc_norm": 0.0, "acc": 1.0}, None, {}) == ("acc", 1.0)
+    assert score_of({"ter": 37.5, "hit": 1.0}, None, {"ter": False, "hit": True}) == ("hit", 1.0)
     with pytest.raises(ValueError, match="no number per document"):
-        harness.score_of({}, None, {})
+        score_of({}, None, {})
 
 
 @pytest.mark.parametrize("value", [37.5, -1.0, float("nan")])
 def test_what_is_no_share_of_a_right_answer_is_refused(value):
     with pytest.raises(ValueError, match=r"only shares of right answers \(0 to 1\)"):
-        harness.score_of({"bleu": value}, None, {})
+        score_of({"bleu": value}, None, {})
 
 
 def test_a_task_where_less_is_better_is_refused_and_the_others_go_on(task_files, tmp_path):

@@ -10,7 +10,7 @@ from models import make_model
 
 import sa_patch
 from sa_patch.calibration import search, target
-from sa_patch.calibration.calibrate import CHOOSE_POSITIONS
+from sa_patch.calibration.measuring import CHOOSE_POSITIONS
 from sa_patch.calibration.reading import Reader, divergence, thinned
 from sa_patch.calibration.strata import STRATA, split
 from sa_patch.counting import window_pairs
