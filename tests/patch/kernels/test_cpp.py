@@ -1,4 +1,4 @@
-"""The C++ program of the `cpp` kernel: what it refuses, how it is compiled, and that neither threads nor company matter.
+"""The C++ program of the `cpp` kernel: its refusals, how it is compiled, and that neither threads nor company matter.
 
 Parity with the reference, over all cases, is in test_kernels.py.
 """
