@@ -101,6 +101,7 @@ def write_report(settings: Settings, out: Path) -> Path:
     kept["arms"] = [
         {"title": arm.title, "seeds": len(arm.losses), "loss": float(arm.losses.mean())}
         | {"loss_by_seed": [float(loss) for loss in arm.losses.mean(axis=(1, 2))]}
+        | {"loss_by_document": [[round(float(loss), 4) for loss in seed] for seed in arm.by_page(arm.seeds)]}
         for arm in arms
     ]
     (out / "report.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

@@ -51,16 +51,22 @@ def library() -> ctypes.CDLL:
     """The program, compiled where this machine has not compiled it before: takes a few seconds then.
 
     Raises:
-        RuntimeError: it does not compile; what the compiler said is part of the message.
+        RuntimeError: it does not compile, or can't be kept or loaded; the message says why and what to do.
     """
     with_what = compiler()
     if with_what is None:
         raise RuntimeError("kernel 'cpp' needs a C++ compiler (c++, g++ or clang++, or the variable CXX)")
     made_of = repr((SOURCE.read_bytes(), with_what, FLAGS, platform.machine(), machine.cpu_name()))
     file = machine.home() / "cpp" / f"attention-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    if not file.exists():
-        _compile(with_what, file)
-    found = ctypes.CDLL(str(file))
+    try:
+        if not file.exists():
+            _compile(with_what, file)
+        found = ctypes.CDLL(str(file))
+    except OSError as error:
+        raise RuntimeError(
+            f"kernel 'cpp' can't be kept and loaded as {file}: {error}. Let SA_PATCH_HOME name a folder that may hold "
+            "programs, or use kernel='torch'"
+        ) from error
     for name in ("band", "runs", "chosen_runs", "selected"):
         getattr(found, name).restype = None
     return found

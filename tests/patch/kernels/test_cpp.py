@@ -106,6 +106,12 @@ def test_a_compiler_that_fails_is_told_with_the_way_out(fresh, monkeypatch):
     assert not list((fresh / "cpp").iterdir())
 
 
+def test_a_folder_that_holds_no_program_is_told(fresh):
+    (fresh / "cpp").write_text("in the way")
+    with pytest.raises(RuntimeError, match=r"can't be kept and loaded as .*SA_PATCH_HOME name a folder"):
+        sa_patch.attention(*random_heads(40), make_variant("sa"), kernel="cpp")
+
+
 def test_describing_a_patch_compiles_nothing(fresh, qwen3):
     text = sa_patch.apply(qwen3, "sa", 12, kernel="cpp").describe()
     assert "kernel cpp, as asked for" in text
