@@ -24,7 +24,7 @@ from sa_patch.variants.base import (
 )
 from sa_patch.variants.options import option
 
-_SCORE_BYTES = (1 << 28, 1 << 26)  # router scores held at once: on a GPU, where few launches matter, and on a CPU
+_SCORE_BYTES = (1 << 28, 1 << 22)  # router scores held at once: on a GPU, where few launches matter, and on a CPU
 _TOLERANCE = 0.05  # how far a block_size given by hand may miss the budget
 
 
@@ -235,7 +235,9 @@ def select_blocks(query: Tensor, key: Tensor, block_size: int, count: int) -> Te
         own = torch.arange(first + start, first + stop, device=query.device)[:, None] // block_size
         most = (first + stop - 1) // block_size  # blocks that are earlier for the last of these queries
         rows = query[:, :, start:stop].unflatten(1, (kv_heads, -1))
-        scores = _scores(rows, means[:, :, :most]).masked_fill_(block[:most] >= own, -torch.inf)
+        scores = _scores(rows, means[:, :, :most])
+        common = (first + start) // block_size  # blocks that are earlier for all of these queries
+        scores[..., common:].masked_fill_(block[common:most] >= own, -torch.inf)
         if most == 0 or count == 0:
             best = own.new_zeros(*scores.shape[:-1], 0)
         elif count == 1:  # the largest one is found faster than the largest few
@@ -254,7 +256,8 @@ def _scores(rows: Tensor, means: Tensor) -> Tensor:
     product is exact in float32, so that tensor cores give what a float32 product would, in another order of summation.
     """
     if rows.device.type != "cuda" or rows.dtype != torch.bfloat16:
-        return rows.float() @ means[:, :, None].transpose(-1, -2)
+        found = rows.float().flatten(2, 3) @ means.transpose(-1, -2)  # a group's heads as rows of one product
+        return found.unflatten(2, rows.shape[2:4])
     parts = _split(means)
     left = torch.cat([rows] * len(parts), dim=-1).flatten(0, 1).flatten(1, 2)
     right = torch.cat(parts, dim=-1).flatten(0, 1).transpose(-1, -2)
