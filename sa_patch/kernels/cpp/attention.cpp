@@ -11,7 +11,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <mutex>
+#include <new>
 #include <numeric>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -230,7 +234,7 @@ static void attend_rows(
             for (int l = 0; l < LANES; l++) top[r] = std::max(top[r], most[r][l]);
             const float base = top[r] == -INFINITY ? 0 : top[r];  // a row may see nothing where parts are merged
             Floats sum = {};
-            float* scores = &s.scores[(size_t)r * span];
+            float* scores = s.scores.data() + (size_t)r * span;
             for (int j = start; j < keys.end; j = keys.next(j, STEP))
                 for (int half = 0; half < 2; half++) {
                     const Floats weight = exp2v(load(scores + j + half * LANES) - base);
@@ -297,18 +301,43 @@ static void tile(const Call& c, int64_t batch, int64_t head_from, int64_t head_t
     else finish<bf16, float>(c, batch, head_from, head_to, shown, s);
 }
 
-// work(unit, scratch) for all units, on several threads. Which thread does what changes no result.
+// work(unit, scratch) for all units, on several threads, fewer where the system gives no more. Which thread does what
+// changes no result. What one of them throws is thrown here, once all have ended.
 template <typename Work>
 static void in_parallel(const Call& c, int64_t units, Work work) {
     std::atomic<int64_t> next{0};
+    std::exception_ptr failed;
+    std::mutex failing;
     auto run = [&] {
-        Scratch s;
-        for (int64_t unit; (unit = next.fetch_add(1)) < units;) work(unit, s);
+        try {
+            Scratch s;
+            for (int64_t unit; (unit = next.fetch_add(1)) < units;) work(unit, s);
+        } catch (...) {
+            const std::lock_guard<std::mutex> lock(failing);
+            failed = std::current_exception();
+            next = units;
+        }
     };
     std::vector<std::thread> others;
-    for (int64_t t = 1; t < std::min(c.threads, units); t++) others.emplace_back(run);
+    try {
+        for (int64_t t = 1; t < std::min(c.threads, units); t++) others.emplace_back(run);
+    } catch (const std::system_error&) {
+    } catch (const std::bad_alloc&) {
+    }
     run();
     for (auto& one : others) one.join();
+    if (failed) std::rethrow_exception(failed);
+}
+
+// What the functions below return: 0, or 1 where there was not enough memory.
+template <typename Work>
+static int32_t guarded(Work work) {
+    try {
+        work();
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
 }
 
 static void sort_unique(std::vector<int32_t>& list) {
@@ -324,9 +353,8 @@ static void add_range(std::vector<int32_t>& list, int64_t from, int64_t to) {
 //
 // order: the token of every rank, rank: its inverse, by_rank: the queries in the order of their ranks; null where a
 // token's rank is its position. apart: keys nearer than this, and sinks, are left out: they are parts of their own.
-extern "C" void band(const Call* call, const int64_t* order, const int32_t* rank, const int32_t* by_rank,
-                     int64_t horizon, int64_t width, int64_t circular, int64_t sinks, int64_t apart, int64_t rows) {
-    const Call& c = *call;
+static void band_of(const Call& c, const int64_t* order, const int32_t* rank, const int32_t* by_rank,
+                    int64_t horizon, int64_t width, int64_t circular, int64_t sinks, int64_t apart, int64_t rows) {
     const int64_t queries = c.length - c.first, tiles = (queries + rows - 1) / rows, shown_sinks = apart ? 0 : sinks;
     in_parallel(c, tiles * c.batch, [&](int64_t unit, Scratch& s) {
         const int64_t from = unit % tiles * rows, to = std::min(queries, from + rows);
@@ -360,9 +388,8 @@ extern "C" void band(const Call* call, const int64_t* order, const int32_t* rank
 
 // The tokens of the query's own run that precede it, and sinks (`Pattern` Blocks without selected runs). Positions
 // ascend inside a run. order: the token of every rank, or null.
-extern "C" void runs(const Call* call, const int64_t* order, int64_t horizon, int64_t size, int64_t sinks,
-                     int64_t apart, int64_t rows) {
-    const Call& c = *call;
+static void runs_of(const Call& c, const int64_t* order, int64_t horizon, int64_t size, int64_t sinks, int64_t apart,
+                    int64_t rows) {
     const int64_t runs = (horizon + size - 1) / size, steps = (size + rows - 1) / rows;
     in_parallel(c, runs * steps * c.batch, [&](int64_t unit, Scratch& s) {
         const int64_t step = unit % steps, run = unit / steps % runs, stop = std::min(horizon, (run + 1) * size);
@@ -426,12 +453,14 @@ static void chosen_runs_of(const Call& c, const int64_t* selected, int64_t chose
             s.rows.clear();
             s.keys.clear();
             add_range(s.rows, std::max(c.first, run * size), to);  // its own queries
-            add_range(s.keys, 0, apart ? 0 : std::min(sinks, to));
-            add_range(s.keys, from, to);
-            attended();
+            if (!s.rows.empty()) {
+                add_range(s.keys, 0, apart ? 0 : std::min(sinks, to));
+                add_range(s.keys, from, to);
+                attended();
+            }
             s.rows.assign(by_run.begin() + begin[run], by_run.begin() + begin[run + 1]);
             s.keys.clear();
-            add_range(s.keys, from, to);
+            if (!s.rows.empty()) add_range(s.keys, from, to);
             attended();
         }
         for (int64_t query = 0; query < queries; query++) {
@@ -442,42 +471,65 @@ static void chosen_runs_of(const Call& c, const int64_t* selected, int64_t chose
     });
 }
 
-extern "C" void chosen_runs(const Call* call, const int64_t* selected, int64_t chosen, int64_t size, int64_t sinks,
-                            int64_t apart) {
-    if (call->is_bf16) chosen_runs_of<bf16>(*call, selected, chosen, size, sinks, apart);
-    else chosen_runs_of<float>(*call, selected, chosen, size, sinks, apart);
-}
-
 // Sinks, chosen blocks and a local window per tile of queries (`Pattern` Selected).
 //
 // selected: [batch, choosers, tiles, chosen], -1 where there is none.
-extern "C" void selected(const Call* call, const int64_t* selected, int64_t choosers, int64_t chosen,
-                         int64_t block_size, int64_t query_block, int64_t whole, int64_t sinks, int64_t local) {
-    const Call& c = *call;
+static void selected_of(const Call& c, const int64_t* selected, int64_t choosers, int64_t chosen, int64_t block_size,
+                        int64_t query_block, int64_t whole, int64_t sinks, int64_t local) {
+    const int64_t edge = std::clamp(whole, c.first, c.length);  // queries before it see everything
+    constexpr int64_t together = 32;
+    const int64_t steps = (edge - c.first + together - 1) / together;
+    in_parallel(c, steps * c.batch, [&](int64_t unit, Scratch& s) {
+        const int64_t from = c.first + unit % steps * together, to = std::min(edge, from + together);
+        s.rows.clear();
+        s.keys.clear();
+        add_range(s.rows, from, to);
+        add_range(s.keys, 0, to);
+        tile(c, unit / steps, 0, c.heads, Shown{to, 1, 0, 0, nullptr}, s);
+    });
     const int64_t first_tile = c.first / query_block, tiles = (c.length - 1) / query_block + 1 - first_tile;
     const int64_t heads = c.heads / choosers;
     in_parallel(c, tiles * choosers * c.batch, [&](int64_t unit, Scratch& s) {
         const int64_t t = unit % tiles, chooser = unit / tiles % choosers, batch = unit / tiles / choosers;
-        const int64_t begin = (first_tile + t) * query_block, end = std::min(c.length, begin + query_block);
-        const int64_t edge = std::clamp(whole, std::max(begin, c.first), end);  // queries before it see everything
-        auto attended = [&](const Shown& shown) {
-            if (!s.rows.empty()) tile(c, batch, chooser * heads, (chooser + 1) * heads, shown, s);
-            s.rows.clear();
-            s.keys.clear();
-        };
+        const int64_t begin = std::max(edge, (first_tile + t) * query_block);
+        const int64_t end = std::min(c.length, (first_tile + t + 1) * query_block);
+        if (begin >= end) return;
         s.rows.clear();
         s.keys.clear();
-        add_range(s.rows, std::max(begin, c.first), edge);
-        add_range(s.keys, 0, edge);
-        attended(Shown{edge, 1, 0, 0, nullptr});
-        add_range(s.rows, edge, end);
+        add_range(s.rows, begin, end);
         add_range(s.keys, 0, sinks);
         const int64_t* list = selected + unit * chosen;
         for (int64_t i = 0; i < chosen; i++)
             if (list[i] >= 0) add_range(s.keys, sinks + list[i] * block_size, sinks + (list[i] + 1) * block_size);
         std::sort(s.keys.begin(), s.keys.end());
         const int64_t fixed = (int64_t)s.keys.size();
-        add_range(s.keys, std::max(sinks, edge - local + 1), end);
-        attended(Shown{fixed, local, 0, 0, nullptr});
+        add_range(s.keys, std::max(sinks, begin - local + 1), end);
+        tile(c, batch, chooser * heads, (chooser + 1) * heads, Shown{fixed, local, 0, 0, nullptr}, s);
     });
+}
+
+extern "C" {
+
+int32_t band(const Call* c, const int64_t* order, const int32_t* rank, const int32_t* by_rank, int64_t horizon,
+             int64_t width, int64_t circular, int64_t sinks, int64_t apart, int64_t rows) {
+    return guarded([&] { band_of(*c, order, rank, by_rank, horizon, width, circular, sinks, apart, rows); });
+}
+
+int32_t runs(const Call* c, const int64_t* order, int64_t horizon, int64_t size, int64_t sinks, int64_t apart,
+             int64_t rows) {
+    return guarded([&] { runs_of(*c, order, horizon, size, sinks, apart, rows); });
+}
+
+int32_t chosen_runs(const Call* c, const int64_t* selected, int64_t chosen, int64_t size, int64_t sinks,
+                    int64_t apart) {
+    return guarded([&] {
+        if (c->is_bf16) chosen_runs_of<bf16>(*c, selected, chosen, size, sinks, apart);
+        else chosen_runs_of<float>(*c, selected, chosen, size, sinks, apart);
+    });
+}
+
+int32_t selected(const Call* c, const int64_t* selected, int64_t choosers, int64_t chosen, int64_t block_size,
+                 int64_t query_block, int64_t whole, int64_t sinks, int64_t local) {
+    return guarded([&] { selected_of(*c, selected, choosers, chosen, block_size, query_block, whole, sinks, local); });
+}
 }

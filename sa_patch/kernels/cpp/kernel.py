@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sa_patch.kept import kept_for
+from sa_patch.kept import KEPT
 from sa_patch.kernels.base import needs_gradients, refusal_without_code
-from sa_patch.kernels.cpp.library import Call, Strided, compiler, library
+from sa_patch.kernels.cpp.library import Call, Strided, library, missing
 from sa_patch.kernels.dense import causal
 from sa_patch.kernels.merging import Part, merge
 from sa_patch.patterns import Band, Blocks, Pattern, Pieces, Selected
@@ -34,13 +34,9 @@ class Cpp:
             return without_code
         if isinstance(pattern, Selected) and pattern.pooled:
             return "it has no code for heads that choose different numbers of blocks: use kernel='torch'"
-        if query.device.type != "cpu":
-            return "it runs on a CPU: use kernel='triton' or 'torch'"
-        if query.dtype not in _DTYPES:
-            return f"it has no code for {str(query.dtype).removeprefix('torch.')}: use float32 or bfloat16"
-        if needs_gradients(query, key, value):
-            return "it has no gradients: use kernel='torch', or torch.no_grad()"
-        return None if compiler() else "it needs a C++ compiler (c++, g++ or clang++, or the variable CXX)"
+        if isinstance(pattern, Band) and pattern.order is None and pattern.circular:
+            return "it has no code for a ring of positions: use kernel='torch'"
+        return _refusal_of_tensors(query, key, value) or missing()
 
     def _refusal_to_join(self, piece: Pattern, *heads: Tensor) -> str | None:
         if piece.tail:
@@ -48,13 +44,25 @@ class Cpp:
         return None if piece.covers_all else self.refusal(piece, *heads)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> Tensor:
-        query, key, value = (one if one.stride(-1) == 1 else one.contiguous() for one in (query, key, value))
+        query, key, value = (_addressed(one) for one in (query, key, value))
         output = _empty(query, query.dtype)
         for piece in pattern.pieces if isinstance(pattern, Pieces) else [pattern]:
             rows = slice(piece.first - pattern.first, piece.length - pattern.first)
             seen = key[:, :, : piece.length], value[:, :, : piece.length]
             _write(output[:, :, rows], query[:, :, rows], *seen, piece, scaling)
         return output
+
+
+def _refusal_of_tensors(query: Tensor, key: Tensor, value: Tensor) -> str | None:
+    if query.device.type != "cpu":
+        return "it runs on a CPU: use kernel='triton' or 'torch'"
+    if query.dtype not in _DTYPES:
+        return f"it has no code for {str(query.dtype).removeprefix('torch.')}: use float32 or bfloat16"
+    if not query.dtype == key.dtype == value.dtype or not query.shape[-1:] == key.shape[-1:] == value.shape[-1:]:
+        return "queries, keys and values have to be of one dtype and head_dim: use kernel='torch'"
+    if needs_gradients(query, key, value):
+        return "it has no gradients: use kernel='torch', or torch.no_grad()"
+    return None
 
 
 def _write(output: Tensor, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: float) -> None:
@@ -81,6 +89,12 @@ def _part(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scaling: 
     return output, lse
 
 
+def _addressed(tensor: Tensor) -> Tensor:
+    """The tensor, as it lies in memory where its last dimension is contiguous."""
+    tensor = tensor.resolve_neg()
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
 def _empty(query: Tensor, dtype: torch.dtype) -> Tensor:
     """Room for the output, all heads of a token side by side, as models join them."""
     batch, heads, query_len, head_dim = query.shape
@@ -100,7 +114,8 @@ def _run(
         scaling,
     )
     plain = [ctypes.c_int64(one) if isinstance(one, int) else ctypes.c_void_p(_address(one)) for one in arguments]
-    getattr(library(), name)(ctypes.byref(call), *plain)  # the interpreter runs other threads meanwhile
+    if getattr(library(), name)(ctypes.byref(call), *plain):  # the interpreter runs other threads meanwhile
+        raise MemoryError(f"kernel 'cpp' has no memory left for the tiles of {query.shape[2]} queries")
 
 
 def _function(pattern: Pattern, device: torch.device) -> tuple[str, tuple[Tensor | int | None, ...]]:
@@ -115,11 +130,11 @@ def _function(pattern: Pattern, device: torch.device) -> tuple[str, tuple[Tensor
         assert chosen is not None, "the content was not looked at"
         choosers, most = chosen.shape[1], chosen.shape[3]
         sizes = size, pattern.query_block, pattern.whole, sinks, max(pattern.local, 1)
-        return "selected", (chosen.contiguous(), choosers, most, *sizes)
+        return "selected", (chosen.long().contiguous(), choosers, most, *sizes)
     if chosen is not None:
-        return "chosen_runs", (chosen.contiguous(), chosen.shape[3], size, sinks, apart)
-    horizon = pattern.length if pattern.order is None else pattern.order.numel()
-    return "runs", (pattern.order, horizon, size, sinks, apart, _RUN_ROWS)
+        return "chosen_runs", (chosen.long().contiguous(), chosen.shape[3], size, sinks, apart)
+    order = None if pattern.order is None else pattern.order.contiguous()
+    return "runs", (order, pattern.length if order is None else order.numel(), size, sinks, apart, _RUN_ROWS)
 
 
 def _rows(band: Band) -> int:
@@ -136,10 +151,16 @@ def _ranks(band: Band, device: torch.device) -> tuple[Tensor | None, Tensor | No
     if order is None:
         return None, None, None
 
-    def made() -> tuple[Tensor, Tensor]:
-        return inverse(order).int(), order[(order >= band.first) & (order < band.length)].int()
+    # Generated tokens have patterns of their own, and one order: what is kept depends on that alone.
+    kept = ("cpp ranks", band.source)
+    rank = _int_ranks(order) if band.source is None else KEPT.get(kept, device, lambda: _int_ranks(order))
+    if band.query_len == 1:
+        return order.contiguous(), rank, torch.tensor([band.first], dtype=torch.int32, device=device)
+    return order.contiguous(), rank, order[(order >= band.first) & (order < band.length)].int()
 
-    return order.contiguous(), *kept_for(band, ("cpp",), device, made)
+
+def _int_ranks(order: Tensor) -> Tensor:
+    return inverse(order).int()
 
 
 def _strided(tensor: Tensor) -> Strided:

@@ -3,7 +3,7 @@
 import ctypes
 import hashlib
 import os
-import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +13,7 @@ from pathlib import Path
 from sa_patch import machine
 
 SOURCE = Path(__file__).parent / "attention.cpp"
+NO_COMPILER = "it needs a C++ compiler (c++, g++ or clang++, or the variable CXX)"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 
 
@@ -37,13 +38,19 @@ class Call(ctypes.Structure):
     )
 
 
-def compiler() -> str | None:
-    """The C++ compiler: CXX, or the first of c++, g++ and clang++ that there is."""
-    return next((found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if (found := _which(name))), None)
+def compiler() -> list[str] | None:
+    """The C++ compiler, with its own arguments: what CXX names, or else the first of c++, g++ and clang++."""
+    given = shlex.split(os.environ.get("CXX", ""))
+    known = [given] if given else [["c++"], ["g++"], ["clang++"]]
+    return next((command for command in known if shutil.which(command[0])), None)
 
 
-def _which(name: str | None) -> str | None:
-    return shutil.which(name) if name else None
+def missing() -> str | None:
+    """Which compiler is missing, and that it is needed; None when there is one."""
+    if compiler():
+        return None
+    given = os.environ.get("CXX")
+    return f"the C++ compiler that CXX names, {given!r}, is not there" if given else NO_COMPILER
 
 
 @lru_cache(maxsize=1)
@@ -53,35 +60,42 @@ def library() -> ctypes.CDLL:
     Raises:
         RuntimeError: it does not compile, or can't be kept or loaded; the message says why and what to do.
     """
-    with_what = compiler()
-    if with_what is None:
-        raise RuntimeError("kernel 'cpp' needs a C++ compiler (c++, g++ or clang++, or the variable CXX)")
-    made_of = repr((SOURCE.read_bytes(), with_what, FLAGS, platform.machine(), machine.cpu_name()))
-    file = machine.home() / "cpp" / f"attention-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    command = compiler()
+    if command is None:
+        raise RuntimeError(f"kernel 'cpp' can't be compiled: {missing()}")
+    # All that the compiler knows of itself and of this processor: a home may be shared by several machines.
+    known = _said([*command, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
+    name = hashlib.sha256(repr((SOURCE.read_bytes(), command, FLAGS, known)).encode()).hexdigest()[:16]
+    file = machine.home() / "cpp" / f"attention-{name}.so"
     try:
         if not file.exists():
-            _compile(with_what, file)
+            _compile(command, file)
         found = ctypes.CDLL(str(file))
     except OSError as error:
         raise RuntimeError(
-            f"kernel 'cpp' can't be kept and loaded as {file}: {error}. Let SA_PATCH_HOME name a folder that may hold "
-            "programs, or use kernel='torch'"
+            f"kernel 'cpp' can't be kept and loaded as {file}: {error}. Delete that file, let SA_PATCH_HOME name a "
+            "folder that may hold programs, or use kernel='torch'"
         ) from error
     for name in ("band", "runs", "chosen_runs", "selected"):
-        getattr(found, name).restype = None
+        getattr(found, name).restype = ctypes.c_int32
     return found
 
 
-def _compile(with_what: str, file: Path) -> None:
+def _compile(command: list[str], file: Path) -> None:
     """Into another name first, so that two processes never read half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        command = [with_what, *FLAGS, str(SOURCE), "-o", str(made)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode:
-            raise RuntimeError(
-                f"kernel 'cpp' could not be compiled: {' '.join(command)} said\n{run.stderr.strip()[-2000:]}\n"
-                "Use kernel='torch', or another compiler in the variable CXX"
-            )
+        _said([*command, *FLAGS, str(SOURCE), "-o", str(made)])
         made.replace(file)
+
+
+def _said(command: list[str]) -> str:
+    """What a compiler prints."""
+    run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if run.returncode:
+        raise RuntimeError(
+            f"kernel 'cpp' could not be compiled: {' '.join(command)} said\n{run.stderr.strip()[-2000:]}\n"
+            "Use kernel='torch', or another compiler in the variable CXX"
+        )
+    return run.stdout

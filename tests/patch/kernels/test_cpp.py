@@ -3,12 +3,15 @@
 Parity with the reference, over all cases, is in test_kernels.py.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from patch_cases import CASES, make_pattern, make_variant, random_heads
 
 import sa_patch
 from sa_patch import kernels
+from sa_patch.kept import KEPT
 from sa_patch.kernels.cpp import library as program
 from sa_patch.probing import pieces_of
 from sa_patch.tuning import parity
@@ -84,9 +87,18 @@ def test_what_it_refuses(monkeypatch):
         sa_patch.attention(*(tensor.half() for tensor in heads), make_variant("sa"), kernel="cpp")
     with pytest.raises(NotImplementedError, match=r"no gradients: use kernel='torch', or torch.no_grad"):
         sa_patch.attention(heads[0].requires_grad_(), *heads[1:], make_variant("sa"), kernel="cpp")
-    monkeypatch.setattr(program, "_which", lambda name: None)
-    with torch.no_grad(), pytest.raises(NotImplementedError, match=r"needs a C\+\+ compiler .*variable CXX"):
-        sa_patch.attention(*heads, make_variant("sa"), kernel="cpp")
+    query, key, value = (tensor.detach() for tensor in heads)
+    pattern = make_pattern(make_variant("sa"), 40)
+    for mixed in ((query, key.bfloat16(), value), (query, key, value[..., :8])):
+        with pytest.raises(NotImplementedError, match="have to be of one dtype and head_dim"):
+            kernels.execute("cpp", *mixed, pattern, SCALING)
+    monkeypatch.setenv("CXX", "/no/such/compiler -m64")
+    with pytest.raises(NotImplementedError, match=r"that CXX names, '/no/such/compiler -m64', is not there"):
+        sa_patch.attention(query, key, value, make_variant("sa"), kernel="cpp")
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(program.shutil, "which", lambda name: None)
+    with pytest.raises(NotImplementedError, match=r"needs a C\+\+ compiler .*variable CXX"):
+        sa_patch.attention(query, key, value, make_variant("sa"), kernel="cpp")
 
 
 def test_it_is_compiled_once_and_kept(fresh, monkeypatch):
@@ -100,8 +112,9 @@ def test_it_is_compiled_once_and_kept(fresh, monkeypatch):
 
 def test_a_compiler_that_fails_is_told_with_the_way_out(fresh, monkeypatch):
     """Asked for, it never falls back; nothing half-made is left."""
-    monkeypatch.setattr(program, "FLAGS", ("-std=no-such-standard",))
-    with pytest.raises(RuntimeError, match=r"(?s)could not be compiled.*no-such-standard.*Use kernel='torch'"):
+    monkeypatch.setattr(program, "SOURCE", fresh / "broken.cpp")
+    program.SOURCE.write_text("no_such_type broken;")
+    with pytest.raises(RuntimeError, match=r"(?s)could not be compiled.*no_such_type.*Use kernel='torch'"):
         sa_patch.attention(*random_heads(40), make_variant("sa"), kernel="cpp")
     assert not list((fresh / "cpp").iterdir())
 
@@ -110,6 +123,35 @@ def test_a_folder_that_holds_no_program_is_told(fresh):
     (fresh / "cpp").write_text("in the way")
     with pytest.raises(RuntimeError, match=r"can't be kept and loaded as .*SA_PATCH_HOME name a folder"):
         sa_patch.attention(*random_heads(40), make_variant("sa"), kernel="cpp")
+
+
+def test_a_compiler_with_arguments_is_one(fresh, monkeypatch):
+    monkeypatch.setenv("CXX", "g++ -DNDEBUG")
+    assert program.compiler() == ["g++", "-DNDEBUG"]
+    heads = random_heads(40)
+    expected = sa_patch.attention(*heads, make_variant("sa"), kernel="torch")
+    torch.testing.assert_close(sa_patch.attention(*heads, make_variant("sa"), kernel="cpp"), expected)
+
+
+def test_generated_tokens_share_what_is_kept_of_an_order():
+    """One entry per order, however many tokens read it."""
+    query, key, value = random_heads(60, batch=1)
+    variant = make_variant("sa-dyadic")
+    with torch.no_grad():
+        for length in range(40, 60):
+            sa_patch.attention(query[:, :, :1], key[:, :, :length], value[:, :, :length], variant, kernel="cpp")
+            if length == 40:
+                before = KEPT.bytes
+    assert KEPT.bytes == before
+
+
+def test_any_layout_in_memory():
+    query, key, value = random_heads(60)
+    pattern = make_pattern(make_variant("sa-bucket"), 60)
+    expected = kernels.execute("reference", -query, key, value, pattern, SCALING)
+    strided = replace(pattern, order=torch.stack([pattern.order] * 2, dim=1)[:, 0])
+    found = kernels.execute("cpp", torch._neg_view(query), key, value, strided, SCALING)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_describing_a_patch_compiles_nothing(fresh, qwen3):
