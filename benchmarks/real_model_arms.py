@@ -15,7 +15,7 @@ from sa_eval.settings.arm import Arm
 from sa_patch.geometry import Group
 
 LENGTH = 1024  # tokens of a passage
-WINDOWS = {"fidelity": (128, 64), "lambada": (48, 32), "piqa": (24, 16)}  # keys per query
+WINDOWS = {"fidelity": (256, 128, 64), "lambada": (48, 32), "piqa": (24, 16)}  # keys per query
 ROUTED = {"block_size": 16, "query_block": 16}
 GROUPS = {"block_size": 8, "share": "group", "query_block": 16}
 # Name, mode, options of the window.
