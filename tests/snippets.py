@@ -136,7 +136,7 @@ def check(command: list[str], monkeypatch) -> None:
 
 def sa_eval(arguments: list[str], monkeypatch) -> None:
     """Parsed, settings and arms made; then it stops before models, files and folders are touched."""
-    from sa_eval import cli, progress
+    from sa_eval import cli
     from sa_eval.commands import COMMANDS, load, run
     from sa_eval.settings.arms import arms_from
 
@@ -157,7 +157,7 @@ def sa_eval(arguments: list[str], monkeypatch) -> None:
         if "--plan" in kept:  # the file of a plan is the reader's own
             place = kept.index("--plan")
             del kept[place : place + 2]
-        monkeypatch.setattr(progress, "Progress", stop)
+        monkeypatch.setattr(load(command), "Progress", stop)
         monkeypatch.setattr(run, "run", arms)
         monkeypatch.setattr(run, "dry_run", arms)
         errors = io.StringIO()

@@ -26,7 +26,7 @@ WITHOUT = ((127, "sdpa"), (None, "torch"))  # what the planted times of torch an
 def device(monkeypatch):
     """A device with the kernels torch, sdpa and those that a test plants; returns the function that sets the times."""
     table = dict(kernels.KERNELS)  # put back as a whole, because the order of a table is its meaning
-    for name in ("triton", "flash", "flex"):
+    for name in ("cpp", "triton", "flash", "flex"):
         del kernels.KERNELS[name]
 
     made = search.Search.__init__
