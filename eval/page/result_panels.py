@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 LEFT, RIGHT, TOP, BOTTOM = 0.52, 0.14, 0.34, 0.46  # inches around a panel
 LINES_HEIGHT, ROW = 2.5, 0.2
@@ -31,6 +31,9 @@ class Series:
 class Lines:
     """Series over x. `ticks` are (position, text); `bars` (x, height) lie behind; `linear_below`: log axis with 0."""
 
+    height: ClassVar[float] = LINES_HEIGHT
+    left: ClassVar[float] = LEFT
+
     title: str
     x_name: str
     series: tuple[Series, ...]
@@ -46,14 +49,6 @@ class Lines:
             f"{one.name} " + ", ".join(f"{y:.3g}" for x, y, _, _ in one.points if x is not None) for one in self.series
         )
         return f"{self.title} over {self.x_name}. {found}."
-
-    @property
-    def height(self) -> float:
-        return LINES_HEIGHT
-
-    @property
-    def left(self) -> float:
-        return LEFT
 
 
 @dataclass(frozen=True)
@@ -104,6 +99,9 @@ class Bar:
 class Bars:
     """Bars beside each other, numbered from 0. `level` is drawn across them."""
 
+    height: ClassVar[float] = LINES_HEIGHT
+    left: ClassVar[float] = LEFT
+
     title: str
     x_name: str
     y_name: str
@@ -113,14 +111,6 @@ class Bars:
     @property
     def text(self) -> str:
         return f"{self.title}: {self.y_name} by {self.x_name}. {'; '.join(bar.said for bar in self.bars)}."
-
-    @property
-    def height(self) -> float:
-        return LINES_HEIGHT
-
-    @property
-    def left(self) -> float:
-        return LEFT
 
 
 Panel = Lines | Dots | Bars

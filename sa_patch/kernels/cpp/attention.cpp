@@ -166,7 +166,7 @@ struct Stretch {
 static Stretch stretch_of(const Shown& shown, const Scratch& s, int32_t first_row, int32_t last_row) {
     const auto begin = s.keys.begin(), stop = s.keys.end();
     const int end = (int)(std::upper_bound(begin, stop, last_row) - begin);
-    if (shown.rank || shown.ring) return {end, -1, -1};
+    if (shown.rank) return {end, -1, -1};
     const int32_t nearest = (int32_t)std::max<int64_t>(first_row - shown.width + 1, 0);
     const int from = (int)((shown.fixed + STEP - 1) / STEP * STEP);
     const int to = (int)(std::lower_bound(begin + shown.fixed, stop, nearest) - begin) / STEP * STEP;

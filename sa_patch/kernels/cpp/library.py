@@ -40,9 +40,14 @@ class Call(ctypes.Structure):
 
 def compiler() -> list[str] | None:
     """The C++ compiler, with its own arguments: what CXX names, or else the first of c++, g++ and clang++."""
-    given = shlex.split(os.environ.get("CXX", ""))
-    known = [given] if given else [["c++"], ["g++"], ["clang++"]]
-    return next((command for command in known if shutil.which(command[0])), None)
+    return _compiler(os.environ.get("CXX", ""), os.environ.get("PATH"))
+
+
+@lru_cache(maxsize=8)
+def _compiler(given: str, path: str | None) -> list[str] | None:
+    """Looked for once: every layer of every forward pass asks."""
+    known = [shlex.split(given)] if given else [["c++"], ["g++"], ["clang++"]]
+    return next((command for command in known if shutil.which(command[0], path=path)), None)
 
 
 def missing() -> str | None:
