@@ -130,13 +130,34 @@ def choose_blocks(
         if pooled:
             chosen.append(_pooled(weights, count))
             continue
-        best = weights.topk(min(count, most), dim=-1)
-        index = best.indices.masked_fill(best.values == -torch.inf, -1).sort(dim=-1).values
+        best, values = largest(weights, min(count, most))
+        index = best.masked_fill_(values == -torch.inf, -1).sort(dim=-1).values
         chosen.append(index)
     width = max(index.shape[-1] for index in chosen) if pooled else count
     return torch.cat(
         [torch.nn.functional.pad(index, (width - index.shape[-1], 0), value=-1) for index in chosen], dim=2
     )
+
+
+def largest(weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The columns of the `count` largest entries of every row, in no order, and their values: [..., count] each.
+
+    On a CPU first the groups of columns with the largest entries, which hold them all, then those among their columns:
+    torch.topk takes several times as long over whole rows.
+    """
+    columns = weights.shape[-1]
+    size = 1 << int(math.log2(max(1.0, columns / count)) / 2)  # of a group: as many groups as columns to look at then
+    groups = columns // size
+    if weights.device.type != "cpu" or groups <= count or size < 4:
+        best = weights.topk(count, dim=-1)
+        return best.indices, best.values
+    peaks = weights[..., : groups * size].unflatten(-1, (size, groups)).amax(-2)  # a group: every `groups`-th column
+    group = peaks.topk(count, dim=-1, sorted=False).indices
+    column = (group[..., None, :] + torch.arange(0, groups * size, groups)[:, None]).flatten(-2)
+    rest = torch.arange(groups * size, columns).expand(*column.shape[:-1], -1)
+    column = torch.cat([column, rest], dim=-1)
+    best = weights.gather(-1, column).topk(count, dim=-1, sorted=False)
+    return column.gather(-1, best.indices), best.values
 
 
 def certain_mass(query: Tensor, key: Tensor, first: int, sinks: int, local: int, scaling: float) -> Tensor:
@@ -197,13 +218,14 @@ def _together(
     """
     heads, queries = scores.shape[1:3]
     tiles = allowed.shape[0]
+    # Blocks that the first tile may choose, all may: so many tokens later, so many more may be chosen.
+    common = max(0, scores.shape[-1] - -(-tiles * query_block // block_size))
     if query_block == 1 and choosers == heads and certain is None:
-        return scores.masked_fill_(block >= allowed, -torch.inf)
+        scores[..., common:].masked_fill_(block[common:] >= allowed, -torch.inf)
+        return scores
     missing = tiles * query_block - queries
     scores = torch.nn.functional.pad(scores, (0, 0, 0, missing)) if missing else scores
     scores = scores.unflatten(2, (tiles, query_block))
-    # Blocks that the first tile may choose, all may: so many tokens later, so many more may be chosen.
-    common = max(0, scores.shape[-1] - -(-tiles * query_block // block_size))
     scores[..., common:].masked_fill_(block[common:] >= allowed[:, None], -torch.inf)
     if certain is not None:
         certain = torch.nn.functional.pad(certain, (0, missing)).unflatten(2, (tiles, query_block))

@@ -12,7 +12,7 @@ from sa_patch.budget import LayerBudget, closest
 from sa_patch.counting import triangle, window_pairs
 from sa_patch.geometry import Group
 from sa_patch.patterns import Blocks, Pattern
-from sa_patch.router import programs
+from sa_patch.router import largest, programs
 from sa_patch.variants.base import (
     BLOCK_SIZE_HELP,
     CHARGED_REASON,
@@ -240,10 +240,10 @@ def select_blocks(query: Tensor, key: Tensor, block_size: int, count: int) -> Te
         scores[..., common:].masked_fill_(block[common:most] >= own, -torch.inf)
         if most == 0 or count == 0:
             best = own.new_zeros(*scores.shape[:-1], 0)
-        elif count == 1:  # the largest one is found faster than the largest few
+        elif count == 1:
             best = scores.argmax(dim=-1, keepdim=True)
         else:
-            best = scores.topk(min(count, most), dim=-1).indices
+            best, _ = largest(scores, min(count, most))
         best = torch.where(best < own, best, -1)
         chosen.append(F.pad(best, (0, count - best.shape[-1]), value=-1))
     return torch.cat(chosen, dim=3).reshape(batch, heads, query_len, count)

@@ -301,6 +301,80 @@ static void tile(const Call& c, int64_t batch, int64_t head_from, int64_t head_t
     else finish<bf16, float>(c, batch, head_from, head_to, shown, s);
 }
 
+static inline float sum_of(Floats x) {
+    float part[LANES];
+    store(part, x);
+    for (int s = LANES / 2; s > 0; s /= 2)
+        for (int l = 0; l < s; l++) part[l] += part[l + s];
+    return part[0];
+}
+
+// One row that sees all keys of the list, whatever their order: nothing is copied.
+template <typename T, typename O>
+static void single_row(const Call& c, int64_t batch, int64_t head, int32_t row, Scratch& s) {
+    constexpr int AT_ONCE = 4 * LANES;  // components of a value that are summed in registers
+    const int dim = (int)c.head_dim, whole = dim / LANES * LANES, count = (int)s.keys.size();
+    const int span = (count + LANES - 1) / LANES * LANES;
+    const int64_t kv_head = head / (c.heads / c.kv_heads);
+    const T* query = (const T*)c.query.data + batch * c.query.batch + head * c.query.head + (row - c.first) * c.query.token;
+    const T* keys = (const T*)c.key.data + batch * c.key.batch + kv_head * c.key.head;
+    const T* values = (const T*)c.value.data + batch * c.value.batch + kv_head * c.value.head;
+    O* output = (O*)c.output.data + batch * c.output.batch + head * c.output.head + (row - c.first) * c.output.token;
+    s.q.resize(dim);
+    s.scores.resize(span);
+    for (int d = 0; d < dim; d++) s.q[d] = widen(query[d]) * (c.scaling * LOG2_E);
+    Floats most = all(-INFINITY);
+    for (int j = 0; j < span; j += LANES) {
+        float scores[LANES];
+        for (int l = 0; l < LANES; l++) {
+            scores[l] = -INFINITY;
+            if (j + l >= count) continue;
+            const T* key = keys + s.keys[j + l] * c.key.token;
+            Floats sum = {};
+            for (int d = 0; d < whole; d += LANES) sum += load(&s.q[d]) * widened(key + d);
+            scores[l] = sum_of(sum);
+            for (int d = whole; d < dim; d++) scores[l] += s.q[d] * widen(key[d]);
+        }
+        const Floats found = load(scores);
+        store(&s.scores[j], found);
+        most = found > most ? found : most;
+    }
+    float top = -INFINITY, total = 0;
+    for (int l = 0; l < LANES; l++) top = std::max(top, most[l]);
+    for (int j = 0; j < span; j += LANES) {
+        const Floats weight = exp2v(load(&s.scores[j]) - top);
+        store(&s.scores[j], weight);
+        total += sum_of(weight);
+    }
+    for (int from = 0; from < whole; from += AT_ONCE) {
+        Floats sum[4] = {};
+        const int parts = std::min(AT_ONCE, whole - from) / LANES;
+        auto add = [&](int used) {
+            for (int j = 0; j < count; j++) {
+                const T* value = values + s.keys[j] * c.value.token + from;
+                for (int part = 0; part < used; part++) sum[part] += s.scores[j] * widened(value + part * LANES);
+            }
+        };
+        parts == 4 ? add(4) : add(parts);
+        for (int part = 0; part < parts; part++) {
+            float found[LANES];
+            store(found, sum[part] * (1 / total));
+            for (int l = 0; l < LANES; l++) narrow(found[l], output + from + part * LANES + l);
+        }
+    }
+    for (int d = whole; d < dim; d++) {
+        float sum = 0;
+        for (int j = 0; j < count; j++) sum += s.scores[j] * widen(values[s.keys[j] * c.value.token + d]);
+        narrow(sum / total, output + d);
+    }
+}
+
+static void single(const Call& c, int64_t batch, int64_t head, int32_t row, Scratch& s) {
+    if (!c.is_bf16) single_row<float, float>(c, batch, head, row, s);
+    else if (c.output_is_bf16) single_row<bf16, bf16>(c, batch, head, row, s);
+    else single_row<bf16, float>(c, batch, head, row, s);
+}
+
 // work(unit, scratch) for all units, on several threads, fewer where the system gives no more. Which thread does what
 // changes no result. What one of them throws is thrown here, once all have ended.
 template <typename Work>
@@ -489,6 +563,7 @@ static void selected_of(const Call& c, const int64_t* selected, int64_t choosers
     });
     const int64_t first_tile = c.first / query_block, tiles = (c.length - 1) / query_block + 1 - first_tile;
     const int64_t heads = c.heads / choosers;
+    constexpr int64_t FEW = ROWS / 3;  // rows that would leave most of a step of ROWS empty
     in_parallel(c, tiles * choosers * c.batch, [&](int64_t unit, Scratch& s) {
         const int64_t t = unit % tiles, chooser = unit / tiles % choosers, batch = unit / tiles / choosers;
         const int64_t begin = std::max(edge, (first_tile + t) * query_block);
@@ -501,6 +576,11 @@ static void selected_of(const Call& c, const int64_t* selected, int64_t choosers
         const int64_t* list = selected + unit * chosen;
         for (int64_t i = 0; i < chosen; i++)
             if (list[i] >= 0) add_range(s.keys, sinks + list[i] * block_size, sinks + (list[i] + 1) * block_size);
+        if (end - begin == 1 && heads <= FEW) {
+            add_range(s.keys, std::max(sinks, begin - local + 1), end);
+            for (int64_t h = 0; h < heads; h++) single(c, batch, chooser * heads + h, (int32_t)begin, s);
+            return;
+        }
         std::sort(s.keys.begin(), s.keys.end());
         const int64_t fixed = (int64_t)s.keys.size();
         add_range(s.keys, std::max(sinks, begin - local + 1), end);

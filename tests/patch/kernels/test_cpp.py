@@ -82,6 +82,24 @@ def test_large_scores_and_what_is_not_finite():
         assert found[:, :, ~seen].isfinite().all()
 
 
+@pytest.mark.parametrize("head_dim", [8, 80])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 2)], ids=str)
+def test_queries_that_choose_alone(heads, head_dim):
+    """Few rows show the same keys: each of them is computed alone, and what is not finite shows."""
+    query, key, value = random_heads(100, *heads, head_dim)
+    pattern = make_pattern(sa_patch.variant("routed", 20, share="group"), 100, 0, query, key)
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = [tensor.to(dtype) for tensor in (query, key, value)]
+        output = kernels.execute("cpp", *tensors, pattern, SCALING)
+        exact = parity.exact_output(*tensors, pattern, SCALING)
+        assert parity.error(output, exact) <= parity.allowed_error(*tensors, pattern, SCALING)
+    for spoilt in (torch.nan, torch.inf):
+        keys = key.clone()
+        keys[:, :, 40] = spoilt
+        found, expected = (kernels.execute(name, query, keys, value, pattern, SCALING) for name in ("cpp", "reference"))
+        assert found.isnan().any() and found.isnan().equal(expected.isnan())
+
+
 def test_what_it_refuses(monkeypatch):
     heads = random_heads(40)
     with pytest.raises(NotImplementedError, match="no code for float16: use float32 or bfloat16"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from patch_cases import random_heads
 
+from sa_patch import router
 from sa_patch.variants import moba
 from sa_patch.variants.moba import select_blocks
 
@@ -81,3 +82,19 @@ def test_memory_is_the_means_and_a_chunk(monkeypatch):
     with Watch(), torch.no_grad():
         found = select_blocks(query, key, 128, 2)
     assert largest <= max(2 << 20, found.nbytes)
+
+
+@pytest.mark.parametrize("count", [1, 3, 11, 40])
+@pytest.mark.parametrize("columns", [40, 257, 1000, 2048])
+def test_the_largest_are_those_of_a_sort(columns, count):
+    """Also where most may not be chosen, and where many are equal."""
+    torch.manual_seed(columns + count)
+    for weights in (torch.randn(2, 3, 7, columns), torch.randint(3, (2, 3, 7, columns)).float()):
+        for allowed in (columns, columns // 2, 5):
+            shown = weights.clone()
+            shown[..., allowed:] = -torch.inf
+            index, values = router.largest(shown, count)
+            assert torch.equal(shown.gather(-1, index), values)
+            assert (index.sort(-1).values.diff() > 0).all(), "a column twice"
+            expected = shown.sort(-1, descending=True).values[..., :count]
+            assert torch.equal(values.sort(-1, descending=True).values, expected)
