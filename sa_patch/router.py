@@ -1,4 +1,5 @@
-"""Which blocks of keys the tiles of queries choose, by content: with torch, and on a GPU by Triton's programs.
+"""Which blocks of keys the tiles of queries choose, by content: with torch, on a GPU by Triton's programs, on a CPU with
+the `cpp` kernel's where that was compiled.
 
 A score estimates log of the attention mass that a query puts on a block. With keys of mean m and covariance C,
 log mean exp(s q.k) = s q.m + (s^2 / 2) q'Cq + ...; "mean" takes the first term, "variance" adds half of the second
@@ -130,33 +131,42 @@ def choose_blocks(
         if pooled:
             chosen.append(_pooled(weights, count))
             continue
-        best, values = largest(weights, min(count, most))
-        index = best.masked_fill_(values == -torch.inf, -1).sort(dim=-1).values
-        chosen.append(index)
+        chosen.append(largest(weights, min(count, most)))
     width = max(index.shape[-1] for index in chosen) if pooled else count
     return torch.cat(
         [torch.nn.functional.pad(index, (width - index.shape[-1], 0), value=-1) for index in chosen], dim=2
     )
 
 
-def largest(weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The columns of the `count` largest entries of every row, in no order, and their values: [..., count] each.
+def largest(scores: Tensor, count: int) -> Tensor:
+    """The columns of the `count` largest entries of every row: int64 [..., count], ascending, -1 first where fewer are
+    above minus infinity. Of equal entries any may win.
 
-    On a CPU first the groups of columns with the largest entries, which hold them all, then those among their columns:
-    torch.topk takes several times as long over whole rows.
+    On a CPU by the `cpp` kernel's program where that was compiled before. Else first the groups of columns with the
+    largest entries, which hold them all, then those among their columns: less work than torch.topk over whole rows.
     """
-    columns = weights.shape[-1]
-    size = 1 << int(math.log2(max(1.0, columns / count)) / 2)  # of a group: as many groups as columns to look at then
+    if scores.device.type == "cpu":
+        from sa_patch.kernels.cpp import routers
+
+        if routers.takes(scores):
+            return routers.largest(scores, count)
+    index, values = _grouped(scores, count) or scores.topk(count, dim=-1)[::-1]
+    return index.masked_fill(values == -torch.inf, -1).sort(dim=-1).values
+
+
+def _grouped(scores: Tensor, count: int) -> tuple[Tensor, Tensor] | None:
+    """Columns and values of the largest entries, in no order; None where looking at groups first saves nothing."""
+    columns = scores.shape[-1]
+    size = 1 << int(math.log2(max(1.0, columns / count)) / 2)  # of a group: then as many groups as columns to look at
     groups = columns // size
-    if weights.device.type != "cpu" or groups <= count or size < 4:
-        best = weights.topk(count, dim=-1)
-        return best.indices, best.values
-    peaks = weights[..., : groups * size].unflatten(-1, (size, groups)).amax(-2)  # a group: every `groups`-th column
+    if scores.device.type != "cpu" or size < 4:
+        return None
+    peaks = scores[..., : groups * size].unflatten(-1, (size, groups)).amax(-2)  # a group: every `groups`-th column
     group = peaks.topk(count, dim=-1, sorted=False).indices
     column = (group[..., None, :] + torch.arange(0, groups * size, groups)[:, None]).flatten(-2)
     rest = torch.arange(groups * size, columns).expand(*column.shape[:-1], -1)
     column = torch.cat([column, rest], dim=-1)
-    best = weights.gather(-1, column).topk(count, dim=-1, sorted=False)
+    best = scores.gather(-1, column).topk(count, dim=-1, sorted=False)
     return column.gather(-1, best.indices), best.values
 
 

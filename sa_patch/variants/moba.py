@@ -243,7 +243,7 @@ def select_blocks(query: Tensor, key: Tensor, block_size: int, count: int) -> Te
         elif count == 1:
             best = scores.argmax(dim=-1, keepdim=True)
         else:
-            best, _ = largest(scores, min(count, most))
+            best = largest(scores, min(count, most))
         best = torch.where(best < own, best, -1)
         chosen.append(F.pad(best, (0, count - best.shape[-1]), value=-1))
     return torch.cat(chosen, dim=3).reshape(batch, heads, query_len, count)

@@ -378,7 +378,7 @@ static void single(const Call& c, int64_t batch, int64_t head, int32_t row, Scra
 // work(unit, scratch) for all units, on several threads, fewer where the system gives no more. Which thread does what
 // changes no result. What one of them throws is thrown here, once all have ended.
 template <typename Work>
-static void in_parallel(const Call& c, int64_t units, Work work) {
+static void in_parallel(int64_t threads, int64_t units, Work work) {
     std::atomic<int64_t> next{0};
     std::exception_ptr failed;
     std::mutex failing;
@@ -394,7 +394,7 @@ static void in_parallel(const Call& c, int64_t units, Work work) {
     };
     std::vector<std::thread> others;
     try {
-        for (int64_t t = 1; t < std::min(c.threads, units); t++) others.emplace_back(run);
+        for (int64_t t = 1; t < std::min(threads, units); t++) others.emplace_back(run);
     } catch (const std::system_error&) {
     } catch (const std::bad_alloc&) {
     }
@@ -430,7 +430,7 @@ static void add_range(std::vector<int32_t>& list, int64_t from, int64_t to) {
 static void band_of(const Call& c, const int64_t* order, const int32_t* rank, const int32_t* by_rank,
                     int64_t horizon, int64_t width, int64_t circular, int64_t sinks, int64_t apart, int64_t rows) {
     const int64_t queries = c.length - c.first, tiles = (queries + rows - 1) / rows, shown_sinks = apart ? 0 : sinks;
-    in_parallel(c, tiles * c.batch, [&](int64_t unit, Scratch& s) {
+    in_parallel(c.threads, tiles * c.batch, [&](int64_t unit, Scratch& s) {
         const int64_t from = unit % tiles * rows, to = std::min(queries, from + rows);
         s.rows.clear();
         s.keys.clear();
@@ -465,7 +465,7 @@ static void band_of(const Call& c, const int64_t* order, const int32_t* rank, co
 static void runs_of(const Call& c, const int64_t* order, int64_t horizon, int64_t size, int64_t sinks, int64_t apart,
                     int64_t rows) {
     const int64_t runs = (horizon + size - 1) / size, steps = (size + rows - 1) / rows;
-    in_parallel(c, runs * steps * c.batch, [&](int64_t unit, Scratch& s) {
+    in_parallel(c.threads, runs * steps * c.batch, [&](int64_t unit, Scratch& s) {
         const int64_t step = unit % steps, run = unit / steps % runs, stop = std::min(horizon, (run + 1) * size);
         s.rows.clear();
         s.keys.clear();
@@ -491,7 +491,7 @@ template <typename T>
 static void chosen_runs_of(const Call& c, const int64_t* selected, int64_t chosen, int64_t size, int64_t sinks,
                            int64_t apart) {
     const int64_t queries = c.length - c.first, runs = (c.length + size - 1) / size;
-    in_parallel(c, c.batch * c.heads, [&](int64_t unit, Scratch& s) {
+    in_parallel(c.threads, c.batch * c.heads, [&](int64_t unit, Scratch& s) {
         const int64_t batch = unit / c.heads, head = unit % c.heads;
         const int64_t* wanted = selected + unit * queries * chosen;
         std::vector<int64_t> begin(runs + 1);  // of the queries that want a run, in the list of all of them
@@ -553,7 +553,7 @@ static void selected_of(const Call& c, const int64_t* selected, int64_t choosers
     const int64_t edge = std::clamp(whole, c.first, c.length);  // queries before it see everything
     constexpr int64_t together = 32;
     const int64_t steps = (edge - c.first + together - 1) / together;
-    in_parallel(c, steps * c.batch, [&](int64_t unit, Scratch& s) {
+    in_parallel(c.threads, steps * c.batch, [&](int64_t unit, Scratch& s) {
         const int64_t from = c.first + unit % steps * together, to = std::min(edge, from + together);
         s.rows.clear();
         s.keys.clear();
@@ -564,7 +564,7 @@ static void selected_of(const Call& c, const int64_t* selected, int64_t choosers
     const int64_t first_tile = c.first / query_block, tiles = (c.length - 1) / query_block + 1 - first_tile;
     const int64_t heads = c.heads / choosers;
     constexpr int64_t FEW = ROWS / 3;  // rows that would leave most of a step of ROWS empty
-    in_parallel(c, tiles * choosers * c.batch, [&](int64_t unit, Scratch& s) {
+    in_parallel(c.threads, tiles * choosers * c.batch, [&](int64_t unit, Scratch& s) {
         const int64_t t = unit % tiles, chooser = unit / tiles % choosers, batch = unit / tiles / choosers;
         const int64_t begin = std::max(edge, (first_tile + t) * query_block);
         const int64_t end = std::min(c.length, (first_tile + t + 1) * query_block);
@@ -588,7 +588,77 @@ static void selected_of(const Call& c, const int64_t* selected, int64_t choosers
     });
 }
 
+// The largest entries seen so far, descending, and their columns; of equal entries the first ones stay.
+struct Best {
+    std::vector<float> entries;
+    std::vector<int32_t> columns;
+    void clear(int64_t count) {
+        entries.assign(count, -INFINITY);
+        columns.assign(count, -1);
+    }
+    void add(float entry, int64_t column) {
+        int64_t j = (int64_t)entries.size() - 1;
+        if (entry <= entries[j]) return;
+        for (entry = std::isnan(entry) ? INFINITY : entry; j > 0 && entries[j - 1] < entry; j--) {
+            entries[j] = entries[j - 1];
+            columns[j] = columns[j - 1];
+        }
+        entries[j] = entry;
+        columns[j] = (int32_t)column;
+    }
+};
+
+// The largest number that is known to lie below the `best.size()` largest entries of a row: these are at least as large
+// as as many largest ones of the largest entries of groups of columns.
+static float bound_of(const float* row, int64_t columns, Best& best, std::vector<float>& peaks) {
+    const int64_t groups = (4 * (int64_t)best.entries.size() + LANES - 1) / LANES * LANES;
+    if (columns < 4 * groups) return -INFINITY;
+    peaks.assign(row, row + groups);
+    for (int64_t from = groups; from + groups <= columns; from += groups)
+        for (int64_t g = 0; g < groups; g += LANES) {
+            const Floats entry = load(row + from + g), peak = load(&peaks[g]);
+            store(&peaks[g], entry > peak ? entry : peak);
+        }
+    for (int64_t g = 0; g < groups; g++) best.add(peaks[g], g);
+    const float least = best.entries.back();
+    best.clear(best.entries.size());
+    return std::nextafter(least, -INFINITY);
+}
+
+// The columns of the `count` largest entries of every row, ascending; -1 first where fewer are above minus infinity.
+static void largest_of(const float* entries, int64_t rows, int64_t columns, int64_t count, int64_t* found,
+                       int64_t threads) {
+    constexpr int64_t ROWS_OF_UNIT = 64, AT_ONCE = 4 * LANES;
+    in_parallel(threads, (rows + ROWS_OF_UNIT - 1) / ROWS_OF_UNIT, [&](int64_t unit, Scratch& s) {
+        Best best;
+        for (int64_t r = unit * ROWS_OF_UNIT; r < std::min(rows, (unit + 1) * ROWS_OF_UNIT); r++) {
+            const float* row = entries + r * columns;
+            best.clear(count);
+            const float bound = bound_of(row, columns, best, s.scores);
+            int64_t column = 0;
+            for (; column + AT_ONCE <= columns; column += AT_ONCE) {
+                const Floats low = all(std::max(bound, best.entries.back()));
+                Ints above = {};
+                for (int64_t j = column; j < column + AT_ONCE; j += LANES) above |= ~(load(row + j) <= low);
+                int64_t parts[LANES / 2], any = 0;
+                std::memcpy(parts, &above, sizeof parts);
+                for (int64_t part : parts) any |= part;
+                if (!any) continue;
+                for (int64_t j = column; j < column + AT_ONCE; j++)
+                    if (!(row[j] <= bound)) best.add(row[j], j);
+            }
+            for (; column < columns; column++) best.add(row[column], column);
+            std::sort(best.columns.begin(), best.columns.end());
+            std::copy(best.columns.begin(), best.columns.end(), found + r * count);
+        }
+    });
+}
+
 extern "C" {
+
+int32_t largest(const float* entries, int64_t rows, int64_t columns, int64_t count, int64_t* found, int64_t threads) {
+    return guarded([&] { largest_of(entries, rows, columns, count, found, threads); });
+}
 
 int32_t band(const Call* c, const int64_t* order, const int32_t* rank, const int32_t* by_rank, int64_t horizon,
              int64_t width, int64_t circular, int64_t sinks, int64_t apart, int64_t rows) {

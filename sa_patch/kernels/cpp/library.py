@@ -59,6 +59,25 @@ def missing() -> str | None:
 
 
 @lru_cache(maxsize=1)
+def is_compiled() -> bool:
+    """Whether this machine keeps the program, by the present compiler: true from the kernel's first use on."""
+    if not (machine.home() / "cpp").is_dir() or (command := compiler()) is None:
+        return False
+    try:
+        return _file(command).exists()
+    except RuntimeError:  # not even asked for its version does that compiler run
+        return False
+
+
+def _file(command: list[str]) -> Path:
+    """Where the program lies that this compiler makes for this processor."""
+    # All that the compiler knows of itself and of this processor: a home may be shared by several machines.
+    known = _said([*command, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
+    name = hashlib.sha256(repr((SOURCE.read_bytes(), command, FLAGS, known)).encode()).hexdigest()[:16]
+    return machine.home() / "cpp" / f"attention-{name}.so"
+
+
+@lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
     """The program, compiled where this machine has not compiled it before: takes a few seconds then.
 
@@ -68,20 +87,18 @@ def library() -> ctypes.CDLL:
     command = compiler()
     if command is None:
         raise RuntimeError(f"kernel 'cpp' can't be compiled: {missing()}")
-    # All that the compiler knows of itself and of this processor: a home may be shared by several machines.
-    known = _said([*command, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
-    name = hashlib.sha256(repr((SOURCE.read_bytes(), command, FLAGS, known)).encode()).hexdigest()[:16]
-    file = machine.home() / "cpp" / f"attention-{name}.so"
+    file = _file(command)
     try:
         if not file.exists():
             _compile(command, file)
+            is_compiled.cache_clear()
         found = ctypes.CDLL(str(file))
     except OSError as error:
         raise RuntimeError(
             f"kernel 'cpp' can't be kept and loaded as {file}: {error}. Delete that file, let SA_PATCH_HOME name a "
             "folder that may hold programs, or use kernel='torch'"
         ) from error
-    for name in ("band", "runs", "chosen_runs", "selected"):
+    for name in ("band", "runs", "chosen_runs", "selected", "largest"):
         getattr(found, name).restype = ctypes.c_int32
     return found
 

@@ -29,9 +29,11 @@ def runs(case: str, length: int, *heads) -> bool:
 def fresh(monkeypatch, tmp_path):
     """No program was compiled or loaded yet."""
     monkeypatch.setenv("SA_PATCH_HOME", str(tmp_path))
-    program.library.cache_clear()
+    for known in (program.library, program.is_compiled):
+        known.cache_clear()
     yield tmp_path
-    program.library.cache_clear()
+    for known in (program.library, program.is_compiled):
+        known.cache_clear()
 
 
 def test_it_runs_every_layout_but_scattered_keys_and_lines():
@@ -122,11 +124,18 @@ def test_what_it_refuses(monkeypatch):
 
 def test_it_is_compiled_once_and_kept(fresh, monkeypatch):
     heads = random_heads(40)
+    assert not program.is_compiled()
     expected = sa_patch.attention(*heads, make_variant("sa"), kernel="cpp")
     assert len(list((fresh / "cpp").iterdir())) == 1
     program.library.cache_clear()
+    assert program.is_compiled()
     monkeypatch.setattr(program, "_compile", lambda *_: pytest.fail("compiled again"))
     assert torch.equal(sa_patch.attention(*heads, make_variant("sa"), kernel="cpp"), expected)
+
+
+def test_routers_compile_nothing(fresh):
+    sa_patch.attention(*random_heads(300), make_variant("routed", 40), kernel="torch")
+    assert not list(fresh.iterdir())
 
 
 def test_a_compiler_that_fails_is_told_with_the_way_out(fresh, monkeypatch):

@@ -5,6 +5,7 @@ import torch
 from patch_cases import random_heads
 
 from sa_patch import router
+from sa_patch.kernels.cpp import library, routers
 from sa_patch.variants import moba
 from sa_patch.variants.moba import select_blocks
 
@@ -84,17 +85,23 @@ def test_memory_is_the_means_and_a_chunk(monkeypatch):
     assert largest <= max(2 << 20, found.nbytes)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("count", [1, 3, 11, 40])
 @pytest.mark.parametrize("columns", [40, 257, 1000, 2048])
-def test_the_largest_are_those_of_a_sort(columns, count):
+def test_the_largest_are_those_of_a_sort(columns, count, compiled, monkeypatch):
     """Also where most may not be chosen, and where many are equal."""
+    if compiled and not library.compiler():
+        pytest.skip(library.NO_COMPILER)
+    if compiled:
+        library.library()
+    monkeypatch.setattr(routers, "is_compiled", lambda: compiled)
     torch.manual_seed(columns + count)
-    for weights in (torch.randn(2, 3, 7, columns), torch.randint(3, (2, 3, 7, columns)).float()):
+    for scores in (torch.randn(2, 3, 70, columns), torch.randint(3, (2, 3, 70, columns)).float()):
         for allowed in (columns, columns // 2, 5):
-            shown = weights.clone()
-            shown[..., allowed:] = -torch.inf
-            index, values = router.largest(shown, count)
-            assert torch.equal(shown.gather(-1, index), values)
-            assert (index.sort(-1).values.diff() > 0).all(), "a column twice"
-            expected = shown.sort(-1, descending=True).values[..., :count]
-            assert torch.equal(values.sort(-1, descending=True).values, expected)
+            scores[..., allowed:] = -torch.inf
+            index, found = router.largest(scores, count), min(count, allowed)
+            assert index.shape == (2, 3, 70, count) and index.dtype == torch.int64
+            assert (index[..., : count - found] == -1).all() and (index[..., count - found :] >= 0).all()
+            assert (index[..., count - found :].diff() > 0).all(), "not ascending, or a column twice"
+            taken = scores.gather(-1, index[..., count - found :]).sort(-1, descending=True).values
+            assert torch.equal(taken, scores.sort(-1, descending=True).values[..., :found])
