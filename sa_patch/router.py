@@ -1,5 +1,6 @@
-"""Which blocks of keys the tiles of queries choose, by content: with torch, on a GPU by Triton's programs, on a CPU with
-the `cpp` kernel's where that was compiled.
+"""Which blocks of keys the tiles of queries choose, by content.
+
+With torch; on a GPU by Triton's programs, on a CPU with the help of the `cpp` kernel's where that was compiled.
 
 A score estimates log of the attention mass that a query puts on a block. With keys of mean m and covariance C,
 log mean exp(s q.k) = s q.m + (s^2 / 2) q'Cq + ...; "mean" takes the first term, "variance" adds half of the second

@@ -1,4 +1,4 @@
-"""What routers do with many rows of scores, as a function of the C++ program: on a CPU, where it was compiled before."""
+"""What routers do with rows of scores, as a function of the C++ program: on a CPU, where it was compiled before."""
 
 import ctypes
 
