@@ -18,6 +18,8 @@ def largest(scores: Tensor, count: int) -> Tensor:
     """As `sa_patch.router.largest`."""
     columns = scores.shape[-1]
     found = torch.empty(*scores.shape[:-1], count, dtype=torch.int64)
+    if not found.numel():
+        return found
     sizes = [ctypes.c_int64(one) for one in (scores.numel() // columns, columns, count)]
     pointers = (ctypes.c_void_p(one.data_ptr()) for one in (scores, found))
     if library().largest(next(pointers), *sizes, next(pointers), ctypes.c_int64(torch.get_num_threads())):

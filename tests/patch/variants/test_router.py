@@ -86,7 +86,7 @@ def test_memory_is_the_means_and_a_chunk(monkeypatch):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("count", [1, 3, 11, 40])
+@pytest.mark.parametrize("count", [0, 1, 3, 11, 40])
 @pytest.mark.parametrize("columns", [40, 257, 1000, 2048])
 def test_the_largest_are_those_of_a_sort(columns, count, compiled, monkeypatch):
     """Also where most may not be chosen, and where many are equal."""
