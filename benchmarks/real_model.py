@@ -85,6 +85,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/real-model"), help="folder of the results")
     parser.add_argument("--passages", type=int, default=4, help="of each text, spread over it")
     parser.add_argument("--documents", type=int, default=300, help="of each task")
+    parser.add_argument("--plans", type=Path, nargs="+", default=[], help="folders of sa-eval calibrate: arms of tasks")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
     options = parser.parse_args()

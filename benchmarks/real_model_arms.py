@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ import sa_patch
 from sa_eval.fidelity import measuring
 from sa_eval.fidelity.probe import Call
 from sa_eval.settings.arm import Arm
+from sa_eval.settings.config import settings_from
+from sa_eval.settings.plan_arms import plan_arms
 from sa_patch.geometry import Group
 
 LENGTH = 1024  # tokens of a passage
@@ -98,6 +101,13 @@ def arms(task: str) -> Iterator[tuple[str, Arm]]:
                 yield name, arm
 
 
+def plans(task: str, folders: Sequence[Path]) -> Iterator[tuple[str, Arm]]:
+    """Plans of `sa-eval calibrate`, each with its name in the table, where the task has their window."""
+    for arm in plan_arms(settings_from({"plans": [str(folder) for folder in folders]})) if folders else ():
+        if arm.window in WINDOWS[task]:
+            yield "plan", arm
+
+
 def _fits(arm: Arm) -> bool:
     """Whether the window has room for everything at the texts' length; a router that is charged may leave none."""
     try:
@@ -115,7 +125,8 @@ def read_counting(subject: measuring.Subject, arm: Arm, ids: torch.Tensor) -> tu
 
     def count(call: Call) -> None:
         group = Group(length, length, ids.device)
-        pairs.append(patch.variant.sparse_pattern(group, call.layer, call.query, call.key).count())
+        variant = patch.plan.variants[call.layer]
+        pairs.append(variant.sparse_pattern(group, call.layer, call.query, call.key).count())
 
     try:
         states = subject.probe.read(ids, count, lambda layer, residual: None)

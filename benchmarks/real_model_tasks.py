@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_model_arms import arms, read_counting
+from real_model_arms import arms, plans, read_counting
 
 from sa_eval.fidelity import measuring, texts
 from sa_eval.loading import models
@@ -50,7 +50,7 @@ def run_task(
     task: str, loaded: models.Loaded, settings: Settings, options: argparse.Namespace, progress: Progress
 ) -> dict[str, Any]:
     """Accuracy of every arm by sa-eval's own run, and keys per query counted on the first prompts."""
-    listed = list(arms(task))
+    listed = [*arms(task), *plans(task, options.plans)]
     directory = run_arms(task, [arm for _, arm in listed], loaded, settings, options, progress)
     with progress.step("statistics"):
         summarise(directory)

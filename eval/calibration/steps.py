@@ -5,7 +5,7 @@ from __future__ import annotations
 from sa_eval.calibration.settings import CalibrationSettings
 from sa_eval.progress import Bar
 from sa_patch.calibration.candidates import FAMILIES
-from sa_patch.calibration.deciding import SEARCH_STEPS
+from sa_patch.calibration.deciding import PROPOSED, SEARCH_STEPS
 from sa_patch.calibration.strata import STRATA
 
 FIT, PROBES, CONTROLS = 4, 2, 7  # passes: candidates on one passage; recipes run in one layer alone; arms of the report
@@ -18,6 +18,7 @@ def stages(asked: CalibrationSettings, layers: int) -> dict[str, int]:
         "fit": fit * (FIT + PROBES * (layers + 1) // 2),
         **({} if asked.target_kl is None else {"search": choose * SEARCH_STEPS}),
         "recipes": choose * (len(FAMILIES[asked.router_cost].names) + 1),
+        **({"plans": choose * PROPOSED} if asked.target_kl is None else {}),
         "swaps": choose * asked.swaps,
         "report": report * (1 + CONTROLS),
     }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sa_patch.calibration import search, target
-from sa_patch.calibration.candidates import FAMILIES, RouterCost, candidate, possible
+from sa_patch.calibration.candidates import FAMILIES, Candidate, RouterCost, candidate, possible
 from sa_patch.calibration.measuring import Measuring
 from sa_patch.calibration.outcomes import Calibration, Outcome
 from sa_patch.calibration.strata import STRATA, Split
@@ -19,6 +20,8 @@ from sa_patch.plan import Plan
 SEARCH_STEPS = 8  # budgets that the search for a target tries, about
 BETTER = 2.0  # standard errors by which a change must lower the divergence
 WEIGHTS = {"text": 2.0, "needle": 1.0, "aggregation": 1.0}
+
+PROPOSED = 5  # plans that the passages to choose with decide between
 
 Tell = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
 
@@ -56,9 +59,9 @@ class Run:
 
     def run(self) -> Calibration:
         losses = self._fit()
-        plan = self._planned(losses, self.window) if self.target_kl is None else self._cheapest(losses)
+        cheapest = None if self.target_kl is None else self._cheapest(losses)
         recipe = self._best_recipe()
-        plan, swaps = self._improve(plan)
+        plan, swaps = self._improve(cheapest or self._proposed(losses, recipe))
         outcomes = self._report(plan, recipe)
         return Calibration(
             plan=plan,
@@ -74,8 +77,11 @@ class Run:
             router_cost=self.router_cost,
         )
 
-    def _planned(self, losses: Tensor, window: int) -> Plan:
-        return search.planned(losses, self.candidates, window, self.lengths)
+    def _planned(self, losses: Tensor, window: int, some: Sequence[int] | None = None) -> Plan:
+        """The plan of least estimated loss, of some candidates or of all."""
+        numbers = range(len(self.candidates)) if some is None else some
+        chosen = [self.candidates[number] for number in numbers]
+        return search.planned(losses[:, list(numbers)], chosen, window, self.lengths)
 
     # Fit
 
@@ -160,6 +166,21 @@ class Run:
         assert plan is not None
         return {stratum: 1e-9 + value for stratum, value in self._strata(plan).items()}
 
+    def _proposed(self, losses: Tensor, recipe: str) -> Plan:
+        """The best of what the fit says with and without full attention, of all recipes and of the best one alone, and
+        of that recipe in all layers: losses of layers alone add up only roughly, and to less the more a budget costs."""
+        plans = [self._recipes()[recipe]]
+        for name in (None, recipe):
+            for dense in (True, False):
+                some = [number for number, one in enumerate(self.candidates) if _belongs(one, name, dense)]
+                with contextlib.suppress(ValueError):  # nothing of them is that cheap
+                    plans.append(self._planned(losses, self.window, some))
+        means = []
+        for number, plan in enumerate(plans):
+            self.tell("plans", number, len(plans))
+            means.append(sum(self._judged(plan)))
+        return plans[means.index(min(means))]
+
     def _best_recipe(self) -> str:
         means = {}
         for number, (name, plan) in enumerate(self._recipes().items()):
@@ -209,3 +230,8 @@ class Run:
             Outcome(name, arms[name], {stratum: sum(some) / len(some) for stratum, some in by.items()}, by)
             for name, by in found.items()
         ]
+
+
+def _belongs(one: Candidate, recipe: str | None, dense: bool) -> bool:
+    """Whether a candidate is of a recipe (of any: None), or full attention where that is wanted."""
+    return dense if one.variant.always_dense else recipe in (None, one.recipe)

@@ -10,6 +10,7 @@ from models import make_model
 
 import sa_patch
 from sa_patch.calibration import search, target
+from sa_patch.calibration.deciding import Run
 from sa_patch.calibration.measuring import CHOOSE_POSITIONS
 from sa_patch.calibration.reading import Reader, divergence, thinned
 from sa_patch.calibration.strata import STRATA, split
@@ -64,7 +65,7 @@ def test_it_leaves_the_model_bare_and_keeps_the_budget(done, net):
 def test_the_reports_passages_are_not_read_before_the_report(done):
     _, _, read = done
     made = split(TEXTS, LENGTH, ASKED["passages"], WINDOW)
-    assert list(read) == ["fit", "recipes", "swaps", "report"]
+    assert list(read) == ["fit", "recipes", "plans", "swaps", "report"]
     assert read["fit"] == set(made.fit) and read["recipes"] == read["swaps"] == set(made.choose)
     assert read["report"] == set(made.report)
 
@@ -270,3 +271,19 @@ def test_a_target_that_cannot_be_reached_is_refused_with_the_nearest_figure(net)
     for value in (0, -1, float("nan"), "x", True):
         with pytest.raises(ValueError, match="target_kl must be a number of nats above 0"):
             sa_patch.calibrate(net, TEXTS, **ASKED, target_kl=value)
+
+
+@pytest.mark.parametrize("router_cost", ["reported", "charged"])
+def test_a_fit_that_misleads_costs_nothing_against_the_best_recipe(net, monkeypatch, tmp_path, router_cost):
+    """The passages to choose with decide between what the fit says and the recipe in all layers."""
+
+    def misled(errors, probes, effects):
+        return torch.rand(errors.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + errors.max()
+
+    monkeypatch.setattr(search, "estimated_losses", misled)
+    asked = {**ASKED, "window": 40, "swaps": 0}
+    judged = {}
+    monkeypatch.setattr(Run, "_judged", lambda run, plan, real=Run._judged: judged.setdefault(plan, real(run, plan)))
+    found = sa_patch.calibrate(net, TEXTS, **asked, router_cost=router_cost)
+    recipe = found.outcome(found.recipe).plan
+    assert sum(judged[found.plan]) <= sum(judged[recipe]) and len(judged) > 3
