@@ -85,7 +85,7 @@ class CalibrationSettings:
         kind="integer",
         many=True,
     )
-    swaps: int = setting(24, "changes of the plan to try on the passages to choose with", maximum=10_000)
+    swaps: int = setting(12, "changes of the plan to try on the passages to choose with", maximum=10_000)
     seed: int = setting(0, "which passages are used for what, and where the needles are")
 
     def to_dict(self) -> dict[str, object]:

@@ -40,9 +40,10 @@ DETAILS = """\
 what it does
   Fit: one pass of full attention per passage shows what every candidate (recipe and window) changes at every layer's
   output; two recipes run in one layer alone show what such a change costs in the next-token distribution. A knapsack
-  over the layers picks the candidates with the least estimated loss. Choose: the best single recipe, and changes of the
-  plan (budget moved between two layers, another recipe in one) that are kept where KL falls by more than two standard
-  errors. Report: KL of the plan and of everything it is held against, on passages not read before.
+  over the layers picks the candidates with the least estimated loss. Choose: the best single recipe; the best of
+  a few plans (of all candidates or that recipe's alone, with and without full attention, or the recipe in all layers);
+  and changes of it (budget moved between two layers, another recipe in one) that are kept where KL falls by more than
+  two standard errors. Report: KL of the plan and of everything it is held against, on passages not read before.
   The plan costs at most the (query, key) pairs of swa with --window keys per query, at every one of --lengths; with
   --router-cost charged, what choosing keys costs included.
 

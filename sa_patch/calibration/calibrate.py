@@ -3,8 +3,9 @@
 1. Fit. One dense pass per passage shows every layer's queries, keys and values: every candidate's error at the
    attention's output, on sampled queries. A few candidates are run in one layer alone: what an error costs in the
    next-token distribution. From both, an estimate for every layer and candidate, and a knapsack over the layers.
-2. Choose. The best single recipe, and changes of the plan that are kept where the divergence on other passages falls by
-   more than two standard errors.
+2. Choose, on other passages. The best single recipe; the best of a few plans: what the fit says of all candidates and
+   of that recipe's alone, with and without full attention, and the recipe itself in all layers; and changes of the plan
+   that are kept where the divergence falls by more than two standard errors.
 3. Report. On passages that nothing was decided with: plan, recipe, and controls, with paired intervals.
 """
 
@@ -36,7 +37,7 @@ def calibrate(
     *,
     lengths: Sequence[int] = (1024,),
     passages: tuple[int, int, int] = (2, 4, 6),
-    swaps: int = 24,
+    swaps: int = 12,
     seed: int = 0,
     target_kl: float | None = None,
     router_cost: RouterCost = "reported",
@@ -98,7 +99,7 @@ def check(
     *,
     lengths: Sequence[int] = (1024,),
     passages: tuple[int, int, int] = (2, 4, 6),
-    swaps: int = 24,
+    swaps: int = 12,
     seed: int = 0,
     target_kl: float | None = None,
     router_cost: RouterCost = "reported",

@@ -167,8 +167,8 @@ class Run:
         return {stratum: 1e-9 + value for stratum, value in self._strata(plan).items()}
 
     def _proposed(self, losses: Tensor, recipe: str) -> Plan:
-        """The best of what the fit says with and without full attention, of all recipes and of the best one alone, and
-        of that recipe in all layers: losses of layers alone add up only roughly, and to less the more a budget costs."""
+        """The best of what the fit says of all recipes and of the best one alone, with and without full attention, and
+        of that recipe in all layers: losses of layers alone add up only roughly, the larger the less."""
         plans = [self._recipes()[recipe]]
         for name in (None, recipe):
             for dense in (True, False):

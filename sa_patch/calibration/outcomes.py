@@ -126,6 +126,12 @@ class Calibration:
             for name in STRATA
             if plan.divergence[name] > recipe.divergence[name]
         ]
+        if plan.plan.variants == recipe.plan.variants:
+            return (
+                f"At {share:.0%} of full attention's pairs ({self._budget_told()}, {length:,} tokens) no plan that was "
+                f"found is better than the best single recipe, {self.recipe}, in all layers, which is the plan: "
+                f"{plan.divergence['text']:.3f} nats per token from full attention on your text.{beside}"
+            )
         loses = f" It loses to it on {', '.join(worse)}." if worse else ""
         return (
             f"At {share:.0%} of full attention's pairs ({self._budget_told()}, {length:,} tokens) this plan is "

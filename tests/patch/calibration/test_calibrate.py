@@ -287,3 +287,14 @@ def test_a_fit_that_misleads_costs_nothing_against_the_best_recipe(net, monkeypa
     found = sa_patch.calibrate(net, TEXTS, **asked, router_cost=router_cost)
     recipe = found.outcome(found.recipe).plan
     assert sum(judged[found.plan]) <= sum(judged[recipe]) and len(judged) > 3
+
+
+def test_where_nothing_is_better_the_recipe_in_all_layers_is_the_plan(net, monkeypatch):
+    def nothing(*_):
+        raise ValueError("no plan costs as little")
+
+    monkeypatch.setattr(search, "planned", nothing)
+    found = sa_patch.calibrate(net, TEXTS, **{**ASKED, "swaps": 0})
+    assert found.plan.variants == found.outcome(found.recipe).plan.variants
+    assert f"the best single recipe, {found.recipe}, in all layers, which is the plan" in found.sentence()
+    assert found.difference("plan", found.recipe) == (0, 0, 0)
