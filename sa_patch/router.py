@@ -158,9 +158,8 @@ def largest(scores: Tensor, count: int) -> Tensor:
 def _grouped(scores: Tensor, count: int) -> tuple[Tensor, Tensor] | None:
     """Columns and values of the largest entries, in no order; None where looking at groups first saves nothing."""
     columns = scores.shape[-1]
-    size = 1 << int(
-        math.log2(max(1.0, columns / max(1, count))) / 2
-    )  # of a group: then as many groups as columns to look at
+    # Of a group: then there are about as many groups as columns of the best ones.
+    size = 1 << int(math.log2(max(1.0, columns / max(1, count))) / 2)
     groups = columns // size
     if scores.device.type != "cpu" or size < 4:
         return None
