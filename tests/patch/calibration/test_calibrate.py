@@ -274,7 +274,7 @@ def test_a_target_that_cannot_be_reached_is_refused_with_the_nearest_figure(net)
 
 
 @pytest.mark.parametrize("router_cost", ["reported", "charged"])
-def test_a_fit_that_misleads_costs_nothing_against_the_best_recipe(net, monkeypatch, tmp_path, router_cost):
+def test_a_fit_that_misleads_costs_nothing_against_the_best_recipe(net, monkeypatch, router_cost):
     """The passages to choose with decide between what the fit says and the recipe in all layers."""
 
     def misled(errors, probes, effects):
