@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from tiny_data import Batch
 from tiny_fast import hidden_states
@@ -9,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+Forward = Callable[[nn.Module, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # last states, load-balancing loss
 POSITIONS = 4096
 _SHAPE = dict(
     hidden_size=128,
@@ -95,9 +98,9 @@ def upcycled(dense: Qwen3ForCausalLM) -> Qwen3MoeForCausalLM:
     return model
 
 
-def score(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, list[bool]]:
+def score(model: nn.Module, batch: Batch, forward: Forward = hidden_states) -> tuple[torch.Tensor, list[bool]]:
     """(loss over the places to be predicted, whether each question was answered rightly throughout)."""
-    hidden, balance = hidden_states(model, batch.ids)
+    hidden, balance = forward(model, batch.ids)
     states = hidden[batch.row, batch.column - 1].bfloat16()
     logits = F.linear(states, model.lm_head.weight.bfloat16()).float()
     one, two, three = batch.fine.T

@@ -7,6 +7,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 
 import sa_patch
 from sa_patch.integration.gates import TrainingSteps
+from sa_patch.variants.base import Variant
 from sa_patch.variants.gated import at_step
 
 from .settings import Run, Settings
@@ -32,10 +33,10 @@ def new_model(settings: Settings, seed: int, end: int, vocab: int) -> Qwen3ForCa
     return Qwen3ForCausalLM(config)
 
 
-def patched(model, run: Run, resample: str) -> sa_patch.Patch | None:
+def patched(model, run: Run, resample: str, initial: float = 0.5) -> sa_patch.Patch | None:
     """Patch a model as a run trains it; None for full attention.
 
-    The permutations of the runs with one seed are alike, those of different seeds are not.
+    The permutations of the runs with one seed are alike, those of different seeds are not. Gates begin at `initial`.
     """
     name = run.attention.removesuffix("-sink")
     sinks = int(name != run.attention)
@@ -43,12 +44,18 @@ def patched(model, run: Run, resample: str) -> sa_patch.Patch | None:
         return None
     assert run.window is not None
     if name == "gated-swa":
-        patch = sa_patch.gate(model, 2 * run.window, seed=run.seed, resample="never")
+        patch = sa_patch.gate(model, 2 * run.window, seed=run.seed, resample="never", initial=initial)
         _shut_stochastic_half(model)
         return patch
     if name == "gated":
-        return sa_patch.gate(model, run.window, seed=run.seed, resample=resample, sinks=sinks)
+        return sa_patch.gate(model, run.window, seed=run.seed, resample=resample, initial=initial, sinks=sinks)
     return sa_patch.apply(model, name, run.window, seed=run.seed, sinks=sinks)
+
+
+def redrawn(patch: sa_patch.Patch | None) -> Variant | None:
+    """The variant whose random keys training has to draw anew, or None: gated attention draws by itself."""
+    seeded = patch is not None and patch.variant.seeded and patch.variant.name != "gated"
+    return patch.variant if seeded else None
 
 
 def _shut_stochastic_half(model: torch.nn.Module) -> None:
@@ -75,8 +82,8 @@ class SameDraw(TrainerCallback):
 class Resample(TrainerCallback):
     """Gives a variant other random keys in every step."""
 
-    def __init__(self, model, patch: sa_patch.Patch) -> None:
-        self.model, self.variant = model, patch.variant
+    def __init__(self, model, variant: Variant) -> None:
+        self.model, self.variant = model, variant
 
     def on_step_begin(self, args, state, control, **_) -> None:
         sa_patch.apply(self.model, variant=at_step(self.variant, state.global_step + 1))

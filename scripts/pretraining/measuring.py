@@ -19,6 +19,8 @@ from .arms import patched
 from .settings import Run, Settings
 
 MEASURED = "measured.npz"
+_CONTEXTS = (16, 64, 128, 256, 512)
+_LAST = 32  # tokens of a page that are predicted from so many before them only
 UNTRAINED = ("swa", "swa-sink", "sa", "sa+swa")  # what the model trained with full attention is also read with
 
 
@@ -50,24 +52,37 @@ def _measure_once(file: Path, settings: Settings, run: Run, out: Path, other: Ru
 
 @torch.no_grad()
 def results(model: nn.Module, held: Any, title: str) -> dict[str, np.ndarray]:
-    """losses [pages, length - 1] in nats, right [questions], and gates [2, layers, heads] of a gated model."""
+    """losses [pages, length - 1] in nats, context [pages, contexts] of the last tokens of a page given only so many
+    tokens before them, right [questions], and gates [2, layers, heads] of a gated model."""
     device = next(model.parameters()).device
     half = torch.autocast(device.type, torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
     with half, _watched_gates(model) as gates:
-        losses = []
-        for page in tqdm(held["pages"], desc=title, unit="page", leave=False):
-            ids = torch.from_numpy(page.astype(np.int64)).to(device)
-            logits = model(ids[None], use_cache=False).logits[0, :-1].float()
-            losses.append(F.cross_entropy(logits, ids[1:], reduction="none").cpu().numpy())
+        pages = [torch.from_numpy(page.astype(np.int64)).to(device) for page in held["pages"]]
+        losses = [_losses(model, ids) for ids in tqdm(pages, desc=title, unit="page", leave=False)]
         of_gates = {name: np.stack([np.mean(layer, axis=0) for layer in layers]) for name, layers in gates.items()}
+        context = [
+            [_losses(model, ids[-_LAST - size :])[-_LAST:].mean() for size in contexts(len(ids))]
+            for ids in tqdm(pages, desc=title, unit="page", leave=False)
+        ]
         right = []
         sizes = zip(held["questions"], held["prompt_len"], held["answer_len"], strict=True)
         for row, prompt, answer in tqdm(sizes, total=len(held["questions"]), desc=title, unit="question", leave=False):
             ids = torch.from_numpy(row[: prompt + answer].astype(np.int64)).to(device)
             guess = model(ids[None], use_cache=False, logits_to_keep=int(answer) + 1).logits[0, :-1].argmax(-1)
             right.append(bool((guess == ids[prompt:]).all()))
-    found = {"losses": np.array(losses, dtype=np.float32), "right": np.array(right, dtype=bool)}
-    return {**found, **of_gates}
+    of_pages = {"losses": np.array(losses, dtype=np.float32), "context": np.array(context, dtype=np.float32)}
+    return {**of_pages, "right": np.array(right, dtype=bool), **of_gates}
+
+
+def contexts(length: int) -> tuple[int, ...]:
+    """Tokens given before the last ones of a page; at the end, all there are."""
+    return *(size for size in _CONTEXTS if size < length - _LAST), length - _LAST
+
+
+def _losses(model: nn.Module, ids: torch.Tensor) -> np.ndarray:
+    """Of every token but the first, in nats."""
+    logits = model(ids[None], use_cache=False).logits[0, :-1].float()
+    return F.cross_entropy(logits, ids[1:], reduction="none").cpu().numpy()
 
 
 @contextlib.contextmanager

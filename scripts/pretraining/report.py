@@ -18,7 +18,7 @@ from sa_eval.results.significance import holm, paired_test
 from sa_eval.results.stats import Stratum
 from sa_eval.tasks import TASKS
 
-from .measuring import MEASURED, UNTRAINED, evidence_distance
+from .measuring import MEASURED, UNTRAINED, contexts, evidence_distance
 from .settings import Run, Settings
 from .training import DONE
 
@@ -35,12 +35,14 @@ class Arm:
 
     Attributes:
         seeds: those that have been measured, in the order of the arrays.
-        losses: [seeds, pages, tokens]; right: [seeds, questions]; gates: name -> [seeds, layers, heads].
+        losses: [seeds, pages, tokens]; context: [seeds, pages, contexts]; right: [seeds, questions];
+        gates: name -> [seeds, layers, heads].
     """
 
     title: str
     seeds: tuple[int, ...]
     losses: np.ndarray
+    context: np.ndarray
     right: np.ndarray
     gates: dict[str, np.ndarray]
 
@@ -91,6 +93,8 @@ def write_report(settings: Settings, out: Path) -> Path:
         *_controls(arms),
         *_by_distance(arms, distance),
         "",
+        *_by_context(arms, settings.length),
+        "",
         *_questions(arms, held["task"]),
         "",
         *_gates(arms),
@@ -101,6 +105,7 @@ def write_report(settings: Settings, out: Path) -> Path:
     kept["arms"] = [
         {"title": arm.title, "seeds": len(arm.losses), "loss": float(arm.losses.mean())}
         | {"loss_by_seed": [float(loss) for loss in arm.losses.mean(axis=(1, 2))]}
+        | {"loss_by_context": [round(float(loss), 4) for loss in arm.context.mean(axis=(0, 1))]}
         | {"loss_by_document": [[round(float(loss), 4) for loss in seed] for seed in arm.by_page(arm.seeds)]}
         for arm in arms
     ]
@@ -141,8 +146,8 @@ def _arm(title: str, files: dict[int, Path]) -> list[Arm]:
         return []
     every = list(kept.values())
     gates = {name: np.stack([one[name] for one in every]) for name in ("gate_swa", "gate_sa") if name in every[0]}
-    losses, right = (np.stack([one[name] for one in every]) for name in ("losses", "right"))
-    return [Arm(title, tuple(kept), losses, right, gates)]
+    losses, context, right = (np.stack([one[name] for one in every]) for name in ("losses", "context", "right"))
+    return [Arm(title, tuple(kept), losses, context, right, gates)]
 
 
 def _losses(arms: list[Arm]) -> list[str]:
@@ -223,6 +228,21 @@ def _by_distance(arms: list[Arm], distance: np.ndarray) -> list[str]:
             chosen = (distance >= low) & (distance < high)
             cells.append(mean[chosen].mean() if chosen.any() else np.nan)
         rows.append(f"| {arm.title} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+    return rows
+
+
+def _by_context(arms: list[Arm], length: int) -> list[str]:
+    sizes = contexts(length)
+    rows = [
+        "How far back is used: loss of a page's last tokens when only so many tokens before them are given, minus "
+        "their loss with the whole page before them (last column: that loss):",
+        "",
+        "| attention | " + " | ".join(map(str, sizes[:-1])) + " | all |",
+        "|---" * (len(sizes) + 1) + "|",
+    ]
+    for arm in arms:
+        *short, whole = arm.context.mean(axis=(0, 1))
+        rows.append("| " + " | ".join([arm.title, *(f"{loss - whole:+.3f}" for loss in short), f"{whole:.3f}"]) + " |")
     return rows
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from .arms import Resample, SameDraw, new_model, patched
+from .arms import Resample, SameDraw, new_model, patched, redrawn
 from .optimizers import make_optimizer
 from .settings import Run, Settings
 from .texts import load_rows, load_tokenizer
@@ -71,8 +71,9 @@ def train(settings: Settings, run: Run, out: Path) -> None:
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     callbacks: list[Any] = [SameDraw(model)]
-    if settings.resample == "step" and patch is not None and patch.variant.seeded and patch.variant.name != "gated":
-        callbacks.append(Resample(model, patch))
+    variant = redrawn(patch)
+    if settings.resample == "step" and variant is not None:
+        callbacks.append(Resample(model, variant))
     trainer = InOrder(model, arguments, train_dataset=load_rows(out), callbacks=callbacks)
     trainer.optimizer_name = settings.optimizer
     began = time.time()

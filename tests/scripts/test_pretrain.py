@@ -48,10 +48,14 @@ def test_runs_are_trained_measured_compared_and_never_twice(pretrain, book, tmp_
     assert folders == sorted(f"{name}-seed{seed}" for name in names for seed in (0, 1))
     kept = np.load(out / "gated-w16-seed0" / "measured.npz")
     assert kept["losses"].shape == (3, 63) and np.isfinite(kept["losses"]).all()
+    assert kept["context"].shape == (3, 2)  # after 16 and after 32 tokens, which are all
+    last = kept["losses"][:, -32:].mean(axis=1)
+    assert np.allclose(kept["context"][:, 1], last, atol=1e-5) and (kept["context"][:, 0] != last).all()
     assert kept["gate_sa"].shape == (1, 2) and 0 < kept["gate_sa"].min() < kept["gate_sa"].max() < 1
     report = (out / "report.md").read_text()
     assert "| gated w=16 | 2 |" in report and "| full, read with sa+swa w=16 | 2 |" in report
-    assert "Gates of gated w=16" in report and (out / "loss-by-position.png").stat().st_size > 5000
+    assert "| attention | 16 | all |" in report and "Gates of gated w=16" in report
+    assert (out / "loss-by-position.png").stat().st_size > 5000
     kept = json.loads((out / "report.json").read_text())
     assert {(arm["title"], arm["seeds"]) for arm in kept["arms"]} >= {("full", 2), ("gated w=16", 2), ("sa w=16", 2)}
     assert 10_000 < kept["parameters"] < 30_000
@@ -128,12 +132,12 @@ def test_differences_are_paired_by_seed_and_controls_are_told(pretrain):
 
     noise, level = np.random.default_rng(0).normal(size=(3, 40, 8)), np.array([0.0, 5.0, 9.0])[:, None, None]
     none, losses = np.zeros((3, 0), dtype=bool), noise + level
-    base = report.Arm("gated-swa w=8", (0, 1, 2), losses, none, {})
-    found = report._difference(report.Arm("gated w=8", (1,), losses[1:2] - 0.5, none, {}), base)
+    base = report.Arm("gated-swa w=8", (0, 1, 2), losses, none, none, {})
+    found = report._difference(report.Arm("gated w=8", (1,), losses[1:2] - 0.5, none, none, {}), base)
     assert found.by_seed == pytest.approx((-0.5,)) and found.low == pytest.approx(-0.5) == found.high
-    (row,) = report._controls([base, report.Arm("gated w=8", (1, 2), losses[1:] + 0.25, none, {})])[2:-1]
+    (row,) = report._controls([base, report.Arm("gated w=8", (1, 2), losses[1:] + 0.25, none, none, {})])[2:-1]
     assert row == "| gated w=8 minus gated-swa w=8 | 2 | +0.250 (+0.250 to +0.250) | +0.250 to +0.250 |"
-    assert report._difference(report.Arm("x", (7,), losses[:1], none, {}), base) is None
+    assert report._difference(report.Arm("x", (7,), losses[:1], none, none, {}), base) is None
 
 
 def test_a_gated_window_is_a_window_once_its_gates_are_open(pretrain):
