@@ -52,8 +52,8 @@ def _measure_once(file: Path, settings: Settings, run: Run, out: Path, other: Ru
 
 @torch.no_grad()
 def results(model: nn.Module, held: Any, title: str) -> dict[str, np.ndarray]:
-    """losses [pages, length - 1] in nats, context [pages, contexts] of the last tokens of a page given only so many
-    tokens before them, right [questions], and gates [2, layers, heads] of a gated model."""
+    """losses [pages, length - 1] in nats; context [pages, contexts]: of a page's last tokens, when all but so many
+    before them are another page's; right [questions], and gates [2, layers, heads] of a gated model."""
     device = next(model.parameters()).device
     half = torch.autocast(device.type, torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
     with half, _watched_gates(model) as gates:
@@ -61,8 +61,10 @@ def results(model: nn.Module, held: Any, title: str) -> dict[str, np.ndarray]:
         losses = [_losses(model, ids) for ids in tqdm(pages, desc=title, unit="page", leave=False)]
         of_gates = {name: np.stack([np.mean(layer, axis=0) for layer in layers]) for name, layers in gates.items()}
         context = [
-            [_losses(model, ids[-_LAST - size :])[-_LAST:].mean() for size in contexts(len(ids))]
-            for ids in tqdm(pages, desc=title, unit="page", leave=False)
+            [_losses(model, _of_two(other, ids, size))[-_LAST:].mean() for size in contexts(len(ids))]
+            for other, ids in zip(
+                tqdm([*pages[1:], pages[0]], desc=title, unit="page", leave=False), pages, strict=True
+            )
         ]
         right = []
         sizes = zip(held["questions"], held["prompt_len"], held["answer_len"], strict=True)
@@ -75,8 +77,14 @@ def results(model: nn.Module, held: Any, title: str) -> dict[str, np.ndarray]:
 
 
 def contexts(length: int) -> tuple[int, ...]:
-    """Tokens given before the last ones of a page; at the end, all there are."""
+    """Tokens of its own before the last ones of a page; at the end, all there are."""
     return *(size for size in _CONTEXTS if size < length - _LAST), length - _LAST
+
+
+def _of_two(other: torch.Tensor, ids: torch.Tensor, size: int) -> torch.Tensor:
+    """`ids` with another page's tokens in front: as long as before, so that a pattern shows the same places."""
+    start = len(ids) - _LAST - size
+    return torch.cat([other[:start], ids[start:]])
 
 
 def _losses(model: nn.Module, ids: torch.Tensor) -> np.ndarray:

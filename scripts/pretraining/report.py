@@ -102,6 +102,7 @@ def write_report(settings: Settings, out: Path) -> Path:
     _curves(settings, out, arms, distance)
     kept = {"tokens": settings.tokens, "parameters": _parameters(settings, out), "settings": settings.as_dict()}
     kept["settings"]["text"] = [Path(name).name for name in settings.text]
+    kept["contexts"] = contexts(settings.length)
     kept["arms"] = [
         {"title": arm.title, "seeds": len(arm.losses), "loss": float(arm.losses.mean())}
         | {"loss_by_seed": [float(loss) for loss in arm.losses.mean(axis=(1, 2))]}
@@ -170,7 +171,7 @@ def _losses(arms: list[Arm]) -> list[str]:
     return rows
 
 
-_CONTROLS = (("gated", "gated-swa"), ("gated-sink", "swa-sink"), ("sa+swa", "swa-sink"), ("sa", "random-keys"))
+CONTROLS = (("gated", "gated-swa"), ("gated-sink", "swa-sink"), ("sa+swa", "swa-sink"), ("sa", "random-keys"))
 
 
 def _controls(arms: list[Arm]) -> list[str]:
@@ -178,7 +179,7 @@ def _controls(arms: list[Arm]) -> list[str]:
     rows, known = [], {arm.title: arm for arm in arms}
     for title, arm in known.items():
         name, _, window = title.partition(" ")
-        for one, other in _CONTROLS:
+        for one, other in CONTROLS:
             base = known.get(f"{other} {window}")
             difference = _difference(arm, base) if one == name and base is not None else None
             if difference is not None and base is not None:
@@ -234,8 +235,8 @@ def _by_distance(arms: list[Arm], distance: np.ndarray) -> list[str]:
 def _by_context(arms: list[Arm], length: int) -> list[str]:
     sizes = contexts(length)
     rows = [
-        "How far back is used: loss of a page's last tokens when only so many tokens before them are given, minus "
-        "their loss with the whole page before them (last column: that loss):",
+        "How far back is used: loss of a page's last tokens when all but so many tokens before them are another "
+        "page's, minus their loss with their own page (last column: that loss):",
         "",
         "| attention | " + " | ".join(map(str, sizes[:-1])) + " | all |",
         "|---" * (len(sizes) + 1) + "|",

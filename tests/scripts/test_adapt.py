@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-BRIEF = """--seeds 0 --steps 2 --length 256 --tokens 512 --documents 2 --threads 1 --window 32"""
+BRIEF = """--seeds 0 --steps 2 --length 320 --tokens 640 --documents 2 --threads 1 --window 32"""
 
 
 @pytest.fixture
@@ -33,9 +33,18 @@ def test_runs_are_trained_once_and_start_from_what_the_pattern_leaves(adapt, tmp
     times = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*-seed0.json")}
     adapt.main(["--out", str(tmp_path), "--attention", "swa,sa", *BRIEF.split()])
     assert times == {file: file.stat().st_mtime_ns for file in tmp_path.glob("*-seed0.json")}
+    assert {name: round(run["keys"]) for name, run in kept.items() if name.startswith(("swa", "gated-swa"))} == {
+        "swa-w32": 32,
+        "gated-swa-w32": 32,
+    }
+    assert kept["sa-w32"]["keys"] > 34  # late queries of sa see more
     report = json.loads((tmp_path / "report.json").read_text())
     assert [arm["attention"] for arm in report["arms"]] == ["full", "swa", "sa", "gated", "gated-swa"]
-    assert "| swa | 1 |" in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "| swa | 1 | 32 |" in text and "| gated minus gated-swa | 1 |" in text
+    with pytest.raises(SystemExit):
+        adapt.main(["--out", str(tmp_path), "--attention", "swa", *BRIEF.split(), "--steps", "3"])
+    assert "holds runs of other settings (steps: 2 then, 3 now)" in capsys.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_run(adapt, tmp_path):
@@ -47,7 +56,34 @@ def test_the_same_seed_gives_the_same_run(adapt, tmp_path):
     assert kept[0] == kept[1]
 
 
-def test_an_unknown_attention_is_refused(adapt, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--attention swa,sparse", "unknown attention sparse: choose from full, swa"),
+        ("--length 200", "--length 200 has to be at least 320"),
+        ("--model no/such", "has no model.safetensors and no tokenizer.json"),
+    ],
+)
+def test_what_could_not_be_compared_is_refused(adapt, tmp_path, capsys, flags, told):
     with pytest.raises(SystemExit):
-        adapt.main(["--out", str(tmp_path), "--attention", "swa,sparse"])
-    assert "unknown attention sparse: choose from full, swa" in capsys.readouterr().err
+        adapt.main(["--out", str(tmp_path), *flags.split()])
+    assert told in capsys.readouterr().err
+
+
+def test_differences_are_paired_by_seed_and_question(adapt):
+    """Planted: one task of nine gains a quarter of its questions in both seeds that two arms share."""
+    import numpy as np
+    import tiny_adapted
+
+    draw = np.random.default_rng(0)
+    right = {task: (draw.random((3, 40)) < 0.5).astype(int) for task in tiny_adapted.TASKS}
+    base = {seed: {"after": {task: found[seed].tolist() for task, found in right.items()}} for seed in (0, 1, 2)}
+    better = {seed: {"after": {task: list(found) for task, found in base[seed]["after"].items()}} for seed in (1, 2)}
+    for seed, run in better.items():
+        wrong = [index for index, one in enumerate(run["after"]["cloze"]) if not one][:10]
+        for index in wrong:
+            run["after"]["cloze"][index] = 1
+        assert len(wrong) == 10, seed
+    found = tiny_adapted.difference(tiny_adapted.Arm("gated", better), tiny_adapted.Arm("swa", base))
+    assert found.by_seed == pytest.approx((0.25 / 9, 0.25 / 9)) and found.low < found.mean < found.high
+    assert found.low > 0 and found.p < 0.01
