@@ -48,7 +48,7 @@ WORDS = {
     "optimizer": "muon: Muon for the layers' matrices, AdamW for the rest; adamw: AdamW for all",
     "rate": "learning rate, reached after the warm-up and falling by a cosine to a tenth",
     "warmup": "share of the steps",
-    "precision": "bf16 (autocast) or fp32",
+    "precision": "bf16 (autocast) or fp32, which a CPU without AMX trains 1.3 to 1.5 times as fast with",
     "documents": "held-out documents, a page each",
     "questions": "held-out questions per synthetic task",
     "save_every": "steps between checkpoints",

@@ -101,8 +101,7 @@ def upcycled(dense: Qwen3ForCausalLM) -> Qwen3MoeForCausalLM:
 def score(model: nn.Module, batch: Batch, forward: Forward = hidden_states) -> tuple[torch.Tensor, list[bool]]:
     """(loss over the places to be predicted, whether each question was answered rightly throughout)."""
     hidden, balance = forward(model, batch.ids)
-    states = hidden[batch.row, batch.column - 1].bfloat16()
-    logits = F.linear(states, model.lm_head.weight.bfloat16()).float()
+    logits = F.linear(hidden[batch.row, batch.column - 1], model.lm_head.weight)
     one, two, three = batch.fine.T
     chance = logits.log_softmax(-1).gather(1, batch.fine)
     again = torch.stack((one != one, two == one, (three == one) | (three == two)), 1)
