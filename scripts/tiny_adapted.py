@@ -15,6 +15,7 @@ from sa_eval.results.significance import holm, paired_test
 from sa_eval.results.stats import Stratum
 from sa_eval.tasks import TASKS
 
+_LAST = 50  # steps whose loss is told: every scene is new, and the same for all attentions of a seed
 FAMILIES = tuple(dict.fromkeys(task.family for task in TASKS.values()))
 
 
@@ -29,6 +30,10 @@ class Arm:
         """Of right answers, tasks weighted alike."""
         return float(np.mean([np.mean(run[when][task]) for run in self.runs.values() for task in tasks]))
 
+    def losses(self, seeds: Sequence[int]) -> np.ndarray:
+        """Of answers in the last steps, in nats per token: [seeds]."""
+        return np.array([np.mean(self.runs[seed]["losses"][-_LAST:]) for seed in seeds])
+
     def points(self, task: str, seeds: Sequence[int]) -> np.ndarray:
         """After training: [seeds, questions]."""
         return np.array([self.runs[seed]["after"][task] for seed in seeds], dtype=float)
@@ -42,6 +47,7 @@ class Difference:
         low, high: 95 % interval of the mean over questions, drawn anew within each task.
         by_seed: the mean of every seed.
         p: two-sided, of the questions' differences.
+        loss_by_seed: the difference in the loss of answers in the last steps.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Difference:
     high: float
     by_seed: tuple[float, ...]
     p: float
+    loss_by_seed: tuple[float, ...]
 
 
 def write_report(out: Path, settings: dict) -> str:
@@ -65,6 +72,7 @@ def write_report(out: Path, settings: dict) -> str:
     (out / "report.md").write_text(text)
     kept = [
         {"attention": arm.name, "seeds": list(arm.runs), "keys": _keys(arm)}
+        | {"loss_by_seed": [round(float(loss), 4) for loss in arm.losses(list(arm.runs))]}
         | {when: {task: round(arm.share(when, [task]), 4) for task in TASKS} for when in ("before", "after")}
         for arm in arms.values()
     ]
@@ -90,23 +98,26 @@ def difference(arm: Arm, base: Arm) -> Difference | None:
     low, high = np.quantile(np.mean(draws, axis=0), (0.025, 0.975))
     own = np.mean(by_seed, axis=0)
     p_value = paired_test(strata, arm.name, base.name).p_value
-    return Difference(arm.name, base.name, float(own.mean()), float(low), float(high), tuple(map(float, own)), p_value)
+    told = float(own.mean()), float(low), float(high), tuple(map(float, own)), p_value
+    loss = tuple(map(float, arm.losses(seeds) - base.losses(seeds)))
+    return Difference(arm.name, base.name, *told, loss)
 
 
 def _settings(settings: dict) -> str:
     return (
         f"{settings['steps']} steps of {settings['tokens']:,} tokens, rows of up to {settings['length']:,} tokens, "
         f"{settings['window']} keys per query, {settings['documents']} held-out questions per task. Right answers "
-        "in %, before -> after:"
+        f"in %, before -> after; loss of the answers in the last {_LAST} steps, all of new scenes, in nats per token:"
     )
 
 
 def _table(arms: dict[str, Arm]) -> list[str]:
-    head = ["attention", "seeds", "keys where asked", "all tasks", *FAMILIES]
+    head = ["attention", "seeds", "keys where asked", "loss", "all tasks", *FAMILIES]
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for arm in arms.values():
         keys = _keys(arm)
-        cells = [arm.name, str(len(arm.runs)), "" if keys is None else f"{keys:.0f}"]
+        loss = arm.losses(list(arm.runs)).mean()
+        cells = [arm.name, str(len(arm.runs)), "" if keys is None else f"{keys:.0f}", f"{loss:.2f}"]
         for family in (None, *FAMILIES):
             tasks = [task.name for task in TASKS.values() if family in (None, task.family)]
             cells.append(f"{100 * arm.share('before', tasks):.0f} -> {100 * arm.share('after', tasks):.0f}")
@@ -121,6 +132,7 @@ def _keys(arm: Arm) -> float | None:
 
 def _differences(found: Sequence[Difference]) -> list[str]:
     head = ["after training, points", "seeds", "mean (95 % over questions)", "lowest to highest seed", "p (Holm)"]
+    head += ["loss, lowest to highest seed"]
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for one, p_value in zip(found, holm([one.p for one in found]), strict=True):
         low, high = 100 * min(one.by_seed), 100 * max(one.by_seed)
@@ -129,5 +141,6 @@ def _differences(found: Sequence[Difference]) -> list[str]:
             f"{100 * one.mean:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})",
             f"{low:+.1f} to {high:+.1f}",
         ]
-        rows.append("| " + " | ".join([*cells, f"{p_value:.3f}"]) + " |")
+        cells += [f"{p_value:.3f}", f"{min(one.loss_by_seed):+.3f} to {max(one.loss_by_seed):+.3f}"]
+        rows.append("| " + " | ".join(cells) + " |")
     return rows

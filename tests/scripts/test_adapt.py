@@ -77,8 +77,14 @@ def test_differences_are_paired_by_seed_and_question(adapt):
 
     draw = np.random.default_rng(0)
     right = {task: (draw.random((3, 40)) < 0.5).astype(int) for task in tiny_adapted.TASKS}
-    base = {seed: {"after": {task: found[seed].tolist() for task, found in right.items()}} for seed in (0, 1, 2)}
-    better = {seed: {"after": {task: list(found) for task, found in base[seed]["after"].items()}} for seed in (1, 2)}
+    base = {
+        seed: {"after": {task: found[seed].tolist() for task, found in right.items()}, "losses": [9.0] * 9 + [2.0] * 50}
+        for seed in (0, 1, 2)
+    }
+    better = {
+        seed: {"after": {task: list(found) for task, found in base[seed]["after"].items()}, "losses": [2.0 - seed] * 50}
+        for seed in (1, 2)
+    }
     for seed, run in better.items():
         wrong = [index for index, one in enumerate(run["after"]["cloze"]) if not one][:10]
         for index in wrong:
@@ -87,3 +93,4 @@ def test_differences_are_paired_by_seed_and_question(adapt):
     found = tiny_adapted.difference(tiny_adapted.Arm("gated", better), tiny_adapted.Arm("swa", base))
     assert found.by_seed == pytest.approx((0.25 / 9, 0.25 / 9)) and found.low < found.mean < found.high
     assert found.low > 0 and found.p < 0.01
+    assert found.loss_by_seed == (-1.0, -2.0)
