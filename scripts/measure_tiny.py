@@ -33,7 +33,8 @@ def points(model, tokenizer, task: str, made: list[Document]) -> list[float]:
 
 
 def _found(text: str, answers: tuple[str, ...]) -> float:
-    return sum(answer in text for answer in answers) / len(answers)
+    line = text.split("\n")[0].lower()  # where the harness ends an answer
+    return sum(answer.lower() in line for answer in answers) / len(answers)
 
 
 def _chosen(tokenizer, task: str, logits: torch.Tensor, made: Document) -> float:
@@ -81,7 +82,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found = measure(options.folder, options.lengths, options.documents, options.tasks, options.seed, options.batch)
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1))
+        options.out.write_text(json.dumps({"documents": options.documents, "share": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

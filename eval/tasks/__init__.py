@@ -19,7 +19,7 @@ _ALL = (
     OfflineTask("kv_retrieval", "retrieval", "generate", retrieval.SHORT_ANSWER, retrieval.kv_retrieval),
     OfflineTask("frequent_words", "aggregation", "generate", aggregation.LIST_ANSWER, aggregation.frequent_words),
     OfflineTask("majority_topic", "aggregation", "choice", 1, aggregation.majority_topic),
-    OfflineTask("variable_tracking", "tracing", "generate", retrieval.SHORT_ANSWER, tracing.variable_tracking),
+    OfflineTask("variable_tracking", "tracing", "generate", tracing.CHAIN_ANSWER, tracing.variable_tracking),
     OfflineTask("cloze", "cloze", "cloze", 1, cloze),
 )
 TASKS: dict[str, OfflineTask] = {task.name: task for task in _ALL}

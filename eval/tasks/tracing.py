@@ -1,50 +1,59 @@
-"""Variable tracking: a value reached through a chain of assignments."""
+"""Variable tracking: a value copied on from word to word, and the words it reached, as in RULER (arXiv 2404.06654).
+
+The answer spells the chain out, so that each of its words is looked up under the one before it.
+"""
 
 from __future__ import annotations
 
+import random
+from itertools import pairwise
+
 from .base import Question, Request, Scene
 from .haystack import affordable, fill
-from .retrieval import SHORT_ANSWER
-from .split import in_split, key_values
+from .split import key_values, partner
 from .words import KEYS
 
-_HEAD = "This text gives values to words. Remember them."
+_HEAD = "This text copies values to words. Remember them."
+_COPY = "Copy {} to {}."
+CHAIN_ANSWER = 32  # new tokens: four words and what joins them
+_WORDS = 4  # of a chain: the first gets the value, each of the others a copy from the one before it
 
 
 def variable_tracking(request: Request) -> Scene:
-    """Chains of two or three hops, more of them where the text is long; the first question asks the end of one."""
+    """Chains of four words, more of them where the text is long; a question names a value and asks for its words."""
     rng = request.rng
-    number = affordable(request, "Let harbor be lantern.", 1 / 24, 2, 12)
-    chains, taken = [], set()
-    for key, value in key_values(rng, request.split, number):
-        taken.add(key)
-        chains.append(([key], value))
-    for chain, value in chains:
-        for _ in range(rng.randint(2, 3)):
-            name = rng.choice(KEYS)
-            while name in taken or not in_split(request.split, name, value):
-                name = rng.choice(KEYS)
-            chain.append(name)
-            taken.add(name)
-    queues = [_assignments(chain, value) for chain, value in chains]
-    ends = [_ask(chain[-1], value, queue[-1]) for (chain, value), queue in zip(chains, queues, strict=True)]
-    others = [
-        _ask(name, value, sentence)
-        for (chain, value), queue in zip(chains, queues, strict=True)
-        for name, sentence in zip(chain[:-1], queue[:-1], strict=True)
-    ]
-    evidence = []
-    while queues:  # chains are interleaved; each keeps its order
+    number = affordable(request, _COPY.format("harbor", "lantern"), 1 / 24, 2, 12)
+    pairs = key_values(rng, request.split, number)
+    used = {key for key, _ in pairs}
+    chains = []
+    for first, value in pairs:
+        chain = [value, first]
+        while len(chain) <= _WORDS:
+            chain.append(partner(rng, request.split, chain[-1], KEYS, used))
+        chains.append(chain)
+    questions = [_ask(chain) for chain in chains]
+    evidence = _interleaved(rng, [_links(chain) for chain in chains])
+    return Scene(fill(request, _HEAD, evidence, questions[0].tail, CHAIN_ANSWER), tuple(questions))
+
+
+def _links(chain: list[str]) -> list[str]:
+    return [_COPY.format(source, target) for source, target in pairwise(chain)]
+
+
+def _interleaved(rng: random.Random, queues: list[list[str]]) -> list[str]:
+    """The sentences of all chains, mixed; each chain keeps its order, for a copy needs the one before it."""
+    mixed, queues = [], [list(queue) for queue in queues]
+    while queues:
         queue = rng.choice(queues)
-        evidence.append(queue.pop(0))
+        mixed.append(queue.pop(0))
         queues = [queue for queue in queues if queue]
-    return Scene(fill(request, _HEAD, evidence, ends[0].tail, SHORT_ANSWER), (*ends, *others))
+    return mixed
 
 
-def _assignments(chain: list[str], value: str) -> list[str]:
-    return [f"Let {name} be {source}." for name, source in zip(chain, [value, *chain], strict=False)]
-
-
-def _ask(name: str, value: str, sentence: str) -> Question:
-    tail = f"\nQuestion: What is the value of {name}?\nAnswer: The value of {name} is"
-    return Question(tail, f" {value}", (value,), evidence=sentence)
+def _ask(chain: list[str]) -> Question:
+    value, *words = chain
+    tail = f"\nQuestion: Which four words have the value {value}?\nAnswer: The four words with the value {value} are"
+    target = f" {', '.join(words[:-1])} and {words[-1]}"
+    return Question(
+        tail, target, tuple(words), evidence=_COPY.format(*words[-2:])
+    )  # the last link: no chain is known before it

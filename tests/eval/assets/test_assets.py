@@ -109,21 +109,18 @@ def _points(model, tokenizer, task: str, made) -> float:
     return float(logits[ids].argmax() == made.gold)
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "variable_tracking"])
+@pytest.mark.parametrize("task", list(TASKS))
 def test_full_attention_knows_the_suite(bundle, task):
-    assert _accuracy(bundle, task, 512, 8) >= 0.75
+    assert _accuracy(bundle, task, 512, 8) >= 0.85
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1024, 2048])
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "variable_tracking"])
+@pytest.mark.parametrize("task", list(TASKS))
 def test_full_attention_knows_the_suite_at_every_length(bundle, task, length, request):
     if not (request.config.getoption("--slow", default=False) or "slow" in request.config.option.markexpr):
         pytest.skip("minutes: run with -m slow")
-    least = 0.95 if TASKS[task].family == "retrieval" else 0.9
-    if (task, length) == ("needle_multivalue", 2048):
-        least = 0.85  # the target of 0.95 is missed here: the model cards say by how much
-    assert _accuracy(bundle, task, length, 40) >= least - 0.05  # 40 documents: two more wrong than allowed
+    assert _accuracy(bundle, task, length, 40) >= 0.9  # 0.95 and more in the cards: here two more may be wrong
 
 
 def test_the_experts_differ_and_none_is_idle():

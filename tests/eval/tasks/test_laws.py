@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -108,6 +109,25 @@ def test_no_pair_of_an_evaluation_document_occurs_in_training():
             assert len(found) > 50
             assert all(in_split(split, key, value) for key, value in found)
             assert not any(in_split("train" if split == "eval" else "eval", key, value) for key, value in found)
+
+
+def test_a_chain_is_copied_on_one_link_after_another_and_every_link_is_of_the_split():
+    for split, other in (("train", "eval"), ("eval", "train")):
+        for index in range(10):
+            made = scene("variable_tracking", words, 2048, 0, index, split)
+            links = re.findall(r"Copy (\w+) to (\w+)\.", made.context)
+            following = dict(links)
+            assert len(following) == len(links) == 4 * len(made.questions) >= 40
+            assert len(set(following.values())) == len(links)  # no word is reached twice
+            for question in made.questions:
+                chain = [re.findall(r"\d+", question.tail)[0]]
+                while chain[-1] in following:
+                    chain.append(following[chain[-1]])
+                assert question.answers == tuple(chain[1:])
+                places = [made.context.index(f"Copy {one} to {two}.") for one, two in pairwise(chain)]
+                assert places == sorted(places)
+            pairs = [(two, one) if one.isdigit() else (one, two) for one, two in links]
+            assert all(in_split(split, *pair) and not in_split(other, *pair) for pair in pairs)
 
 
 def test_an_asked_value_is_unique_in_its_document():
