@@ -150,7 +150,7 @@ DAMAGES = [
     *case(CONTRADICTS, config(num_hidden_layers=7, layer_types=None), "lacks 'model.layers.[46]", *BOTH),
     *case(CONTRADICTS, config(num_hidden_layers=1, layer_types=None), "holds 'model.layers.1", *BOTH),
     *case(CONTRADICTS, config(num_hidden_layers=10**6, layer_types=None), "asks for 1000000 layers"),
-    *case(CONTRADICTS, config(hidden_size=96), r"\[3754, 128\] .* and \[3754, 96\]", *BOTH),
+    *case(CONTRADICTS, config(hidden_size=96), r"\[3755, 128\] .* and \[3755, 96\]", *BOTH),
     *case(CONTRADICTS, config(num_local_experts=6), r"\[4, .* and \[6, ", BOTH[1]),
     *case(None, config(hidden_size="wide"), "cannot load the model 'broken': .*hidden_size"),
     *case(None, config(num_attention_heads=0), "cannot load the model 'broken'"),
@@ -172,7 +172,7 @@ DAMAGES = [
             config(vocab_size=200, pad_token_id=None, eos_token_id=None),
             with_tensor(EMBEDDINGS, lambda tensors: tensors[EMBEDDINGS][:200].clone()),
         ),
-        "gives token 3753, the model has 200 embeddings",
+        "gives token 3754, the model has 200 embeddings",
     ),
     *case("an adapter in the folder", text("adapter_config.json", "{}"), "merge it into the model first"),
     *case(
