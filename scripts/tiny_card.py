@@ -117,7 +117,7 @@ def _whole(run: Path) -> tuple[list[dict], dict]:
     Raises:
         ValueError: for another run.
     """
-    lines = [json.loads(text) for text in (run / "log.jsonl").open()]
+    lines = [json.loads(text) for text in (run / "log.jsonl").read_text().splitlines()]
     options = json.loads((run / "options.json").read_text())
     steps, end = [line["step"] for line in lines], options["decay_at"] + options["decay_steps"]
     if steps != sorted(set(steps)) or steps[-1] != end:

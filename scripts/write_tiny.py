@@ -24,6 +24,7 @@ KEPT = RESULTS / "qwen3-tiny.json"
 PAGE, EXAMPLE = ROOT / "docs" / "tiny-model.md", ROOT / "docs" / "example"
 LENGTH = 2048
 _CELL = ("arm", "length", "scope", "name", "documents", "accuracy", "difference", "corrected_low", "corrected_high")
+_DIFFERENCE = ("arm", "base", "name", "difference", "difference_low", "difference_high", "p_adjusted", "significant")
 _RUN = ("model", "versions", "hardware", "budgets")
 _TAIL = "-tail64"
 
@@ -32,7 +33,13 @@ def of_run(folder: Path) -> dict[str, Any]:
     """What the page's tables take from a run's results.json."""
     whole = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     cells = [{name: cell.get(name) for name in _CELL} for cell in whole["cells"] if cell["scope"] != "task"]
-    return {name: whole[name] for name in _RUN} | {"cells": cells, "differences": whole["comparisons"]}
+    arms = list(dict.fromkeys(cell["arm"] for cell in cells))
+    differences = [  # each pair stands there twice
+        {name: pair[name] for name in (*_DIFFERENCE, "corrected_low", "corrected_high")}
+        for pair in whole["comparisons"]
+        if pair["scope"] != "task" and arms.index(pair["base"]) < arms.index(pair["arm"])
+    ]
+    return {name: whole[name] for name in _RUN} | {"cells": cells, "differences": differences}
 
 
 def of_plan(folder: Path) -> dict[str, Any]:

@@ -54,6 +54,5 @@ def _ask(chain: list[str]) -> Question:
     value, *words = chain
     tail = f"\nQuestion: Which four words have the value {value}?\nAnswer: The four words with the value {value} are"
     target = f" {', '.join(words[:-1])} and {words[-1]}"
-    return Question(
-        tail, target, tuple(words), evidence=_COPY.format(*words[-2:])
-    )  # the last link: no chain is known before it
+    last = _COPY.format(*words[-2:])  # only after it is the whole chain known
+    return Question(tail, target, tuple(words), evidence=last)

@@ -117,9 +117,7 @@ def test_full_attention_knows_the_suite(bundle, task):
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1024, 2048])
 @pytest.mark.parametrize("task", list(TASKS))
-def test_full_attention_knows_the_suite_at_every_length(bundle, task, length, request):
-    if not (request.config.getoption("--slow", default=False) or "slow" in request.config.option.markexpr):
-        pytest.skip("minutes: run with -m slow")
+def test_full_attention_knows_the_suite_at_every_length(bundle, task, length):
     assert _accuracy(bundle, task, length, 40) >= 0.9  # 0.95 and more in the cards: here two more may be wrong
 
 
