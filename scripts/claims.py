@@ -146,36 +146,54 @@ def speed() -> Claim:
 DECIDING = ("gated", "swa", "sa", "gated-swa")  # the arms that the claim is about, and the control of its gates
 
 
+def pretrained() -> list[Any]:
+    """Figures of every budget that models were trained from scratch with, the smallest window first."""
+    kept = [json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("pretrain-w*.json")]
+    return sorted(kept, key=lambda found: found["settings"]["window"])
+
+
 def gated() -> Claim:
-    found = read("pretrain-small")
+    """The claim about training from scratch, judged at every window on its own."""
     said = "trained from scratch, gated sa + swa is best, sa alone worst"
-    if found is None:
+    kept = pretrained()
+    if not kept:
         return Claim(said, "`scripts/pretrain.py` (docs/gated.md)", "", OPEN)
-    trained = [row for row in found["arms"] if "read with" not in row["title"]]
-    rows = sorted(trained, key=lambda row: row["loss"])
-    told = "; ".join(
-        f"{row['title']} {row['loss']:.3f} ({row['seeds']} seed{'s' * (row['seeds'] > 1)})" for row in rows
-    )
-    deciding = {row["title"].split()[0]: row for row in rows if row["title"].split()[0] in DECIDING}
-    if len(deciding) < len(DECIDING) or min(row["seeds"] for row in deciding.values()) < 3:
-        verdict, end = OPEN, "Too few seeds to decide"
-    else:
-        verdict, end = gated_verdict([name for name in deciding if name != "gated-swa"], list(deciding))
+    judged = [_trained(found, window) for found in kept for window in found["settings"]["window"]]
+    verdicts = {verdict for _, verdict in judged if verdict != OPEN} or {OPEN}
     return Claim(
         said,
-        f"{found['parameters'] / 1e6:.1f} million parameters, {found['tokens']:,} tokens each, held-out loss",
-        f"{told}. {end}",
-        verdict,
+        f"{kept[0]['parameters'] / 1e6:.1f} million parameters, {kept[0]['tokens']:,} tokens each, three seeds: mean "
+        "held-out loss",
+        ". ".join(told for told, _ in judged),
+        verdicts.pop() if len(verdicts) == 1 else PARTLY,
     )
+
+
+def _trained(found: Any, window: int) -> tuple[str, str]:
+    """(the losses of all arms that have this window or none, and what they say; verdict)"""
+    rows = [row for row in found["arms"] if "read with" not in row["title"]]
+    rows = [row for row in rows if row["title"] == "full" or row["title"].endswith(f" w={window}")]
+    rows.sort(key=lambda row: row["loss"])
+    by_name = {row["title"].removesuffix(f" w={window}"): row for row in rows}
+    told = ", ".join(
+        f"{name} {row['loss']:.3f}" + ("" if row["seeds"] == 3 else f" ({row['seeds']} of 3 seeds)")
+        for name, row in by_name.items()
+    )
+    deciding = [name for name in by_name if name in DECIDING]
+    if len(deciding) < len(DECIDING) or any(by_name[name]["seeds"] < 3 for name in deciding):
+        verdict, end = OPEN, "too few seeds to decide"
+    else:
+        verdict, end = gated_verdict([name for name in deciding if name != "gated-swa"], deciding)
+    return f"{window} keys: {told}; {end}", verdict
 
 
 def gated_verdict(order: list[str], with_control: list[str]) -> tuple[str, str]:
     """(verdict, why) from the arms' names, best first; the control is a gated window without sa."""
     if order[0] != "gated" or order[-1] != "sa":
-        return FAILS, "The order is another one"
+        return FAILS, "the order is another one"
     if with_control[0] == "gated":
-        return HOLDS, "A gated window without sa is worse"
-    return PARTLY, "The order holds, but a gated window without sa is better: it is the gate that wins here, not sa"
+        return HOLDS, "a gated window without sa is worse"
+    return PARTLY, "the order holds, but a gated window without sa is better: it is the gate that wins here, not sa"
 
 
 CLAIMS: tuple[Callable[[], Claim], ...] = (
@@ -227,10 +245,11 @@ def keep_pretrain(run: Path) -> dict[str, Any]:
     return json.loads((run / "report.json").read_text(encoding="utf-8"))
 
 
-KEEP = {
-    "coverage": ("coverage", keep_coverage),
-    "first-token": ("first-token-smollm2-135m", keep_first_token),
-    "pretrain": ("pretrain-small", keep_pretrain),
+# kind -> what the file in benchmarks/results is called, and what is kept in it
+KEEP: dict[str, tuple[Callable[[Any], str], Callable[[Path], dict[str, Any]]]] = {
+    "coverage": (lambda _: "coverage", keep_coverage),
+    "first-token": (lambda _: "first-token-smollm2-135m", keep_first_token),
+    "pretrain": (lambda found: "pretrain-w" + "-".join(map(str, found["settings"]["window"])), keep_pretrain),
 }
 
 
@@ -266,7 +285,8 @@ def main() -> None:
         if kind not in KEEP:
             parser.error(f"unknown kind {kind!r}: choose from {', '.join(KEEP)}")
         name, keep = KEEP[kind]
-        (RESULTS / f"{name}.json").write_text(json.dumps(keep(Path(run)), indent=1) + "\n", encoding="utf-8")
+        found = keep(Path(run))
+        (RESULTS / f"{name(found)}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (ROOT / "docs" / "claims.md").write_text(page(), encoding="utf-8")
 
 

@@ -152,13 +152,19 @@ def _arm(title: str, files: dict[int, Path]) -> list[Arm]:
 
 
 def _losses(arms: list[Arm]) -> list[str]:
-    """Every arm's loss, and its difference to the first swa of the same kind, paired by seed and held-out document."""
-    base = next((arm for arm in arms if arm.title.startswith("swa w=")), arms[0])
-    found = {arm.title: _difference(arm, base) for arm in arms if arm is not base}
+    """Every arm's loss, and its difference to the swa of its window, paired by seed and held-out document.
+
+    full, which has no window, is held against the first swa; without any swa all are held against the first arm.
+    """
+    windows = {arm.title.partition("w=")[2]: arm for arm in arms if arm.title.startswith("swa w=")}
+    first = next((arm for arm in arms if arm.title.startswith("swa w=")), arms[0])
+    bases = {arm.title: windows.get(arm.title.partition("w=")[2], first) for arm in arms}
+    found = {arm.title: _difference(arm, base) for arm in arms if (base := bases[arm.title]) is not arm}
     known = {title: one for title, one in found.items() if one is not None}
     corrected = dict(zip(known, holm([one.p for one in known.values()]), strict=True))
+    told = "swa of this window" if windows else first.title
     rows = [
-        f"| attention | seeds | loss | lowest to highest seed | against {base.title} (95 % over documents) "
+        f"| attention | seeds | loss | lowest to highest seed | against {told} (95 % over documents) "
         "| the same, lowest to highest seed | p (Holm) |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -62,8 +62,30 @@ def test_what_the_first_token_explains(claims, monkeypatch, wins, without, verdi
     ],
 )
 def test_gates_are_held_against_a_gated_window(claims, monkeypatch, losses, seeds, verdict):
-    arms = [{"title": f"{name} w=64", "seeds": seeds, "loss": loss} for name, loss in losses.items()]
-    arms.append({"title": "full, read with sa w=64", "seeds": 1, "loss": 9.0})
-    monkeypatch.setattr(claims, "read", lambda name: {"arms": arms, "parameters": 3e6, "tokens": 1000})
+    monkeypatch.setattr(claims, "pretrained", lambda: [_trained(64, losses, seeds)])
     made = claims.gated()
     assert made.verdict == verdict and "read with" not in made.found
+
+
+def _trained(window, losses, seeds=3):
+    arms = [{"title": f"{name} w={window}", "seeds": seeds, "loss": loss} for name, loss in losses.items()]
+    arms.append({"title": f"full, read with sa w={window}", "seeds": 1, "loss": 9.0})
+    return {"arms": arms, "parameters": 3e6, "tokens": 1000, "settings": {"window": [window]}}
+
+
+GATED_BEST = {"gated": 1.0, "gated-swa": 1.1, "swa": 1.2, "sa": 1.5}
+WINDOW_BEST = {"gated-swa": 1.0, "swa": 1.1, "gated": 1.2, "sa": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("at_128", "seeds", "verdict"),
+    [(GATED_BEST, 3, "holds"), (WINDOW_BEST, 3, "only under a condition"), (WINDOW_BEST, 2, "holds")],
+)
+def test_gates_are_judged_at_every_window(claims, monkeypatch, at_128, seeds, verdict):
+    monkeypatch.setattr(claims, "pretrained", lambda: [_trained(64, GATED_BEST), _trained(128, at_128, seeds)])
+    made = claims.gated()
+    assert made.verdict == verdict
+    assert made.found.startswith("64 keys: gated 1.000, gated-swa 1.100") and ". 128 keys: " in made.found
+    assert ("(2 of 3 seeds)" in made.found) == (seeds == 2)
+    monkeypatch.setattr(claims, "pretrained", list)
+    assert claims.gated().verdict == claims.OPEN

@@ -184,3 +184,19 @@ def test_every_weight_is_in_one_optimizer_and_moves_as_it_says(pretrain, name):
             assert 0.5 < values.max() < 1.3, path
         else:  # Adam's first step moves every weight by the rate
             torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.01), rtol=0.05, atol=0.0)
+
+
+def test_every_window_is_held_against_its_own_sliding_window(pretrain):
+    from pretraining import report
+
+    none = np.zeros((3, 0))
+
+    def arm(title, loss):
+        noise = np.random.default_rng(len(title)).normal(0, 0.01, (3, 8, 16))
+        return report.Arm(title, (0, 1, 2), loss + noise, none, none, {})
+
+    arms = [arm("full", 4.0), arm("swa w=8", 5.0), arm("swa w=16", 3.0), arm("sa w=8", 6.0), arm("sa w=16", 3.5)]
+    cells = {row.split(" | ")[0].lstrip("| "): row for row in report._losses(arms)}
+    assert "+0.5" in cells["sa w=16"] and "+1.0" in cells["sa w=8"]
+    assert "-1.0" in cells["full"]  # of no window: against the first
+    assert cells["swa w=8"].endswith("|  |  |  |") and cells["swa w=16"].endswith("|  |  |  |")
