@@ -9,28 +9,34 @@ On several devices, every run is trained by all of them, one run after the other
   accelerate launch --num_processes 8 scripts/pretrain.py --out DIR --text ...
   torchrun --nproc_per_node 8 scripts/pretrain.py --out DIR --text ...
 
-The same command resumes what was stopped, at the last checkpoint of the run it was in. Runs are ordered seed by seed:
-after the first seed of every attention there is something to compare. One folder per run has the model, its log and
-what it reached; report.md has tables and curves.
+The same command resumes what was stopped, at the last checkpoint of the run it was in. Several processes may share one
+--out: each takes a run that no other is at. Runs are ordered seed by seed: after the first seed of every attention
+there is something to compare. One folder per run has the model, its log and what it reached; report.md has tables and
+curves of all that is finished in --out (with --report, of the attentions, windows and seeds that are asked for).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
 
 import torch
+from filelock import FileLock, Timeout
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pretraining.measuring import measure
+from pretraining.report import write_report
 from pretraining.settings import ATTENTION, HELP, Settings, check, read_config
-from pretraining.texts import prepare
-from pretraining.training import train
+from pretraining.texts import prepare, text_hash
+from pretraining.training import train, write_whole
+
+KEPT = "settings.json"
 
 WORDS = {
     "text": "text files; documents are told apart by --document-start, one in 20 is held out",
@@ -62,15 +68,13 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, Path, argparse.
     parser.add_argument("--config", help="YAML file of settings (configs/pretrain has some); flags go before it")
     parser.add_argument("--report", action="store_true", help="only write report.md of what has been measured")
     parser.add_argument("--threads", type=int, help="CPU threads")
-    kinds = get_type_hints(Settings)
     for item in fields(Settings):
         flag, default = "--" + item.name.replace("_", "-"), item.default
         told = f"{WORDS.get(item.name, item.name.replace('_', ' '))} (default: {_shown(default)})"
         if item.name == "text":
             parser.add_argument(flag, nargs="+", help=WORDS["text"], default=argparse.SUPPRESS)
         elif isinstance(default, tuple):
-            kind = int if kinds[item.name] == tuple[int, ...] else str
-            parser.add_argument(flag, type=_listed(kind), help=told, default=argparse.SUPPRESS, metavar="A,B")
+            parser.add_argument(flag, type=_listed, help=told, default=argparse.SUPPRESS, metavar="A,B")
         else:
             parser.add_argument(flag, type=type(default), help=told.replace("%", "%%"), default=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -83,11 +87,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, Path, argparse.
         parser.error(str(error))
 
 
-def _listed(kind: type):
-    def parsed(text: str) -> tuple:
-        return tuple(kind(part) for part in text.split(","))
-
-    return parsed
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _shown(value: object) -> str:
@@ -98,45 +99,86 @@ def main(arguments: list[str] | None = None) -> None:
     settings, out, options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     first = int(os.environ.get("RANK", "0")) == 0
     if options.report:
-        from pretraining.report import write_report
-
-        print(f"report: {write_report(settings, out)}")
+        _same_comparison(settings, out)
+        print(f"report: {write_report(out, settings)}")
         return
-    _keep(settings, out, first)
-    runs = list(settings.runs())
-    for number, run in enumerate(runs, 1):
-        if first:
-            print(f"[{number}/{len(runs)}] {run.name}", flush=True)
-        train(settings, run, out)
-        if first:
-            measure(settings, run, out)
+    if processes == 1 and torch.cuda.device_count() > 1:
+        raise SystemExit(
+            f"one process sees {torch.cuda.device_count()} GPUs and trains on one: use torchrun --nproc_per_node "
+            f"{torch.cuda.device_count()} {sys.argv[0]} ..., or show it one with CUDA_VISIBLE_DEVICES=0"
+        )
     if first:
-        from pretraining.report import write_report
-
-        print(f"report: {write_report(settings, out)}")
-
-
-def _keep(settings: Settings, out: Path, first: bool) -> None:
-    """Prepare the data once; refuse a folder whose data and models are of other settings."""
-    if first:
-        out.mkdir(parents=True, exist_ok=True)
-    kept, now = out / "settings.json", json.loads(json.dumps(settings.as_dict()))
-    free = ("attention", "window", "seeds", "save_every", "rows")  # more runs of the same comparison may be added
-    if kept.exists():
-        before = json.loads(kept.read_text())
-        other = [name for name in now if name not in free and now[name] != before.get(name)]
-        if other:
-            told = ", ".join(f"{name}: {before.get(name)} then, {now[name]} now" for name in other)
-            raise SystemExit(f"{out} holds runs of other settings ({told}): use another --out, or the same settings")
-    elif first:
-        kept.write_text(json.dumps(now, indent=2) + "\n")
-    if first:
-        prepare(settings, out)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _prepare_once(settings, out)
+    if processes > 1:
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         torch.distributed.barrier()
+    runs, elsewhere = list(settings.runs()), []
+    for number, run in enumerate(runs, 1):
+        with _claimed(out / run.name, first) as mine:
+            if not mine:
+                elsewhere.append(run.name)
+                continue
+            if first:
+                print(f"[{number}/{len(runs)}] {run.name}", flush=True)
+            train(settings, run, out)
+            if first:
+                measure(settings, run, out)
+    if elsewhere:
+        print(f"left to another process, which is at it: {', '.join(elsewhere)}")
+    if first and len(elsewhere) < len(runs):
+        print(f"report: {write_report(out)}")
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, first: bool) -> Iterator[bool]:
+    """Whether this process may train the run: False where another one, with the same --out, is at it."""
+    if not first:
+        yield True
+        return
+    folder.mkdir(exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        if torch.distributed.is_initialized():
+            raise SystemExit(f"another process trains {folder}: wait for it, or use another --out") from None
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _prepare_once(settings: Settings, out: Path) -> None:
+    """The data, then settings.json, which says that they are whole."""
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / ".lock"):  # a second process waits for the data
+        if (out / KEPT).exists():
+            _same_comparison(settings, out)
+            return
+        try:
+            prepare(settings, out)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+        kept = {**settings.as_dict(), "text_sha256": text_hash(settings)}
+        write_whole(out / KEPT, json.dumps(kept, indent=2) + "\n")
+
+
+def _same_comparison(settings: Settings, out: Path) -> None:
+    """Refuse a folder whose data and models are of other settings or texts."""
+    if not (out / KEPT).exists():
+        raise SystemExit(f"nothing has been trained in {out} yet: run without --report first")
+    before = json.loads((out / KEPT).read_text())
+    now = json.loads(json.dumps({**settings.as_dict(), "text_sha256": text_hash(settings)}))
+    free = ("attention", "window", "seeds", "save_every", "rows", "text")  # more runs of one comparison may be added
+    other = [name for name in now if name not in free and now[name] != before.get(name)]
+    if other:
+        told = ", ".join(f"{name}: {before.get(name)} then, {now[name]} now" for name in other)
+        raise SystemExit(f"{out} holds runs of other settings ({told}): use another --out, or the same settings")
 
 
 if __name__ == "__main__":

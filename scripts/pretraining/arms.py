@@ -43,9 +43,9 @@ def patched(model, run: Run, resample: str, initial: float = 0.5) -> sa_patch.Pa
     if name == "full":
         return None
     assert run.window is not None
-    if name == "gated-swa":
+    if name in ("gated-swa", "swa-scaled", "swa-half"):
         patch = sa_patch.gate(model, 2 * run.window, seed=run.seed, resample="never", initial=initial)
-        _shut_stochastic_half(model)
+        _keep_the_window_only(model, name)
         return patch
     if name == "gated":
         return sa_patch.gate(model, run.window, seed=run.seed, resample=resample, initial=initial, sinks=sinks)
@@ -58,12 +58,18 @@ def redrawn(patch: sa_patch.Patch | None) -> Variant | None:
     return patch.variant if seeded else None
 
 
-def _shut_stochastic_half(model: torch.nn.Module) -> None:
-    """Hold the gates of sa at exactly zero: what is left is a sliding window of half the keys, and its gates."""
-    for name, gate in model.named_modules():
-        if name.endswith(".gate_sa"):
+def _keep_the_window_only(model: torch.nn.Module, name: str) -> None:
+    """Hold the gates of sa at exactly zero: what is left is a sliding window of half the keys, and its gates.
+
+    Those are learned (gated-swa), are one learned number per head (swa-scaled), or stay where they began (swa-half).
+    """
+    for path, gate in model.named_modules():
+        if path.endswith(".gate_sa"):
             torch.nn.init.constant_(gate.bias, -torch.inf)
             gate.requires_grad_(False)
+        elif path.endswith(".gate_swa") and name != "gated-swa":
+            torch.nn.init.zeros_(gate.weight).requires_grad_(False)
+            gate.bias.requires_grad_(name == "swa-scaled")
 
 
 class SameDraw(TrainerCallback):

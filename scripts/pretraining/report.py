@@ -5,28 +5,32 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from safetensors import safe_open
 from scipy.stats import bootstrap
 
+from sa_eval.environment import versions
 from sa_eval.results.significance import holm, paired_test
 from sa_eval.results.stats import Stratum
 from sa_eval.tasks import TASKS
 
 from .measuring import MEASURED, UNTRAINED, contexts, evidence_distance
-from .settings import Run, Settings
-from .training import DONE
+from .settings import ATTENTION, Run, Settings
+from .texts import data_hashes
+from .training import DONE, write_whole
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 _POSITIONS = (1, 16, 64, 128, 256, 512, 1024)
 _COLOURS = ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#66C2A5", "#CC79A7", "#E69F00", "#999999")
+_COLOURS += ("#882255", "#117733", "#DDCC77")
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,20 @@ class Difference:
         return sum(self.by_seed) / len(self.by_seed)
 
 
-def write_report(settings: Settings, out: Path) -> Path:
-    """report.md and its pictures in the output folder.
+def write_report(out: Path, asked: Settings | None = None) -> Path:
+    """report.md, report.json and pictures in the output folder.
+
+    Args:
+        asked: whose attentions, windows and seeds are told; None: all that are finished.
 
     Raises:
-        ValueError: when nothing has been measured yet.
+        SystemExit: when nothing of it has been measured yet.
     """
+    settings = asked or finished(out)
     held = np.load(out / "held_out.npz")
     arms = [arm for window in settings.window for arm in _arms(settings, out, window)]
     if not arms:
-        raise ValueError(f"nothing has been measured in {out} yet: run without --report first")
+        raise SystemExit(f"nothing of what was asked for has been measured in {out} yet")
     distance = evidence_distance(held["pages"])
     lines = [
         "# Trained with another attention",
@@ -99,22 +107,54 @@ def write_report(settings: Settings, out: Path) -> Path:
         "",
         *_gates(arms),
     ]
-    _curves(settings, out, arms, distance)
-    kept = {"tokens": settings.tokens, "parameters": _parameters(settings, out), "settings": settings.as_dict()}
-    kept["settings"]["text"] = [Path(name).name for name in settings.text]
-    kept["contexts"] = contexts(settings.length)
-    kept["arms"] = [
-        {"title": arm.title, "seeds": len(arm.losses), "loss": float(arm.losses.mean())}
-        | {"loss_by_seed": [float(loss) for loss in arm.losses.mean(axis=(1, 2))]}
-        | {"loss_by_context": [round(float(loss), 4) for loss in arm.context.mean(axis=(0, 1))]}
-        | {"loss_by_document": [[round(float(loss), 4) for loss in seed] for seed in arm.by_page(arm.seeds)]}
-        for arm in arms
-    ]
-    (out / "report.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    _curves(settings, out, arms)
+    write_whole(out / "report.json", json.dumps(_kept(settings, out, arms, distance), indent=1) + "\n")
     lines += ["", "![loss by position](loss-by-position.png)", "", "![learning curves](learning-curves.png)", ""]
     file = out / "report.md"
-    file.write_text("\n".join(lines), encoding="utf-8")
+    write_whole(file, "\n".join(lines))
     return file
+
+
+def finished(out: Path) -> Settings:
+    """The folder's settings, with the attentions, windows and seeds of the runs that are finished in it."""
+    kept = json.loads((out / "settings.json").read_text())
+    runs = [Run(**json.loads(file.read_text())["run"]) for file in out.glob(f"*/{DONE}")]
+    names = {item.name for item in fields(Settings)}
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items() if name in names}
+    found["attention"] = tuple(name for name in ATTENTION if name in {run.attention for run in runs})
+    windows = {run.window for run in runs if run.window is not None} or set(found["window"])
+    return Settings(**{**found, "window": tuple(sorted(windows)), "seeds": tuple(sorted({run.seed for run in runs}))})
+
+
+def _kept(settings: Settings, out: Path, arms: list[Arm], distance: np.ndarray) -> dict[str, Any]:
+    """What is worth keeping of the figures: everything that the tables are made of, by document or by seed."""
+    told = settings.as_dict() | {"text": [Path(name).name for name in settings.text]}
+    return {
+        "tokens": settings.tokens,
+        "parameters": _parameters(settings, out),
+        "settings": told,
+        "versions": versions(),
+        "sha256": data_hashes(out),
+        "contexts": contexts(settings.length),
+        "distances": [low for low, _ in _DISTANCES],
+        "arms": [_arm_kept(arm, distance) for arm in arms],
+    }
+
+
+def _arm_kept(arm: Arm, distance: np.ndarray) -> dict[str, Any]:
+    def short(values: np.ndarray) -> list:
+        return np.where(np.isnan(values), None, np.round(values.astype(float), 4)).tolist()  # type: ignore[arg-type]
+
+    kept = {
+        "title": arm.title,
+        "seeds": len(arm.losses),
+        "loss": float(arm.losses.mean()),
+        "loss_by_seed": [float(loss) for loss in arm.losses.mean(axis=(1, 2))],
+        "loss_by_context": short(arm.context.mean(axis=(0, 1))),
+        "loss_by_distance": short(_at_distances(arm, distance)),
+        "loss_by_document": short(arm.by_page(arm.seeds)),
+    }
+    return kept | {name: short(values.mean(axis=0)) for name, values in arm.gates.items()}
 
 
 def _parameters(settings: Settings, out: Path) -> int:
@@ -229,13 +269,16 @@ def _by_distance(arms: list[Arm], distance: np.ndarray) -> list[str]:
         f"| tokens | {int((distance == 0).sum()):,} | " + " | ".join(f"{count:,}" for count in counts) + " |",
     ]
     for arm in arms:
-        mean = arm.losses.mean(axis=0)
-        cells = [mean[distance == 0].mean()]
-        for low, high in _DISTANCES:
-            chosen = (distance >= low) & (distance < high)
-            cells.append(mean[chosen].mean() if chosen.any() else np.nan)
+        cells = _at_distances(arm, distance)
         rows.append(f"| {arm.title} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
     return rows
+
+
+def _at_distances(arm: Arm, distance: np.ndarray) -> np.ndarray:
+    """Mean loss of tokens in a new pair, then at the distances of the table; NaN where there is none."""
+    mean = arm.losses.mean(axis=0)
+    chosen = [distance == 0, *((distance >= low) & (distance < high) for low, high in _DISTANCES)]
+    return np.array([mean[places].mean() if places.any() else np.nan for places in chosen])
 
 
 def _by_context(arms: list[Arm], length: int) -> list[str]:
@@ -286,7 +329,7 @@ def _gates(arms: list[Arm]) -> list[str]:
     return rows
 
 
-def _curves(settings: Settings, out: Path, arms: list[Arm], distance: np.ndarray) -> None:
+def _curves(settings: Settings, out: Path, arms: list[Arm]) -> None:
     trained = [arm for arm in arms if "read with" not in arm.title]
     figure, axes = plt.subplots(figsize=(7, 4.5))
     edges = [edge for edge in _POSITIONS if edge < settings.length] + [settings.length]

@@ -1,6 +1,6 @@
 """The data: documents cut from text files, a tokenizer learned from them, rows of tokens, held-out documents.
 
-Everything is made once per output folder, by the first process, and read from there.
+Everything is made once per output folder and read from there.
 """
 
 from __future__ import annotations
@@ -92,9 +92,11 @@ class Rows(Dataset):
 
 
 def prepare(settings: Settings, out: Path) -> None:
-    """Write tokenizer.json, train.npz and held_out.npz; nothing is done where they are."""
-    if (out / "held_out.npz").exists():
-        return
+    """Write tokenizer.json, train.npz and held_out.npz.
+
+    Raises:
+        ValueError: where the texts give too little, or no document to hold out.
+    """
     train, held = documents(settings)
     if not train or not held:
         raise ValueError(
@@ -102,17 +104,37 @@ def prepare(settings: Settings, out: Path) -> None:
             "more text, or a --document-start that matches the line a document begins with"
         )
     tokenizer = learn_tokenizer(settings, train)
-    tokenizer.save_pretrained(out)
     rows = settings.steps * settings.batch_tokens // settings.length
     synthetic = round(rows * settings.synthetic)
     ids, labels = _text_rows(settings, tokenizer, train, rows - synthetic)
     more, more_labels = _synthetic_rows(settings, tokenizer, synthetic)
     order = np.random.default_rng(0).permutation(rows)
+    pages = _pages(settings, tokenizer, held)
+    tokenizer.save_pretrained(out)
     np.savez(
         out / "train.npz", ids=np.concatenate([ids, more])[order], labels=np.concatenate([labels, more_labels])[order]
     )
-    pages = _pages(settings, tokenizer, held)
     np.savez(out / "held_out.npz", **pages)
+
+
+def text_hash(settings: Settings) -> str:
+    """Of the files' contents, in their order, whatever they are called."""
+    whole = hashlib.sha256()
+    for name in settings.text:
+        whole.update(hashlib.sha256(Path(name).read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def data_hashes(out: Path) -> dict[str, str]:
+    """What all runs of a folder share: SHA-256 of the tokenizer, the training rows and what is held out."""
+    found = {"tokenizer": hashlib.sha256((out / "tokenizer.json").read_bytes()).hexdigest()}
+    for name in ("train", "held_out"):
+        whole = hashlib.sha256()
+        with np.load(out / f"{name}.npz") as kept:
+            for part in sorted(kept.files):
+                whole.update(f"{part} {kept[part].dtype} {kept[part].shape}".encode() + kept[part].tobytes())
+        found[name] = whole.hexdigest()
+    return found
 
 
 def load_rows(out: Path) -> Rows:

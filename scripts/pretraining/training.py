@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from .arms import Resample, SameDraw, new_model, patched, redrawn
 from .optimizers import make_optimizer
@@ -77,10 +76,29 @@ def train(settings: Settings, run: Run, out: Path) -> None:
     trainer = InOrder(model, arguments, train_dataset=load_rows(out), callbacks=callbacks)
     trainer.optimizer_name = settings.optimizer
     began = time.time()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
     if trainer.is_world_process_zero():
         model.eval()
         model.save_pretrained(folder)
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
         facts = {"run": run.__dict__, "steps": settings.steps, "seconds": round(time.time() - began), "log": log}
-        (folder / DONE).write_text(json.dumps(facts) + "\n")
+        write_whole(folder / DONE, json.dumps(facts) + "\n")
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest that was written to its end: Trainer writes its state last."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return str(checkpoint)
+    return None
+
+
+def write_whole(file: Path, text: str) -> None:
+    """All of it or, where the process is stopped meanwhile, nothing."""
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)

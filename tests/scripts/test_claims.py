@@ -1,5 +1,6 @@
 """The page of claims says what the figures say."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,30 +52,38 @@ def test_what_the_first_token_explains(claims, monkeypatch, wins, without, verdi
     assert claims.short_prompts.without_the_sink().verdict == verdict
 
 
-@pytest.mark.parametrize(
-    ("losses", "seeds", "verdict"),
-    [
-        ({"gated": 1.0, "gated-swa": 1.1, "swa": 1.2, "sa": 1.5}, 3, "holds"),
-        ({"gated-swa": 0.9, "gated": 1.0, "swa": 1.2, "sa": 1.5}, 3, "only under a condition"),
-        ({"gated-swa": 0.9, "swa": 1.0, "gated": 1.2, "sa": 1.5}, 3, "does not hold"),
-        ({"gated": 1.0, "gated-swa": 1.1, "swa": 1.2, "sa": 1.5}, 2, "not checked"),
-        ({"gated": 1.0, "swa": 1.2, "sa": 1.5}, 3, "not checked"),
-    ],
-)
-def test_gates_are_held_against_a_gated_window(claims, monkeypatch, losses, seeds, verdict):
-    monkeypatch.setattr(claims, "pretrained", lambda: [_trained(64, losses, seeds)])
-    made = claims.gated()
-    assert made.verdict == verdict and "read with" not in made.found
+GATED_BEST = {"gated": 1.0, "gated-swa": 1.1, "swa": 1.2, "full": 1.3, "sa": 1.5}
+WINDOW_BEST = {"gated-swa": 1.0, "swa": 1.1, "gated": 1.2, "full": 1.3, "sa": 1.5}
 
 
-def _trained(window, losses, seeds=3):
-    arms = [{"title": f"{name} w={window}", "seeds": seeds, "loss": loss} for name, loss in losses.items()]
-    arms.append({"title": f"full, read with sa w={window}", "seeds": 1, "loss": 9.0})
+def _trained(window, losses, seeds=3, apart=0.0):
+    """Losses by seed that differ by 1; gated's by `apart` more in the first seed."""
+    arms = []
+    for name, loss in losses.items():
+        own = [loss + seed + (apart if name == "gated" and not seed else 0) for seed in range(seeds)]
+        title = name if name == "full" else f"{name} w={window}"
+        arms.append({"title": title, "seeds": seeds, "loss": loss, "loss_by_seed": own})
+    arms.append({"title": f"full, read with sa w={window}", "seeds": 1, "loss": 9.0, "loss_by_seed": [9.0]})
     return {"arms": arms, "parameters": 3e6, "tokens": 1000, "settings": {"window": [window]}}
 
 
-GATED_BEST = {"gated": 1.0, "gated-swa": 1.1, "swa": 1.2, "sa": 1.5}
-WINDOW_BEST = {"gated-swa": 1.0, "swa": 1.1, "gated": 1.2, "sa": 1.5}
+@pytest.mark.parametrize(
+    ("found", "verdict", "why"),
+    [
+        (_trained(64, GATED_BEST), "holds", "worse in every seed"),
+        (_trained(64, {**GATED_BEST, "gated-swa": 0.9}), "only under a condition", "is better in every seed"),
+        (_trained(64, GATED_BEST, apart=0.5), "only under a condition", "can't be told apart"),
+        (_trained(64, WINDOW_BEST), "does not hold", "another one"),
+        (_trained(64, {**GATED_BEST, "full": 0.5}), "does not hold", "another one"),
+        (_trained(64, GATED_BEST, seeds=2), "not checked", "too few seeds"),
+        (_trained(64, {"gated": 1.0, "swa": 1.2, "full": 1.3, "sa": 1.5}), "not checked", "too few seeds"),
+    ],
+)
+def test_gates_are_held_against_a_gated_window(claims, monkeypatch, found, verdict, why):
+    found["arms"].sort(key=lambda row: row["loss"])
+    monkeypatch.setattr(claims, "pretrained", lambda: [found])
+    made = claims.gated()
+    assert made.verdict == verdict and why in made.found and "read with" not in made.found
 
 
 @pytest.mark.parametrize(
@@ -89,3 +98,16 @@ def test_gates_are_judged_at_every_window(claims, monkeypatch, at_128, seeds, ve
     assert ("(2 of 3 seeds)" in made.found) == (seeds == 2)
     monkeypatch.setattr(claims, "pretrained", list)
     assert claims.gated().verdict == claims.OPEN
+
+
+def test_figures_are_not_replaced_by_fewer(claims, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    monkeypatch.setattr(claims, "read", lambda name: json.loads((tmp_path / f"{name}.json").read_text()))
+    whole = json.dumps(_trained(64, GATED_BEST))
+    (tmp_path / "pretrain-w64.json").write_text(whole)
+    (tmp_path / "report.json").write_text(json.dumps(_trained(64, GATED_BEST, seeds=2)))
+    monkeypatch.setattr("sys.argv", ["claims.py", "--keep", "pretrain", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        claims.main()
+    assert "has gated w=64 (3 seeds), gated-swa w=64 (3 seeds)" in capsys.readouterr().err
+    assert (tmp_path / "pretrain-w64.json").read_text() == whole

@@ -110,6 +110,17 @@ def test_two_processes_train_what_one_does(pretrain, book, tmp_path):
         ),
         (["--batch-tokens", "500"], "batch_tokens=500 is no multiple of rows=4 x length=64"),
         (["--text", "nowhere.txt"], "no such text file: nowhere.txt"),
+        (["--window", "8,64"], "window=64 of rows of length=64 tokens: give a window of 1 to 63 keys"),
+        (["--window", "0"], "window=0 of rows of length=64 tokens"),
+        (["--attention", "swa,sa,swa"], "attention has swa more than once"),
+        (["--seeds", "0,0"], "seeds has 0 more than once"),
+        (["--seeds", "0,a"], "seeds=('0', 'a'): seeds takes whole numbers"),
+        (["--rows", "0"], "rows=0 is out of range: it has to be positive"),
+        (["--tokens", "100"], "tokens=100 is less than a step of batch_tokens=512"),
+        (["--heads", "3", "--kv-heads", "2"], "heads=3 is no multiple of kv_heads=2"),
+        (["--synthetic", "2"], "synthetic=2.0 is a share"),
+        (["--vocab", "100"], "vocab=100 is too small: bytes and the end of a text are 257 tokens"),
+        (["--document-start", "("], "document_start='(' is no regular expression"),
     ],
 )
 def test_what_can_not_be_trained_is_refused_before_anything_is_written(pretrain, book, tmp_path, capsys, more, message):
@@ -117,6 +128,92 @@ def test_what_can_not_be_trained_is_refused_before_anything_is_written(pretrain,
     with pytest.raises(SystemExit):
         pretrain.main(given if "--config" in more else [*flags(book, tmp_path / "out"), *more])
     assert message in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("- 1", "holds a list, not settings"),
+        ("a: [", "is no YAML file"),
+        ("colour: red", "has colour, which is no setting"),
+        ("rate: fast", "rate='fast': rate takes numbers"),
+        ("layers: 1.5", "layers=1.5: layers takes whole numbers"),
+    ],
+)
+def test_a_config_that_is_none_is_refused(pretrain, book, tmp_path, capsys, yaml, message):
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml)
+    with pytest.raises(SystemExit):
+        pretrain.parse(["--text", str(book), "--out", "out", "--config", str(file)])
+    assert message in capsys.readouterr().err
+
+
+def test_a_config_may_give_one_value_and_numbers_as_yaml_reads_them(pretrain, book, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"text: {book}\nattention: swa\nwindow: 32\nseeds: 7\nrate: 2e-3\n")
+    settings, _, _ = pretrain.parse(["--out", "out", "--config", str(file)])
+    assert (settings.text, settings.attention, settings.window, settings.seeds) == ((str(book),), ("swa",), (32,), (7,))
+    assert settings.rate == 0.002
+
+
+def test_a_folder_is_of_other_settings_only_once_its_data_are_whole(pretrain, book, tmp_path):
+    out = tmp_path / "out"
+    more = "--attention", "swa", "--seeds", "0"
+    with pytest.raises(SystemExit, match=r"0 held out|found 0 documents"):
+        pretrain.main([*flags(book, out, *more), "--document-start", "^nowhere"])
+    (out / "held_out.npz").write_bytes(b"half of a file")  # stopped while it was written
+    pretrain.main(flags(book, out, *more))
+    moved = book.rename(tmp_path / "other.txt")
+    pretrain.main(flags(moved, out, *more, "--report"))  # the same text, whatever it is called
+    moved.write_text(moved.read_text() + "more")
+    for last in ([], ["--report"]):
+        with pytest.raises(SystemExit, match="text_sha256"):
+            pretrain.main(flags(moved, out, *more, *last))
+    with pytest.raises(SystemExit, match="nothing has been trained in"):
+        pretrain.main(flags(moved, tmp_path / "nowhere", "--report"))
+
+
+def test_half_a_checkpoint_is_passed_over(pretrain, tmp_path):
+    from pretraining.training import _last_checkpoint
+
+    assert _last_checkpoint(tmp_path) is None
+    for step, state in ((2, "{}"), (10, "{}"), (12, '{"half'), (14, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert _last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_a_report_has_all_that_is_finished_or_what_was_asked_for(pretrain, book, tmp_path, capsys):
+    from filelock import FileLock
+
+    out = tmp_path / "out"
+    for attention, window in (("swa", "16"), ("swa-half", "8")):
+        pretrain.main(flags(book, out, "--attention", attention, "--seeds", "0", "--window", window))
+    kept = json.loads((out / "report.json").read_text())
+    assert [arm["title"] for arm in kept["arms"]] == ["swa-half w=8", "swa w=16"]
+    assert set(kept["sha256"]) == {"tokenizer", "train", "held_out"} and kept["versions"]["torch"]
+    half, swa = kept["arms"]
+    assert np.allclose(half["gate_swa"], 0.5) and np.allclose(half["gate_sa"], 0)
+    assert len(swa["loss_by_distance"]) == 1 + len(kept["distances"]) and swa["loss_by_distance"][-1] is None
+    pretrain.main(flags(book, out, "--attention", "swa", "--window", "16", "--report"))
+    assert len(json.loads((out / "report.json").read_text())["arms"]) == 1
+    with pytest.raises(SystemExit, match="nothing of what was asked for has been measured"):
+        pretrain.main(flags(book, out, "--attention", "moba", "--window", "16", "--report"))
+    capsys.readouterr()
+    folder = out / "sa-w16-seed0"
+    folder.mkdir()
+    with FileLock(folder / ".lock"):  # another process trains it
+        pretrain.main(flags(book, out, "--attention", "sa", "--seeds", "0"))
+    assert "left to another process, which is at it: sa-w16-seed0" in capsys.readouterr().out
+    assert not (folder / "trained.json").exists()
+
+
+def test_several_devices_need_a_launcher(pretrain, book, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(SystemExit, match="torchrun --nproc_per_node 2"):
+        pretrain.main(flags(book, tmp_path / "out", "--attention", "swa"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_shipped_comparison_is_readable(pretrain, book, tmp_path):
@@ -140,23 +237,27 @@ def test_differences_are_paired_by_seed_and_controls_are_told(pretrain):
     assert report._difference(report.Arm("x", (7,), losses[:1], none, none, {}), base) is None
 
 
-def test_a_gated_window_is_a_window_once_its_gates_are_open(pretrain):
+@pytest.mark.parametrize("name", ["gated-swa", "swa-scaled", "swa-half"])
+def test_a_gated_window_is_a_window_once_its_gates_are_open(pretrain, name):
+    """What of its gates is trained: all, one number per head, nothing."""
     from pretraining.arms import new_model, patched
     from pretraining.settings import Run, Settings
 
     settings = Settings(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, inner=48)
     ids = torch.arange(40)[None]
     logits = {}
-    for name in ("swa", "gated-swa"):
+    for arm in ("swa", name):
         model = new_model(settings, 0, 0, 50)
-        patched(model, Run(name, 8, 0), "step")
+        patched(model, Run(arm, 8, 0), "step")
         for path, gate in model.named_modules():
             if path.endswith("gate_swa"):
                 torch.nn.init.constant_(gate.bias, torch.inf)
-        logits[name] = model(input_ids=ids, labels=ids).logits
-    torch.testing.assert_close(logits["gated-swa"], logits["swa"])
-    logits["gated-swa"].sum().backward()
-    assert all(one.grad is None for path, one in model.named_parameters() if "gate_sa" in path)
+        logits[arm] = model(input_ids=ids, labels=ids).logits
+    torch.testing.assert_close(logits[name], logits["swa"])
+    logits[name].sum().backward()
+    given = (path for path, one in model.named_parameters() if one.grad is not None)
+    own = {path.split(".gate_")[1] for path in given if ".gate_s" in path}
+    assert own == {"gated-swa": {"swa.weight", "swa.bias"}, "swa-scaled": {"swa.bias"}, "swa-half": set()}[name]
     assert all(one.grad.isfinite().all() for one in model.parameters() if one.grad is not None)
 
 
