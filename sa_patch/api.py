@@ -96,28 +96,31 @@ def is_patched(model: nn.Module) -> bool:
     return held is not None and held.overridden is None
 
 
-def load(model: nn.Module, path: str | Path) -> Patch:
+def load(model: nn.Module, path: str | Path, *, kernel: KernelName | None = None) -> Patch:
     """Apply a patch saved with `Patch.save`.
 
     Args:
         path: the file, or the folder of the checkpoint it lies beside (sa_patch.json).
+        kernel: instead of the one that was saved, which another device may not have.
 
     Raises:
         ValueError: when there is no such file, it is no patch config, or one that this release does not know; the
             model is as it was.
     """
-    chosen, kernel = from_config(read_config(path), config_file(path))
+    chosen, saved = from_config(read_config(path), config_file(path))
+    used = kernel or cast("KernelName", saved)
     if isinstance(chosen, Plan):
-        return apply(model, plan=chosen, kernel=cast("KernelName", kernel))
-    return apply(model, variant=chosen, kernel=cast("KernelName", kernel))
+        return apply(model, plan=chosen, kernel=used)
+    return apply(model, variant=chosen, kernel=used)
 
 
-def from_pretrained(path: str | Path, **kwargs: Any) -> nn.Module:
+def from_pretrained(path: str | Path, *, kernel: KernelName | None = None, **kwargs: Any) -> nn.Module:
     """Load a model together with the patch that was saved beside it, gates and all.
 
     Args:
         path: a folder that a gated model's `save_pretrained` wrote, a checkpoint with `Patch.save` beside it, or such
             a repository on the hub.
+        kernel: instead of the one that was saved, which another device may not have.
         **kwargs: for transformers' own `from_pretrained`: dtype, device_map, ...
 
     Returns:
@@ -138,10 +141,10 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> nn.Module:
         )
     model = integration.load_model(folder, **kwargs)
     if not gated:
-        load(model, folder)
+        load(model, folder, kernel=kernel)
         return model
     options = {name: value for name, value in config.items() if name not in ("version", "mode", "kernel")}
-    gate(model, **options, kernel=config.get("kernel", "auto"))
+    gate(model, **options, kernel=kernel or config.get("kernel", "auto"))
     integration.load_gates(model, folder)
     return model
 

@@ -99,7 +99,10 @@ def _refuse_call(key: Tensor, value: Tensor, query: Tensor, mask: object, dropou
             "restore the patch"
         )
     if dropout:
-        raise NotImplementedError(f"attention dropout {dropout} is not supported: call model.eval(), or set it to 0")
+        raise NotImplementedError(
+            f"attention dropout {dropout} is not supported: call model.eval(), or train without it (load the model "
+            "with attention_dropout=0.0; GPT-2 calls it attn_pdrop)"
+        )
     if kwargs.get("output_attentions"):
         raise NotImplementedError("output_attentions=True is not supported: sparse kernels never hold the weights")
     foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]

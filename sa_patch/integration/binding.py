@@ -57,14 +57,16 @@ def bind(model: nn.Module, plan: Variant | Plan, kernel: str, initial: float | N
         Layer(variant, kernel, layer, count, *_heads_here(model, module, variant))
         for layer, (variant, module) in enumerate(zip(plan.variants, modules, strict=True))
     )
-    made = State(plan, kernel, layers)
+    before = state(model)
+    hides_gates = before is not None and (before.gates is not None or before.hides_gates)
+    made = State(plan, kernel, layers, hides_gates=hides_gates)
     gated = [variant for variant in plan.distinct if isinstance(variant, Gated)]
     if gated:
         if plan.single is None or initial is None:
             raise ValueError("gated attention needs gates in the model: make them with sa_patch.gate(model, ...)")
-        if state(model) is not None:
+        if before is not None:
             raise ValueError("this model is patched or gated already: restore() it before it gets new gates")
-        made.gates = make_gates(modules, layers, initial, resample=gated[0].resample == "step")
+        made.gates = make_gates(model, modules, layers, initial, resample=gated[0].resample == "step")
     attach(model, made)
     return made
 
@@ -113,7 +115,7 @@ def attach(model: nn.Module, patch: State) -> None:
     for module in model.modules():
         if isinstance(module, GenerationMixin):
             module.__dict__.update({name: partial(function, module) for name, function in OVERRIDES.items()})
-        if isinstance(module, PreTrainedModel) and patch.gates is not None:
+        if isinstance(module, PreTrainedModel) and (patch.gates is not None or patch.hides_gates):
             module.__dict__.update({name: partial(function, module) for name, function in SAVING.items()})
     # On the innermost model: a hook on one layer would make torch.compile compile that layer apart from the others.
     backbone = [module for module in model.modules() if isinstance(module, PreTrainedModel)][-1]

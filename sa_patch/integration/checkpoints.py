@@ -4,6 +4,7 @@ config.json names a model type that transformers does not know, and keeps the re
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 def save_pretrained(model: Any, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
     """A gated model's own `save_pretrained`: weights and gates, and a config that no plain model can be loaded by."""
+    held = state(model)
+    if held is not None and held.hides_gates:
+        raise ValueError(
+            "another patch took the place of this model's gates, which would not be saved: restore() that patch first "
+            "(or leave its `with`); sa_patch.restore(model) makes it a plain model, which can be saved as one"
+        )
     if kwargs.get("push_to_hub"):
         raise NotImplementedError(
             "push_to_hub=True would upload the folder before it is marked as a gated model: save it, then upload it "
@@ -34,13 +41,13 @@ def save_pretrained(model: Any, save_directory: str | Path, is_main_process: boo
         )
     if kwargs.get("variant"):
         raise NotImplementedError(f"variant={kwargs['variant']!r}: a gated model has one set of weights per folder")
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
         raise NotImplementedError(
-            "this gated model holds adapters, and transformers would save these alone: wrap it with peft's "
-            "get_peft_model(..., modules_to_save=['gate_swa', 'gate_sa']), or save it without adapters"
+            "this gated model holds adapters, and would be saved without them or in a form that nothing loads: save it "
+            "before it gets them, and then the adapters with the save_pretrained of peft's "
+            "get_peft_model(..., modules_to_save=['gate_swa', 'gate_sa']); or merge them (merge_and_unload)"
         )
     type(model).save_pretrained(model, save_directory, is_main_process=is_main_process, **kwargs)
-    held = state(model)
     if held is None or not is_main_process:
         return
     written = [file for file in (Path(save_directory, _WEIGHTS), Path(save_directory, _INDEX)) if file.exists()]
@@ -78,6 +85,11 @@ def local_folder(path: str | Path, **kwargs: Any) -> Path:
                 f"{path} is a gated model without its {config_file(folder).name}, which says how it attends: copy it "
                 "from where the model was saved"
             )
+        if Path(folder, "adapter_config.json").is_file():
+            raise ValueError(
+                f"{path} holds a PEFT adapter, not a model: load the gated model it was trained on with "
+                "sa_patch.from_pretrained, and then peft.PeftModel.from_pretrained(model, path)"
+            )
         raise ValueError(
             f"{path} has no {config_file(folder).name}: it is a plain model. Load it with "
             "AutoModelForCausalLM.from_pretrained, and patch it with sa_patch.apply"
@@ -97,7 +109,7 @@ def load_model(folder: Path, **kwargs: Any) -> nn.Module:
     if not is_gated(folder):
         return AutoModelForCausalLM.from_pretrained(folder, **kwargs)
     given = {name: value for name, value in read_config(folder / "config.json").items() if name != "model_type"}
-    for name in ("config", "output_loading_info", "variant"):
+    for name in ("config", "output_loading_info", "ignore_mismatched_sizes", "variant", "subfolder"):
         if name in kwargs:
             raise ValueError(f"{name}= can't be given for a gated model: its config and its loading are its own")
     config = AutoConfig.for_model(given.pop(_BASE_TYPE), **given)
@@ -106,7 +118,9 @@ def load_model(folder: Path, **kwargs: Any) -> nn.Module:
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it would report the gates as unexpected
     try:
-        loaded: Any = _class_of(config).from_pretrained(folder, config=config, output_loading_info=True, **kwargs)
+        # Sizes that don't match are told below, with their names: transformers would tell them in its silenced log.
+        how = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        loaded: Any = _class_of(config).from_pretrained(folder, **how, **kwargs)
     finally:
         logging.set_verbosity(level)
     model, report = loaded
@@ -126,14 +140,24 @@ def _class_of(config: Any) -> Any:
 def load_gates(model: nn.Module, folder: Path) -> None:
     """Fill a gated model's gates from its checkpoint.
 
+    A checkpoint without the count of training steps (written by a tool that keeps parameters only, like DeepSpeed's
+    ZeRO-3) is loaded with a warning: only training that goes on from it draws other permutations.
+
     Raises:
         ValueError: when the checkpoint has other gates than the model.
     """
     wanted = {name for name in model.state_dict() if _is_of_gates(name)}
     found = dict(_gates_in(folder))
-    if wanted != found.keys():
+    uncounted = {name for name in wanted - found.keys() if name.endswith("_extra_state")}
+    if uncounted:
+        warnings.warn(
+            f"{folder} does not say how many steps its gates were trained for: training that goes on from it draws the "
+            "permutations of the first steps again",
+            stacklevel=3,
+        )
+    if wanted - uncounted != found.keys():
         raise ValueError(
-            f"{folder} and the model have different gates: {sorted(wanted ^ found.keys())}. "
+            f"{folder} and the model have different gates: {sorted((wanted - uncounted) ^ found.keys())}. "
             f"Was {config_file(folder).name} edited?"
         )
     with torch.no_grad():

@@ -5,6 +5,7 @@ model like any other: in its state_dict, trained, moved and wrapped with it.
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
@@ -17,12 +18,17 @@ from transformers import PreTrainedModel
 
 from sa_patch.forward import Layer
 from sa_patch.geometry import Geometry
+from sa_patch.integration.gateable import place_of, refuse_ungateable
 from sa_patch.kept import KEPT
 
 NAMES = ("gate_swa", "gate_sa")  # of the modules, in the order of the variant's branches
 STEPS = "gate_steps"
 ARGUMENT = "sa_patch_gates"  # under which a layer's gates reach the attention function
 _STEP = "sa_patch_step"  # under which the model hands a training step to its layers
+_GENERATES = (
+    "a gated model gets a cache in training mode: if this is generation, every token counts as a training step and "
+    "sees other permutations. Call model.eval() before it, and model.train() after it"
+)
 _KEPT_BYTES = 64 << 20  # of orders, in training: those of earlier steps are of no more use
 
 
@@ -63,12 +69,16 @@ class Gates:
     steps: TrainingSteps | None
 
 
-def make_gates(modules: list[nn.Module], layers: tuple[Layer, ...], initial: float, *, resample: bool) -> Gates:
+def make_gates(
+    model: nn.Module, modules: list[nn.Module], layers: tuple[Layer, ...], initial: float, *, resample: bool
+) -> Gates:
     """Fresh gates for a model's attention modules: `initial` for every token and head.
 
     Raises:
-        ValueError: for a model whose layers don't pass arguments on, or that has modules of these names.
+        ValueError: for a model that is wrapped, adapted or offloaded, whose layers don't pass arguments on, or that has
+            modules of these names.
     """
+    refuse_ungateable(model)
     made: list[nn.ModuleDict | None] = []
     for module, layer in zip(modules, layers, strict=True):
         kinds = {parameter.kind for parameter in signature(type(module).forward).parameters.values()}
@@ -76,18 +86,20 @@ def make_gates(modules: list[nn.Module], layers: tuple[Layer, ...], initial: flo
             raise ValueError(f"{type(module).__name__} passes no arguments on to its attention, so it can't be gated")
         if any(name in module._modules for name in NAMES):
             raise ValueError(f"{type(module).__name__} has a module named {' or '.join(NAMES)} already")
-        made.append(None if layer.is_dense_layer else nn.ModuleDict({name: _gate(module, initial) for name in NAMES}))
+        own = None if layer.is_dense_layer else {name: _gate(model, module, initial) for name in NAMES}
+        made.append(None if own is None else nn.ModuleDict(own))
     return Gates(tuple(made), TrainingSteps() if resample else None)
 
 
-def _gate(module: nn.Module, initial: float) -> nn.Linear:
+def _gate(model: nn.Module, module: nn.Module, initial: float) -> nn.Linear:
     config = module.__dict__["config"]
-    like = next(parameter for parameter in module.parameters() if parameter.dtype.is_floating_point)
-    if like.is_meta and any(not parameter.is_meta for parameter in module.parameters()):
-        raise ValueError("this layer's weights are offloaded: gate the model before it is dispatched")
+    place = place_of(module, model)
+    if place is None:
+        raise ValueError("no weight of this model is a floating point number of 16, 32 or 64 bits, as gates have to be")
+    device, dtype = place
     sizes = config.hidden_size, config.num_attention_heads
     with torch.inference_mode(False):  # or they could not be trained
-        gate = skip_init(nn.Linear, *sizes, device=like.device, dtype=like.dtype)  # draws no random numbers
+        gate = skip_init(nn.Linear, *sizes, device=device, dtype=dtype)  # draws no random numbers
         assert isinstance(gate, nn.Linear)
         nn.init.zeros_(gate.weight)
         nn.init.constant_(gate.bias, math.log(initial / (1 - initial)))
@@ -99,10 +111,10 @@ def add(model: nn.Module, modules: list[nn.Module], gates: Gates) -> None:
     for module, pair in zip(modules, gates.layers, strict=True):
         if pair is None:
             continue
-        like = next((one for one in module.parameters() if one.dtype.is_floating_point), None)
+        place = place_of(module, model)
         for name, gate in pair.items():
-            if like is not None and not like.is_meta:  # the model may have been moved while it had no gates
-                gate.to(device=like.device, dtype=like.dtype)
+            if place is not None and place[0].type != "meta":  # the model may have been moved while it had no gates
+                gate.to(*place)
             module.add_module(name, gate.train(module.training))
         module.register_forward_pre_hook(_pass_gates, with_kwargs=True)
     if gates.steps is not None:
@@ -135,10 +147,17 @@ def _count_step(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
     """The backbone's pre-hook: counts, and hands the step to the layers, with whose arguments it comes again.
 
     Raises:
-        NotImplementedError: when the whole model is computed again in a backward pass: it could not tell which step.
+        NotImplementedError: when the whole model is computed again in a backward pass: it could not tell which step; in
+            a replica of DataParallel, whose count is thrown away.
     """
     if not module.training:
         return None
+    if getattr(module, "_is_replica", False):
+        raise NotImplementedError(
+            "torch.nn.DataParallel copies the model at every step, and what the copies count is lost: start one "
+            "process per GPU (torchrun --nproc_per_node N, accelerate launch), show this one a single GPU, or gate "
+            "with resample='never'"
+        )
     steps = module.get_submodule(STEPS)
     assert isinstance(steps, TrainingSteps)
     if not torch.compiler.is_compiling():
@@ -147,6 +166,8 @@ def _count_step(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
                 "a checkpoint around the whole model computes it again in the backward pass, with other permutations: "
                 "use model.gradient_checkpointing_enable(), which goes layer by layer, or gate with resample='never'"
             )
+        if kwargs.get("past_key_values") is not None:
+            warnings.warn(_GENERATES, stacklevel=2)
         KEPT.shrink(_KEPT_BYTES)
     steps.count = steps.count + 1
     return (args, {**kwargs, _STEP: steps.count}) if steps.handed_on else None

@@ -39,6 +39,7 @@ class State:
     # Called by every layer of an eager call with (layer, query, key, value, scaling), heads before any grouping.
     observer: Callable[[int, Tensor, Tensor, Tensor, float], None] | None = None
     gates: Gates | None = None  # of a gated model
+    hides_gates: bool = False  # whether it replaced a gated patch, whose gates are out of the model meanwhile
     short_warned: bool = False  # whether its user was warned of a prompt that is not longer than the window
 
     @property

@@ -101,6 +101,40 @@ def test_gates_that_do_not_fit_are_refused(tmp_path):
         sa_patch.from_pretrained(tmp_path)
 
 
+def test_weights_of_another_size_are_named(tmp_path):
+    gated().save_pretrained(tmp_path)
+    held = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**held, "intermediate_size": held["intermediate_size"] + 2}))
+    with pytest.raises(ValueError, match=r"does not fit Qwen3ForCausalLM.*gate_proj.weight"):
+        sa_patch.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_of_parameters_alone_loads_and_tells_that_the_count_is_gone(tmp_path):
+    """As DeepSpeed's ZeRO-3 writes it."""
+    model = gated()
+    weights = {name: value for name, value in model.state_dict().items() if "_extra_state" not in name}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.warns(UserWarning, match="does not say how many steps"):
+        again = sa_patch.from_pretrained(tmp_path)
+    assert torch.equal(logits(again), logits(model)) and int(again.model.gate_steps.count) == 0
+
+
+def test_a_kernel_that_is_not_here_can_be_replaced(tmp_path, qwen3):
+    gated(kernel="reference").save_pretrained(tmp_path / "gated")
+    sa_patch.apply(qwen3, "swa", 8, kernel="reference")
+    qwen3.save_pretrained(tmp_path / "plain")
+    sa_patch.apply(qwen3, "swa", 8, kernel="reference").save(tmp_path / "plain")
+    for folder in (tmp_path / "gated", tmp_path / "plain"):
+        file = folder / "sa_patch.json"
+        file.write_text(file.read_text().replace('"reference"', '"flash"'))
+        with pytest.raises(NotImplementedError, match="kernel 'flash'"):
+            sa_patch.from_pretrained(folder)
+        found = [sa_patch.from_pretrained(folder, kernel=name) for name in ("auto", "reference")]
+        torch.testing.assert_close(*(logits(model) for model in found), rtol=1e-4, atol=1e-5)
+    sa_patch.restore(qwen3)
+    assert sa_patch.load(qwen3, tmp_path / "plain", kernel="reference").config["kernel"] == "reference"
+
+
 def test_sa_eval_says_what_it_is(tmp_path):
     gated().save_pretrained(tmp_path)
     with pytest.raises(SettingsError, match=r"was trained with gates.*sa_patch.from_pretrained"):
@@ -131,7 +165,7 @@ def test_arguments_of_transformers_arrive_and_others_are_refused(tmp_path):
 def test_what_would_lose_the_gates_is_refused(tmp_path):
     model = gated()
     model.add_adapter(LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(NotImplementedError, match="modules_to_save"):
+    with pytest.raises(NotImplementedError, match=r"holds adapters.*modules_to_save"):
         model.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
     model = gated()
