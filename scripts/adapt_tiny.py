@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from pretraining.arms import patched, redrawn
-from pretraining.settings import ATTENTION, HELP, Run
-from tiny_adapted import write_report
+from pretraining.settings import HELP, Run
+from tiny_adapted import ARMS, write_report
 from tiny_data import Batch, Recipe, make_batch, start
 from tiny_model import score
 from torch import nn
@@ -149,9 +149,9 @@ def _settings(options: argparse.Namespace) -> dict:
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse what could not be trained or compared, before anything is."""
-    strange = [name for name in options.attention if name not in ATTENTION]
+    strange = [name for name in options.attention if name not in ARMS]
     if strange:
-        parser.error(f"unknown attention {', '.join(strange)}: choose from {', '.join(ATTENTION)}")
+        parser.error(f"unknown attention {', '.join(strange)}: choose from {', '.join(ARMS)}")
     missing = [name for name in ("model.safetensors", "tokenizer.json") if not Path(options.model, name).is_file()]
     if missing:
         parser.error(f"--model {options.model} has no {' and no '.join(missing)}: give the folder of a bundled model")
@@ -164,11 +164,11 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 
 def main(arguments: list[str] | None = None) -> None:
-    told = "; ".join(f"{name}: {HELP[name]}" for name in ATTENTION)
+    told = "; ".join(f"{name}: {HELP[name]}" for name in ARMS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--model", default=str(ASSETS), help="folder every run starts from (default: qwen3-tiny)")
-    parser.add_argument("--attention", type=_listed, default=ATTENTION, help=f"comma-separated (default: all). {told}")
+    parser.add_argument("--attention", type=_listed, default=ARMS, help=f"comma-separated (default: all). {told}")
     parser.add_argument("--window", type=int, default=64, help="keys per query (default: 64)")
     parser.add_argument("--seeds", type=_listed, default=("0", "1", "2"), help="comma-separated (default: 0,1,2)")
     parser.add_argument("--steps", type=int, default=200)

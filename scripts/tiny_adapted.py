@@ -15,6 +15,7 @@ from sa_eval.results.significance import holm, paired_test
 from sa_eval.results.stats import Stratum
 from sa_eval.tasks import TASKS
 
+ARMS = tuple(name for name in ATTENTION if name not in ("swa-scaled", "swa-half"))  # controls of untrained weights
 _LAST = 50  # steps whose loss is told: every scene is new, and the same for all attentions of a seed
 FAMILIES = tuple(dict.fromkeys(task.family for task in TASKS.values()))
 
@@ -31,7 +32,7 @@ class Arm:
         return float(np.mean([np.mean(run[when][task]) for run in self.runs.values() for task in tasks]))
 
     def losses(self, seeds: Sequence[int]) -> np.ndarray:
-        """Of answers in the last steps, in nats per token: [seeds]."""
+        """Training loss of answers in the last steps: [seeds]."""
         return np.array([np.mean(self.runs[seed]["losses"][-_LAST:]) for seed in seeds])
 
     def points(self, task: str, seeds: Sequence[int]) -> np.ndarray:
@@ -63,9 +64,9 @@ class Difference:
 def write_report(out: Path, settings: dict) -> str:
     """report.md and report.json of all runs in the folder; returns the former."""
     runs = [json.loads(file.read_text()) for file in sorted(out.glob("*-seed*.json"))]
-    of_name = {name: {run["seed"]: run for run in runs if run["attention"] == name} for name in ATTENTION}
+    of_name = {name: {run["seed"]: run for run in runs if run["attention"] == name} for name in ARMS}
     arms = {name: Arm(name, found) for name, found in of_name.items() if found}
-    pairs = [(name, "swa") for name in arms if name != "swa"] + [pair for pair in CONTROLS if pair[1] != "swa"]
+    pairs = [(name, "swa") for name in arms if name != "swa"] + [*CONTROLS, ("sa+swa", "moba")]
     asked = [difference(arms[one], arms[base]) for one, base in pairs if one in arms and base in arms]
     found = [one for one in asked if one is not None]
     text = "\n".join([_settings(settings), "", *_table(arms), "", *_differences(found)]) + "\n"
@@ -107,7 +108,8 @@ def _settings(settings: dict) -> str:
     return (
         f"{settings['steps']} steps of {settings['tokens']:,} tokens, rows of up to {settings['length']:,} tokens, "
         f"{settings['window']} keys per query, {settings['documents']} held-out questions per task. Right answers "
-        f"in %, before -> after; loss of the answers in the last {_LAST} steps, all of new scenes, in nats per token:"
+        f"in %, before -> after; training loss of the answers in the last {_LAST} steps, all of new scenes (a long "
+        "answer weighs less per word; the end of every answer counts):"
     )
 
 
@@ -141,6 +143,9 @@ def _differences(found: Sequence[Difference]) -> list[str]:
             f"{100 * one.mean:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})",
             f"{low:+.1f} to {high:+.1f}",
         ]
-        cells += [f"{p_value:.3f}", f"{min(one.loss_by_seed):+.3f} to {max(one.loss_by_seed):+.3f}"]
+        cells += [
+            "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
+            f"{min(one.loss_by_seed):+.3f} to {max(one.loss_by_seed):+.3f}",
+        ]
         rows.append("| " + " | ".join(cells) + " |")
     return rows

@@ -217,7 +217,10 @@ def _losses(arms: list[Arm]) -> list[str]:
     return rows
 
 
-CONTROLS = (("gated", "gated-swa"), ("gated-sink", "swa-sink"), ("sa+swa", "swa-sink"), ("sa", "random-keys"))
+CONTROLS = (
+    *(("gated", "gated-swa"), ("gated-sink", "swa-sink"), ("sa+swa", "swa-sink"), ("sa", "random-keys")),
+    *(("gated-swa", "swa-scaled"), ("gated-swa", "swa-half")),
+)
 
 
 def _controls(arms: list[Arm]) -> list[str]:
