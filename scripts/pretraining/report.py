@@ -4,75 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from safetensors import safe_open
-from scipy.stats import bootstrap
 
 from sa_eval.environment import versions
-from sa_eval.results.significance import holm, paired_test
-from sa_eval.results.stats import Stratum
+from sa_eval.results.significance import holm
 from sa_eval.tasks import TASKS
 
-from .measuring import MEASURED, UNTRAINED, contexts, evidence_distance
-from .settings import ATTENTION, Run, Settings
+from .compared import Arm, Difference, arms_of, difference, finished
+from .curves import draw_curves
+from .measuring import contexts, evidence_distance
+from .settings import Settings
 from .texts import data_hashes
 from .training import DONE, write_whole
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-_POSITIONS = (1, 16, 64, 128, 256, 512, 1024)
-_COLOURS = ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#66C2A5", "#CC79A7", "#E69F00", "#999999")
-_COLOURS += ("#882255", "#117733", "#DDCC77")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What the seeds of one attention reached.
-
-    Attributes:
-        seeds: those that have been measured, in the order of the arrays.
-        losses: [seeds, pages, tokens]; context: [seeds, pages, contexts]; right: [seeds, questions];
-        gates: name -> [seeds, layers, heads].
-    """
-
-    title: str
-    seeds: tuple[int, ...]
-    losses: np.ndarray
-    context: np.ndarray
-    right: np.ndarray
-    gates: dict[str, np.ndarray]
-
-    def by_page(self, seeds: Sequence[int]) -> np.ndarray:
-        """Mean loss of every page over tokens: [seeds, pages]."""
-        return self.losses[[self.seeds.index(seed) for seed in seeds]].mean(axis=2)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One arm's loss minus another's, over the seeds that both have.
-
-    Attributes:
-        by_seed: the mean difference of every seed.
-        low, high: 95 % interval of the mean over pages (percentile bootstrap).
-        p: of random signs over pages.
-    """
-
-    by_seed: tuple[float, ...]
-    low: float
-    high: float
-    p: float
-
-    @property
-    def mean(self) -> float:
-        return sum(self.by_seed) / len(self.by_seed)
 
 
 def write_report(out: Path, asked: Settings | None = None) -> Path:
@@ -86,7 +33,7 @@ def write_report(out: Path, asked: Settings | None = None) -> Path:
     """
     settings = asked or finished(out)
     held = np.load(out / "held_out.npz")
-    arms = [arm for window in settings.window for arm in _arms(settings, out, window)]
+    arms = [arm for window in settings.window for arm in arms_of(settings, out, window)]
     if not arms:
         raise SystemExit(f"nothing of what was asked for has been measured in {out} yet")
     distance = evidence_distance(held["pages"])
@@ -107,23 +54,12 @@ def write_report(out: Path, asked: Settings | None = None) -> Path:
         "",
         *_gates(arms),
     ]
-    _curves(settings, out, arms)
+    draw_curves(settings, out, arms)
     write_whole(out / "report.json", json.dumps(_kept(settings, out, arms, distance), indent=1) + "\n")
     lines += ["", "![loss by position](loss-by-position.png)", "", "![learning curves](learning-curves.png)", ""]
     file = out / "report.md"
     write_whole(file, "\n".join(lines))
     return file
-
-
-def finished(out: Path) -> Settings:
-    """The folder's settings, with the attentions, windows and seeds of the runs that are finished in it."""
-    kept = json.loads((out / "settings.json").read_text())
-    runs = [Run(**json.loads(file.read_text())["run"]) for file in out.glob(f"*/{DONE}")]
-    names = {item.name for item in fields(Settings)}
-    found = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items() if name in names}
-    found["attention"] = tuple(name for name in ATTENTION if name in {run.attention for run in runs})
-    windows = {run.window for run in runs if run.window is not None} or set(found["window"])
-    return Settings(**{**found, "window": tuple(sorted(windows)), "seeds": tuple(sorted({run.seed for run in runs}))})
 
 
 def _kept(settings: Settings, out: Path, arms: list[Arm], distance: np.ndarray) -> dict[str, Any]:
@@ -165,32 +101,6 @@ def _parameters(settings: Settings, out: Path) -> int:
         return sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
 
 
-def _arms(settings: Settings, out: Path, window: int) -> list[Arm]:
-    found = []
-    for attention in settings.attention:
-        own = None if attention == "full" else window
-        files = {seed: out / Run(attention, own, seed).name / MEASURED for seed in settings.seeds}
-        if attention != "full" or window == settings.window[0]:
-            found += _arm(attention if own is None else f"{attention} w={own}", files)
-        if attention == "full":
-            for name in UNTRAINED:
-                places = {
-                    seed: file.parent / f"untrained-{Run(name, window, seed).name}.npz" for seed, file in files.items()
-                }
-                found += _arm(f"full, read with {name} w={window}", places)
-    return found
-
-
-def _arm(title: str, files: dict[int, Path]) -> list[Arm]:
-    kept = {seed: np.load(file) for seed, file in files.items() if file.exists()}
-    if not kept:
-        return []
-    every = list(kept.values())
-    gates = {name: np.stack([one[name] for one in every]) for name in ("gate_swa", "gate_sa") if name in every[0]}
-    losses, context, right = (np.stack([one[name] for one in every]) for name in ("losses", "context", "right"))
-    return [Arm(title, tuple(kept), losses, context, right, gates)]
-
-
 def _losses(arms: list[Arm]) -> list[str]:
     """Every arm's loss, and its difference to the swa of its window, paired by seed and held-out document.
 
@@ -199,7 +109,7 @@ def _losses(arms: list[Arm]) -> list[str]:
     windows = {arm.title.partition("w=")[2]: arm for arm in arms if arm.title.startswith("swa w=")}
     first = next((arm for arm in arms if arm.title.startswith("swa w=")), arms[0])
     bases = {arm.title: windows.get(arm.title.partition("w=")[2], first) for arm in arms}
-    found = {arm.title: _difference(arm, base) for arm in arms if (base := bases[arm.title]) is not arm}
+    found = {arm.title: difference(arm, base) for arm in arms if (base := bases[arm.title]) is not arm}
     known = {title: one for title, one in found.items() if one is not None}
     corrected = dict(zip(known, holm([one.p for one in known.values()]), strict=True))
     told = "swa of this window" if windows else first.title
@@ -230,10 +140,10 @@ def _controls(arms: list[Arm]) -> list[str]:
         name, _, window = title.partition(" ")
         for one, other in CONTROLS:
             base = known.get(f"{other} {window}")
-            difference = _difference(arm, base) if one == name and base is not None else None
-            if difference is not None and base is not None:
-                seeds = str(len(difference.by_seed))
-                rows.append("| " + " | ".join([f"{title} minus {base.title}", seeds, *_told(difference)]) + " |")
+            found = difference(arm, base) if one == name and base is not None else None
+            if found is not None and base is not None:
+                seeds = str(len(found.by_seed))
+                rows.append("| " + " | ".join([f"{title} minus {base.title}", seeds, *_told(found)]) + " |")
     if not rows:
         return []
     head = "| difference in loss | seeds | mean (95 % over documents) | lowest to highest seed |"
@@ -243,19 +153,6 @@ def _controls(arms: list[Arm]) -> list[str]:
 def _told(one: Difference) -> list[str]:
     seeds = f"{min(one.by_seed):+.3f} to {max(one.by_seed):+.3f}"
     return [f"{one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f})", seeds]
-
-
-def _difference(arm: Arm, base: Arm) -> Difference | None:
-    """None where no seed has both."""
-    seeds = [seed for seed in arm.seeds if seed in base.seeds]
-    if not seeds:
-        return None
-    one, other = arm.by_page(seeds), base.by_page(seeds)
-    change = (one - other).mean(axis=0)
-    pages = Stratum("pages", (arm.title, base.title), np.column_stack([one.mean(axis=0), other.mean(axis=0)]))
-    found = bootstrap((change,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    by_seed = tuple(float(value) for value in (one - other).mean(axis=1))
-    return Difference(by_seed, float(found.low), float(found.high), paired_test([pages], arm.title, base.title).p_value)
 
 
 _DISTANCES = ((1, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 1 << 30))
@@ -330,37 +227,3 @@ def _gates(arms: list[Arm]) -> list[str]:
             cells = [f"{a:.2f} / {b:.2f}" for a, b in zip(local[layer], random[layer], strict=True)]
             rows.append(f"| {layer} | " + " | ".join(cells) + " |")
     return rows
-
-
-def _curves(settings: Settings, out: Path, arms: list[Arm]) -> None:
-    trained = [arm for arm in arms if "read with" not in arm.title]
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    edges = [edge for edge in _POSITIONS if edge < settings.length] + [settings.length]
-    centres = [(low * high) ** 0.5 for low, high in pairwise(edges)]
-    for arm, colour in zip(trained, _COLOURS * 3, strict=False):
-        parts = [arm.losses[:, :, low - 1 : high - 1].mean(axis=(1, 2)) for low, high in pairwise(edges)]
-        values = np.stack(parts)
-        axes.plot(centres, values.mean(axis=1), marker="o", markersize=3, color=colour, label=arm.title)
-        axes.fill_between(centres, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.15, linewidth=0)
-    axes.set(xscale="log", xlabel="position", ylabel="loss (nats per token); band: lowest to highest seed")
-    axes.legend(fontsize=7)
-    _save(figure, out / "loss-by-position.png")
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for run in settings.runs():
-        file = out / run.name / DONE
-        if file.exists():
-            log = json.loads(file.read_text())["log"]
-            colour = _COLOURS[settings.attention.index(run.attention) % len(_COLOURS)]
-            label = (
-                run.attention if run.seed == settings.seeds[0] and run.window in (None, settings.window[0]) else None
-            )
-            axes.plot([one["step"] for one in log], [one["loss"] for one in log], color=colour, alpha=0.7, label=label)
-    axes.set(xlabel="step", ylabel="training loss")
-    axes.legend(fontsize=7)
-    _save(figure, out / "learning-curves.png")
-
-
-def _save(figure, file: Path) -> None:
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)

@@ -81,8 +81,8 @@ def _trained(window, losses, seeds=3, apart=0.0):
 )
 def test_gates_are_held_against_a_gated_window(claims, monkeypatch, found, verdict, why):
     found["arms"].sort(key=lambda row: row["loss"])
-    monkeypatch.setattr(claims, "pretrained", lambda: [found])
-    made = claims.gated()
+    monkeypatch.setattr(claims.from_scratch, "pretrained", lambda: [found])
+    made = claims.from_scratch.gated()
     assert made.verdict == verdict and why in made.found and "read with" not in made.found
 
 
@@ -91,13 +91,15 @@ def test_gates_are_held_against_a_gated_window(claims, monkeypatch, found, verdi
     [(GATED_BEST, 3, "holds"), (WINDOW_BEST, 3, "only under a condition"), (WINDOW_BEST, 2, "holds")],
 )
 def test_gates_are_judged_at_every_window(claims, monkeypatch, at_128, seeds, verdict):
-    monkeypatch.setattr(claims, "pretrained", lambda: [_trained(64, GATED_BEST), _trained(128, at_128, seeds)])
-    made = claims.gated()
+    monkeypatch.setattr(
+        claims.from_scratch, "pretrained", lambda: [_trained(64, GATED_BEST), _trained(128, at_128, seeds)]
+    )
+    made = claims.from_scratch.gated()
     assert made.verdict == verdict
     assert made.found.startswith("64 keys: gated 1.000, gated-swa 1.100") and ". 128 keys: " in made.found
     assert ("(2 of 3 seeds)" in made.found) == (seeds == 2)
-    monkeypatch.setattr(claims, "pretrained", list)
-    assert claims.gated().verdict == claims.OPEN
+    monkeypatch.setattr(claims.from_scratch, "pretrained", list)
+    assert claims.from_scratch.gated().verdict == claims.OPEN
 
 
 def test_figures_are_not_replaced_by_fewer(claims, monkeypatch, tmp_path, capsys):

@@ -225,16 +225,16 @@ def test_the_shipped_comparison_is_readable(pretrain, book, tmp_path):
 
 def test_differences_are_paired_by_seed_and_controls_are_told(pretrain):
     """Planted: seeds differ far more than attentions do; only one seed has both."""
-    from pretraining import report
+    from pretraining import compared, report
 
     noise, level = np.random.default_rng(0).normal(size=(3, 40, 8)), np.array([0.0, 5.0, 9.0])[:, None, None]
     none, losses = np.zeros((3, 0), dtype=bool), noise + level
-    base = report.Arm("gated-swa w=8", (0, 1, 2), losses, none, none, {})
-    found = report._difference(report.Arm("gated w=8", (1,), losses[1:2] - 0.5, none, none, {}), base)
+    base = compared.Arm("gated-swa w=8", (0, 1, 2), losses, none, none, {})
+    found = compared.difference(compared.Arm("gated w=8", (1,), losses[1:2] - 0.5, none, none, {}), base)
     assert found.by_seed == pytest.approx((-0.5,)) and found.low == pytest.approx(-0.5) == found.high
-    (row,) = report._controls([base, report.Arm("gated w=8", (1, 2), losses[1:] + 0.25, none, none, {})])[2:-1]
+    (row,) = report._controls([base, compared.Arm("gated w=8", (1, 2), losses[1:] + 0.25, none, none, {})])[2:-1]
     assert row == "| gated w=8 minus gated-swa w=8 | 2 | +0.250 (+0.250 to +0.250) | +0.250 to +0.250 |"
-    assert report._difference(report.Arm("x", (7,), losses[:1], none, none, {}), base) is None
+    assert compared.difference(compared.Arm("x", (7,), losses[:1], none, none, {}), base) is None
 
 
 @pytest.mark.parametrize("name", ["gated-swa", "swa-scaled", "swa-half"])
@@ -288,13 +288,13 @@ def test_every_weight_is_in_one_optimizer_and_moves_as_it_says(pretrain, name):
 
 
 def test_every_window_is_held_against_its_own_sliding_window(pretrain):
-    from pretraining import report
+    from pretraining import compared, report
 
     none = np.zeros((3, 0))
 
     def arm(title, loss):
         noise = np.random.default_rng(len(title)).normal(0, 0.01, (3, 8, 16))
-        return report.Arm(title, (0, 1, 2), loss + noise, none, none, {})
+        return compared.Arm(title, (0, 1, 2), loss + noise, none, none, {})
 
     arms = [arm("full", 4.0), arm("swa w=8", 5.0), arm("swa w=16", 3.0), arm("sa w=8", 6.0), arm("sa w=16", 3.5)]
     cells = {row.split(" | ")[0].lstrip("| "): row for row in report._losses(arms)}
