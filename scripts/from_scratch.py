@@ -8,6 +8,10 @@ from typing import Any
 from claimed import FAILS, HOLDS, OPEN, PARTLY, RESULTS, Claim
 
 DECIDING = ("full", "gated", "swa", "sa", "gated-swa")  # what the claim is about, and the control of its gates
+CONTROLS = {
+    "gated-swa": "a gated window without sa",
+    "swa-half": "a window whose output is halved, without sa or gate,",
+}
 
 
 def pretrained() -> list[Any]:
@@ -43,8 +47,8 @@ def _trained(found: Any, window: int) -> tuple[str, str]:
         f"{name} {row['loss']:.3f}" + ("" if row["seeds"] == 3 else f" ({row['seeds']} of 3 seeds)")
         for name, row in by_name.items()
     )
-    deciding = {name: by_name[name]["loss_by_seed"] for name in by_name if name in DECIDING}
-    if len(deciding) < len(DECIDING) or any(len(seeds) < 3 for seeds in deciding.values()):
+    deciding = {name: by_name[name]["loss_by_seed"] for name in by_name if name in (*DECIDING, *CONTROLS)}
+    if not deciding.keys() >= set(DECIDING) or any(len(seeds) < 3 for seeds in deciding.values()):
         verdict, end = OPEN, "too few seeds to decide"
     else:
         verdict, end = gated_verdict(deciding)
@@ -52,12 +56,17 @@ def _trained(found: Any, window: int) -> tuple[str, str]:
 
 
 def gated_verdict(losses: dict[str, list[float]]) -> tuple[str, str]:
-    """(verdict, why) from the arms' losses by seed, the best arm first; the control is a gated window without sa."""
-    order = [name for name in losses if name != "gated-swa"]
+    """(verdict, why) from the arms' losses by seed, the best arm first."""
+    order = [name for name in losses if name not in CONTROLS]
     if order[0] != "gated" or order[-1] != "sa":
         return FAILS, "the order is another one"
-    behind = [one - other for one, other in zip(losses["gated"], losses["gated-swa"], strict=True)]
-    if max(behind) < 0:
-        return HOLDS, "a gated window without sa is worse in every seed"
-    how = "is better in every seed" if min(behind) > 0 else "can't be told apart"
-    return PARTLY, f"the order holds, but a gated window without sa {how}: it is the gate that wins here, not sa"
+    told, beaten = [], True
+    for name, words in CONTROLS.items():
+        if name in losses:
+            behind = [one - other for one, other in zip(losses["gated"], losses[name], strict=True)]
+            beaten = beaten and max(behind) < 0
+            how = "is better" if min(behind) > 0 else "is worse" if max(behind) < 0 else "can't be told apart"
+            told.append(f"{words} {how}" + (" in every seed" if how.startswith("is") else ""))
+    if beaten:
+        return HOLDS, " and ".join(told)
+    return PARTLY, f"the order holds, but {' and '.join(told)}: it is not sa that wins"

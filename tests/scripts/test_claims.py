@@ -72,7 +72,9 @@ def _trained(window, losses, seeds=3, apart=0.0):
     [
         (_trained(64, GATED_BEST), "holds", "worse in every seed"),
         (_trained(64, {**GATED_BEST, "gated-swa": 0.9}), "only under a condition", "is better in every seed"),
-        (_trained(64, GATED_BEST, apart=0.5), "only under a condition", "can't be told apart"),
+        (_trained(64, GATED_BEST, apart=0.5), "only under a condition", "without sa can't be told apart"),
+        (_trained(64, {**GATED_BEST, "swa-half": 1.05}), "holds", "and a window whose output is halved"),
+        (_trained(64, {**GATED_BEST, "swa-half": 0.95}), "only under a condition", "or gate, is better in every seed"),
         (_trained(64, WINDOW_BEST), "does not hold", "another one"),
         (_trained(64, {**GATED_BEST, "full": 0.5}), "does not hold", "another one"),
         (_trained(64, GATED_BEST, seeds=2), "not checked", "too few seeds"),
