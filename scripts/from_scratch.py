@@ -44,12 +44,12 @@ def _trained(found: Any, window: int) -> tuple[str, str]:
     rows.sort(key=lambda row: row["loss"])
     by_name = {row["title"].removesuffix(f" w={window}"): row for row in rows}
     told = ", ".join(
-        f"{name} {row['loss']:.3f}" + ("" if row["seeds"] == 3 else f" ({row['seeds']} of 3 seeds)")
+        f"{name} {row['loss']:.3f}" + ("" if row["seeds"] == 3 else f" ({row['seeds']} seeds)")
         for name, row in by_name.items()
     )
     deciding = {name: by_name[name]["loss_by_seed"] for name in by_name if name in (*DECIDING, *CONTROLS)}
     if not deciding.keys() >= set(DECIDING) or any(len(seeds) < 3 for seeds in deciding.values()):
-        verdict, end = OPEN, "too few seeds to decide"
+        verdict, end = OPEN, "too few arms or seeds to decide"
     else:
         verdict, end = gated_verdict(deciding)
     return f"{window} keys: {told}; {end}", verdict

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
+from sa_patch.integration.gateable import has_adapters
 from sa_patch.integration.gates import NAMES, STEPS
 from sa_patch.integration.state import state
 from sa_patch.saved import config_file, config_of, read_config, write_config
@@ -31,8 +32,9 @@ def save_pretrained(model: Any, save_directory: str | Path, is_main_process: boo
     held = state(model)
     if held is not None and held.hides_gates:
         raise ValueError(
-            "another patch took the place of this model's gates, which would not be saved: restore() that patch first "
-            "(or leave its `with`); sa_patch.restore(model) makes it a plain model, which can be saved as one"
+            "another patch took the place of this model's gates, which would not be saved: leave its `with`, or put "
+            "the gates back with what sa_patch.gate returned (with gated: model.save_pretrained(...)). "
+            "sa_patch.restore(model) drops them, and what is left can be saved as a plain model"
         )
     if kwargs.get("push_to_hub"):
         raise NotImplementedError(
@@ -41,7 +43,7 @@ def save_pretrained(model: Any, save_directory: str | Path, is_main_process: boo
         )
     if kwargs.get("variant"):
         raise NotImplementedError(f"variant={kwargs['variant']!r}: a gated model has one set of weights per folder")
-    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+    if has_adapters(model):
         raise NotImplementedError(
             "this gated model holds adapters, and would be saved without them or in a form that nothing loads: save it "
             "before it gets them, and then the adapters with the save_pretrained of peft's "

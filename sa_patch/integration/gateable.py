@@ -6,7 +6,7 @@ Whoever wrapped them has listed their parameters before: the gates would not be 
 import torch
 from torch import nn
 
-_WRAPPERS = {
+_WRAPPERS = {  # by name, so that nothing is imported for it
     "DataParallel": "torch.nn.DataParallel",
     "DistributedDataParallel": "DistributedDataParallel",
     "FullyShardedDataParallel": "FSDP",
@@ -16,18 +16,23 @@ _WRAPPERS = {
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in which a gate can be computed
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether PEFT wraps the model or has put adapters into it."""
+    return any(kind.__module__.startswith("peft.") for module in model.modules() for kind in type(module).__mro__)
+
+
 def refuse_ungateable(model: nn.Module) -> None:
     """
     Raises:
         ValueError: for a model that has to be gated at an earlier point, saying at which.
     """
+    if has_adapters(model):
+        raise ValueError(
+            "this model has PEFT adapters, which are saved without gates that come later: gate the plain model, then "
+            "get_peft_model(model, LoraConfig(..., modules_to_save=['gate_swa', 'gate_sa']))"
+        )
     for module in model.modules():
         for kind in type(module).__mro__:
-            if kind.__module__.startswith("peft."):
-                raise ValueError(
-                    "this model has PEFT adapters, which are saved without gates that come later: gate the plain "
-                    "model, then get_peft_model(model, LoraConfig(..., modules_to_save=['gate_swa', 'gate_sa']))"
-                )
             if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
                 raise ValueError(
                     f"this model is wrapped by {_WRAPPERS[kind.__name__]}, which would not know of the gates: gate the "

@@ -28,8 +28,6 @@ HELP = {
     "moba": "block attention with top-2 routing",
     "random-keys": "keys drawn anew for every query: the control",
 }
-
-
 LEAST_VOCAB = 257
 
 
@@ -154,7 +152,9 @@ def _typed(name: str, value: Any) -> Any:
     kind = _LISTS.get(name) or type(getattr(Settings, name))
     items = value if name in _LISTS and isinstance(value, list | tuple) else (value,)
     try:
-        if any(isinstance(item, list | dict | bool) or (kind is int and int(item) != float(item)) for item in items):
+        if any(isinstance(item, list | dict | bool | None) for item in items):
+            raise ValueError
+        if kind is int and any(isinstance(item, float) and not item.is_integer() for item in items):
             raise ValueError
         typed = tuple(kind(item) for item in items)
     except ValueError:

@@ -137,6 +137,7 @@ def test_what_can_not_be_trained_is_refused_before_anything_is_written(pretrain,
         ("a: [", "is no YAML file"),
         ("colour: red", "has colour, which is no setting"),
         ("rate: fast", "rate='fast': rate takes numbers"),
+        ("window: [null]", "window=[None]: window takes whole numbers"),
         ("layers: 1.5", "layers=1.5: layers takes whole numbers"),
     ],
 )

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from gated_models import WINDOW, gated, logits, text
+from gated_models import WINDOW, gated, logits, text, with_random_gates
 from models import make_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -133,12 +133,18 @@ def test_gates_that_another_patch_replaced_are_not_lost_by_saving(tmp_path):
     model = gated()
     with sa_patch.apply(model, "swa", 8):
         patch = sa_patch.apply(model, "sa", 8)
-        with pytest.raises(ValueError, match=r"restore\(\) that patch first"):
+        with pytest.raises(ValueError, match=r"with gated: model.save_pretrained"):
             model.save_pretrained(tmp_path)
         patch.restore()
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(sa_patch.from_pretrained(tmp_path), text(2, 40)), logits(model, text(2, 40)))
+    sa_patch.restore(model)
+    back = with_random_gates(model)
+    expected = logits(model, text(2, 40))
     sa_patch.apply(model, "swa", 8)
+    with back:  # the way out that the message names
+        model.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(sa_patch.from_pretrained(tmp_path / "again"), text(2, 40)), expected)
     sa_patch.restore(model)
     model.save_pretrained(tmp_path / "plain")  # asked for
 
